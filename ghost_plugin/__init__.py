@@ -1,0 +1,29 @@
+"""GhostNet for timm and OpenMMLab: Ghost layers, backbones and converters in plain PyTorch.
+
+Importing this package needs torch and nothing else. Where timm works, its door opens here
+(``timm.create_model('ghostnet_plugin')``); OpenMMLab's opens by itself when a config names
+``type='ghost_plugin.GhostNet'``.
+"""
+
+from . import _optional
+from ._version import __version__
+from .analysis import Complexity, count
+from .backbones.ghostnet import GhostNet
+from .layers.ghost import GhostConv2d, GhostModule
+from .specs import out_channels, out_strides
+from .weights import load_weights
+
+if _optional.usable('timm'):
+    from .integrations import timm_ghost as _timm_ghost  # noqa: F401
+
+__all__ = [
+    'Complexity',
+    'GhostConv2d',
+    'GhostModule',
+    'GhostNet',
+    '__version__',
+    'count',
+    'load_weights',
+    'out_channels',
+    'out_strides',
+]

@@ -1,0 +1,43 @@
+"""Which optional packages work here: asked by import, never by distribution name or version.
+
+OpenMMLab's originals and its maintained forks share import names and differ in distribution
+names, and a package that is installed may still be broken, so only the import tells.
+"""
+
+import functools
+import importlib
+
+# What to install, by the name that is imported.
+PIP = {
+    'timm': "pip install 'ghost_plugin[timm]'",
+    'mmengine': "pip install 'ghost_plugin[openmmlab]'",
+    'mmcv': "pip install 'ghost_plugin[openmmlab]' (mmcv-lite is enough for backbones)",
+    'mmdet': "pip install 'ghost_plugin[openmmlab]'",
+    'mmpretrain': "pip install 'ghost_plugin[openmmlab]'",
+    'matplotlib': 'pip install matplotlib',
+    'sklearn': 'pip install scikit-learn',
+}
+
+
+@functools.cache
+def failure(name: str) -> str:
+    """Why ``import name`` fails, in one line; empty when it works."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # broken binaries raise RuntimeError, OSError, AttributeError, ...
+        return f'{type(error).__name__}: {error}'.splitlines()[0]
+    return ''
+
+
+def usable(*names: str) -> bool:
+    """True when every one of ``names`` can be imported."""
+    return not any(failure(name) for name in names)
+
+
+def require(*names: str) -> None:
+    """Raise an ImportError that says what is missing or broken, and what to install."""
+    for name in names:
+        reason = failure(name)
+        if reason:
+            hint = PIP.get(name, f'pip install {name}')
+            raise ImportError(f'this needs {name}, which cannot be imported ({reason}); try: {hint}')

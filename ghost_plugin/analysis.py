@@ -1,0 +1,168 @@
+"""Parameters, multiply-adds, latency: the only place that counts or times.
+
+One multiply-add counts one, and only convolutions and linear layers count, as in the papers:
+norms, activations, pooling and additions do not.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+# What convolutions and linear layers become; FlopCounterMode counts two per multiply-add.
+_COUNTED = frozenset({'convolution', '_convolution', 'convolution_overrideable', 'mm', 'addmm'})
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cost of one module, without that of its children."""
+
+    name: str
+    kind: str
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Cost of a model for one input.
+
+    Attributes:
+        params: Parameters, each shared one once.
+        macs: Multiply-adds of convolutions and linear layers, for the whole input batch.
+        rows: The modules that hold multiply-adds, in the order in which they stand in the model.
+    """
+
+    params: int
+    macs: int
+    rows: tuple[Row, ...] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, for JSON."""
+        return asdict(self)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def call(model: Callable, example_input: Any) -> Any:
+    """Call with a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    if isinstance(example_input, Mapping):
+        return model(**example_input)
+    if isinstance(example_input, tuple | list):
+        return model(*example_input)
+    return model(example_input)
+
+
+def count(model: nn.Module, example_input: Any) -> Complexity:
+    """Count parameters and multiply-adds of one forward pass in eval mode.
+
+    Args:
+        model: Any module; it is left as it was.
+        example_input: A tensor, a tuple of arguments or a mapping of keyword arguments, on the
+            model's device.
+
+    Returns:
+        Totals and one row per module. A module that runs twice counts twice.
+    """
+    counter = FlopCounterMode(display=False)
+    with evaluating(model), counter:
+        call(model, example_input)
+    totals = {
+        name: sum(flops for op, flops in ops.items() if _op_name(op) in _COUNTED) // 2
+        for name, ops in counter.get_flop_counts().items()
+    }
+    params = sum(p.numel() for p in model.parameters())
+    return Complexity(params, totals.get('Global', 0), tuple(_rows(model, totals)))
+
+
+def _op_name(op: Any) -> str:
+    return str(op).split('.')[-1]
+
+
+def _rows(model: nn.Module, totals: Mapping[str, int]) -> Iterator[Row]:
+    root = type(model).__name__
+    for name, module in model.named_modules():
+        key = f'{root}.{name}' if name else root
+        inner = sum(totals.get(f'{key}.{child}', 0) for child, _ in module.named_children())
+        macs = totals.get(key, 0) - inner
+        if macs > 0:
+            params = sum(p.numel() for p in module.parameters(recurse=False))
+            yield Row(name, type(module).__name__, params, macs)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time of one call.
+
+    Attributes:
+        name: What was timed.
+        median: Milliseconds.
+        low, high: First and third quartile, milliseconds.
+        runs: Calls behind these figures.
+    """
+
+    name: str
+    median: float
+    low: float
+    high: float
+    runs: int
+
+
+def time_together(
+    tasks: Mapping[str, Callable[[], Any]], rounds: int = 30, warmup: int = 5
+) -> list[Timing]:
+    """Time several calls in turns, so that a machine that slows down slows all of them.
+
+    Args:
+        tasks: Calls without arguments, by name.
+        rounds: Timed calls of each.
+        warmup: Untimed calls of each before that.
+
+    Returns:
+        One :class:`Timing` per task, in their order.
+    """
+    for task in tasks.values():
+        for _ in range(warmup):
+            task()
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    names = list(tasks)
+    for turn in range(rounds):
+        # Every task is as often first, so that none always runs in another one's wake.
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            times[name].append(_milliseconds(tasks[name]))
+    return [_timing(name, values) for name, values in times.items()]
+
+
+def _milliseconds(task: Callable[[], Any]) -> float:
+    _synchronize()
+    start = time.perf_counter()
+    task()
+    _synchronize()
+    return (time.perf_counter() - start) * 1000
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _timing(name: str, values: Sequence[float]) -> Timing:
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return Timing(name, median, low, high, len(values))

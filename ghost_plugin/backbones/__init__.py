@@ -1,0 +1,5 @@
+"""Backbones in plain PyTorch."""
+
+from .ghostnet import GhostNet
+
+__all__ = ['GhostNet']

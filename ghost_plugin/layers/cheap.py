@@ -1,0 +1,113 @@
+"""Cheap operations: what makes ghost maps out of the maps that a convolution computed.
+
+Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3; the shift follows Wu et al.,
+Shift, CVPR 2018 (arXiv 1711.08141).
+
+All share one order: ghost map ``o`` is made from primary map ``o // copies``.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .common import same_padding
+
+# The eight neighbours as (down, right), in pixels; ghost map o moves by number o % 8.
+NEIGHBOURS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
+
+
+class Shift(nn.Module):
+    """Moves whole maps by one pixel, zeros come in at the border; no parameters.
+
+    Args:
+        copies: Shifted maps per input map.
+
+    Shape:
+        (N, C, H, W) -> (N, C * copies, H, W)
+    """
+
+    def __init__(self, copies: int) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.repeat_interleave(self.copies, dim=1)
+        channels, height, width = x.shape[1], x.shape[2], x.shape[3]
+        # Channels are padded to whole rounds of eight, so that each direction is one strided slice.
+        padded = F.pad(x, (1, 1, 1, 1, 0, -channels % 8))
+        moved = [
+            padded[:, i::8, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+            for i, (down, right) in enumerate(NEIGHBOURS)
+        ]
+        return torch.stack(moved, dim=2).flatten(1, 2)[:, :channels]
+
+    def extra_repr(self) -> str:
+        return f'copies={self.copies}'
+
+
+def depthwise(
+    channels: int, copies: int, dw_size: int, dilation: int, bias: bool, padding_mode: str
+) -> nn.Conv2d:
+    """A ``dw_size`` x ``dw_size`` filter per ghost map."""
+    padding = same_padding(dw_size, dilation)
+    return nn.Conv2d(
+        channels,
+        channels * copies,
+        dw_size,
+        padding=padding,
+        dilation=dilation,
+        groups=channels,
+        bias=bias,
+        padding_mode=padding_mode,
+    )
+
+
+def shift(
+    channels: int, copies: int, dw_size: int, dilation: int, bias: bool, padding_mode: str
+) -> Shift:
+    """One pixel into one of eight directions per ghost map; nothing to size, dilate or train."""
+    return Shift(copies)
+
+
+def linear(
+    channels: int, copies: int, dw_size: int, dilation: int, bias: bool, padding_mode: str
+) -> nn.Conv2d:
+    """A scale and a bias per ghost map."""
+    return nn.Conv2d(channels, channels * copies, 1, groups=channels, bias=True)
+
+
+CHEAP = {'depthwise': depthwise, 'shift': shift, 'linear': linear}
+
+
+def build_cheap(
+    kind: str,
+    channels: int,
+    copies: int,
+    dw_size: int = 3,
+    dilation: int = 1,
+    bias: bool = False,
+    padding_mode: str = 'zeros',
+) -> nn.Module:
+    """A cheap operation by name.
+
+    Args:
+        kind: ``'depthwise'``, ``'shift'`` or ``'linear'``.
+        channels: Input (primary) maps.
+        copies: Ghost maps per primary map; 0 gives a placeholder that is never called.
+        dw_size: Side of the depthwise kernel in pixels, odd.
+        dilation: Of the depthwise kernel.
+        bias: Whether the depthwise kernel has one; ``'linear'`` always does.
+        padding_mode: Of the depthwise kernel, as in ``nn.Conv2d``.
+
+    Raises:
+        ValueError: Unknown ``kind`` or an even ``dw_size``.
+    """
+    if kind not in CHEAP:
+        raise ValueError(f'cheap must be one of {sorted(CHEAP)}, got {kind!r}')
+    if not isinstance(dw_size, int) or isinstance(dw_size, bool):
+        raise TypeError(f'dw_size must be an odd integer, got {dw_size!r}')
+    if dw_size < 1 or dw_size % 2 == 0:
+        raise ValueError(f'dw_size must be odd and positive (1, 3, 5, ...), got {dw_size!r}')
+    if not copies:
+        return nn.Identity()
+    return CHEAP[kind](channels, copies, dw_size, dilation, bias, padding_mode)

@@ -1,0 +1,189 @@
+"""The Ghost module of the paper, and its linear form as a drop-in for ``nn.Conv2d``.
+
+Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3.1. Parameter names are those
+of the authors' code and of timm, so published weights fit. Changed against both: any ratio, also
+fractional; only as many ghost maps as the output needs; three cheap operations.
+"""
+
+import math
+from collections.abc import Callable
+from numbers import Real
+
+import torch
+from torch import nn
+from torch.nn.modules.utils import _pair
+
+from .cheap import build_cheap
+from .common import activation, check_positive, init_weights, same_padding
+
+
+def split_channels(out_channels: int, ratio: float, groups: int = 1) -> tuple[int, int]:
+    """How many maps a convolution makes, and how many ghost maps each of them gets.
+
+    Args:
+        out_channels: Maps wanted (n in the paper).
+        ratio: Output maps per convolved map (s in the paper), 1 or more.
+        groups: The convolved maps are a multiple of this.
+
+    Returns:
+        (m, copies): m = ceil(n / s), rounded up to the groups, and the smallest ``copies`` with
+        m * (copies + 1) >= n; what is over is cut off behind the concatenation.
+    """
+    if not isinstance(ratio, Real) or isinstance(ratio, bool):
+        raise TypeError(f'ratio must be a number of 1 or more, got {ratio!r}')
+    if not 1 <= ratio < math.inf:
+        raise ValueError(f'ratio must be 1 (an ordinary conv) or more and finite, got {ratio!r}')
+    primary = math.ceil(math.ceil(out_channels / ratio) / groups) * groups
+    return primary, math.ceil(out_channels / primary) - 1
+
+
+class _Ghost(nn.Module):
+    """What both forms share: primary maps, ghost maps, concatenation, cut."""
+
+    def __init__(self, out_channels: int, primary: int, copies: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.copies = copies
+        self.cut = primary * (copies + 1) > out_channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        primary = self.primary_conv(x)
+        if self.copies == 0:
+            return primary
+        maps = torch.cat((primary, self.cheap_operation(primary)), dim=1)
+        return maps[:, : self.out_channels] if self.cut else maps
+
+
+class GhostModule(_Ghost):
+    """One map in ``ratio`` by convolution, the others by a cheap operation; norm and act inside.
+
+    Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3.1, figure 2.
+
+    Args:
+        in_channels: Input maps (c).
+        out_channels: Output maps (n).
+        kernel_size: Of the primary conv (k), pixels; odd sizes keep the map's size.
+        ratio: Output maps per convolved map (s), 1 or more; 1 is an ordinary conv block.
+        dw_size: Side of the depthwise kernel (d), odd, pixels.
+        stride: Of the primary conv.
+        relu: Whether the activation follows each norm.
+        dilation: Of the primary conv.
+        dw_dilation: Of the cheap depthwise conv.
+        cheap: ``'depthwise'``, ``'shift'`` (by one pixel, no parameters) or ``'linear'`` (a scale
+            and a bias per map).
+        norm_layer: Called with the number of maps.
+        act_layer: Called without arguments, or with ``inplace=True`` where it takes that.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
+
+    Raises:
+        ValueError: ``ratio`` below 1, an even ``dw_size``, an unknown ``cheap``, channels below 1.
+        TypeError: A number is not a number.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 1,
+        ratio: float = 2,
+        dw_size: int = 3,
+        stride: int = 1,
+        relu: bool = True,
+        *,
+        dilation: int = 1,
+        dw_dilation: int = 1,
+        cheap: str = 'depthwise',
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        act_layer: Callable[..., nn.Module] = nn.ReLU,
+    ) -> None:
+        check_positive(
+            in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation
+        )
+        primary, copies = split_channels(out_channels, ratio)
+        super().__init__(out_channels, primary, copies)
+        padding = same_padding(kernel_size, dilation)
+        conv = nn.Conv2d(
+            in_channels, primary, kernel_size, stride, padding, dilation=dilation, bias=False
+        )
+        act = act_layer if relu else nn.Identity
+        self.primary_conv = nn.Sequential(conv, norm_layer(primary), activation(act))
+        cheap_op = build_cheap(cheap, primary, copies, dw_size, dw_dilation)
+        if copies:
+            ghosts = primary * copies
+            cheap_op = nn.Sequential(cheap_op, norm_layer(ghosts), activation(act))
+        self.cheap_operation = cheap_op
+        init_weights(self)
+
+
+class GhostConv2d(_Ghost):
+    """Drop-in for ``nn.Conv2d``: the same arguments, linear, no norm and no activation inside.
+
+    Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), equation 3, with the cheap
+    operation kept linear so that the model's own norm and activation can stay where they are.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+        padding_mode: As in ``nn.Conv2d``; all but ``padding_mode`` act on the primary conv only.
+            With groups the convolved maps are rounded up to a multiple of them, so a depthwise
+            conv stays what it is.
+        ratio: Output maps per convolved map, 1 or more.
+        dw_size: Side of the depthwise kernel, odd, pixels.
+        cheap: ``'depthwise'``, ``'shift'`` or ``'linear'``.
+
+    Shape:
+        As ``nn.Conv2d`` with the same arguments.
+
+    Raises:
+        ValueError: As :class:`GhostModule`, and whatever ``nn.Conv2d`` refuses.
+    """
+
+    transposed = False
+    output_padding = (0, 0)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        *,
+        ratio: float = 2,
+        dw_size: int = 3,
+        cheap: str = 'depthwise',
+    ) -> None:
+        check_positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        if out_channels % groups:
+            raise ValueError(f'out_channels {out_channels} must be divisible by groups {groups}')
+        primary, copies = split_channels(out_channels, ratio, groups)
+        super().__init__(out_channels, primary, copies)
+        self.in_channels = in_channels
+        self.kernel_size = _pair(kernel_size)
+        self.stride = _pair(stride)
+        self.padding = padding if isinstance(padding, str) else _pair(padding)
+        self.dilation = _pair(dilation)
+        self.groups = groups
+        self.ratio = ratio
+        self.primary_conv = nn.Conv2d(
+            in_channels,
+            primary,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+        )
+        self.cheap_operation = build_cheap(
+            cheap, primary, copies, dw_size, bias=bias, padding_mode=padding_mode
+        )
+
+    def extra_repr(self) -> str:
+        return f'{self.in_channels}, {self.out_channels}, ratio={self.ratio:g}'
