@@ -1,0 +1,130 @@
+"""OpenMMLab's door: ``dict(type='ghost_plugin.GhostNet', ...)`` in any config, no import line.
+
+Each class adds OpenMMLab's arguments to the backbone; parameter names stay, so one checkpoint
+fits every door. With ``custom_imports = dict(imports=['ghost_plugin.integrations.openmmlab'])`` the
+names work without their scope too.
+"""
+
+import copy
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from .. import _optional
+from ..backbones import ghostnet
+from ..layers.ghost import GhostConv2d
+from ..registry import MODELS, ROOT
+from ..specs import FINAL_LEVEL
+from ..weights import to_classifier
+
+_optional.require('mmengine', 'mmcv')
+
+from mmcv.cnn import build_activation_layer, build_norm_layer  # noqa: E402
+from mmengine.model import BaseModule  # noqa: E402
+
+_logger = logging.getLogger(__name__)
+
+
+def _norm(norm_cfg: dict, channels: int) -> nn.Module:
+    return build_norm_layer(norm_cfg, channels)[1]
+
+
+def _act(act_cfg: dict) -> nn.Module:
+    # mmcv makes activations in place by itself, where they can be.
+    return build_activation_layer(dict(act_cfg))
+
+
+class OpenMMLabDoor:
+    """Mixed in front of a backbone, gives it OpenMMLab's arguments and behaviour.
+
+    Args:
+        norm_cfg: Norm layers, as in mmcv.
+        act_cfg: Activations, as in mmcv.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and all stages up to level k
+            (level as in ``out_indices``); frozen norms stay in eval mode.
+        norm_eval: Keep all norms in eval mode while training.
+        with_cp: Compute inner maps again in backward instead of keeping them.
+        init_cfg: As everywhere in OpenMMLab; without it the backbone's own init stays.
+        kwargs: As the backbone.
+
+    Raises:
+        ValueError: ``frozen_stages`` below -1 or deeper than the backbone.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            *args,
+            norm_layer=partial(_norm, norm_cfg or {'type': 'BN'}),
+            act_layer=partial(_act, act_cfg or {'type': 'ReLU'}),
+            grad_checkpointing=with_cp,
+            **kwargs,
+        )
+        deepest = self.out_indices[-1]
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= deepest:
+            raise ValueError(
+                f'frozen_stages must be -1 (nothing), 0 (the stem) or a level up to {deepest}, '
+                f'the deepest that out_indices={self.out_indices} builds, got {frozen_stages!r}'
+            )
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.init_cfg = copy.deepcopy(init_cfg)
+        self.train()
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """The modules that ``frozen_stages`` freezes."""
+        if self.frozen_stages < 0:
+            return []
+        stem = [self.conv_stem, self.bn1, self.act1]
+        if self.frozen_stages == 0:
+            return stem
+        return [*stem, *self.blocks[: self.layout.tap(self.frozen_stages) + 1]]
+
+    def train(self, mode: bool = True) -> 'OpenMMLabDoor':
+        """As ``nn.Module.train``, but frozen parts (and, if asked, all norms) stay in eval mode."""
+        super().train(mode)
+        for module in self.frozen_modules():
+            module.eval().requires_grad_(False)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _NormBase):
+                    module.eval()
+        return self
+
+    def _checkpoint_filter(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
+    ) -> None:
+        """Let an MMPretrain classifier load timm's and the authors' files (it calls this hook)."""
+        first = f'{prefix}conv_stem.weight'
+        if first in state_dict:
+            renamed = to_classifier({k.removeprefix(prefix): v for k, v in state_dict.items()})
+            state_dict.clear()
+            state_dict.update({prefix + name: tensor for name, tensor in renamed.items()})
+
+
+# force: a module that a notebook reloads registers again.
+@MODELS.register_module(force=True)
+class GhostNet(OpenMMLabDoor, ghostnet.GhostNet, BaseModule):
+    """GhostNet V1; arguments of :class:`ghost_plugin.GhostNet` and of OpenMMLab."""
+
+
+MODELS.register_module(module=GhostConv2d, force=True)
+
+for _name, _class in MODELS.module_dict.items():
+    if _name not in ROOT.module_dict:
+        ROOT.register_module(name=_name, module=_class)
+    else:
+        _logger.info('%s is taken in the root registry; ghost_plugin.%s works', _name, _name)

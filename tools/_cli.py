@@ -1,0 +1,54 @@
+"""What every tool shares: one readable line and exit status 2 for what a user got wrong."""
+
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# What OpenMMLab, torch and our own code raise for bad input; anything else is a bug and shows.
+USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
+
+
+def fail(message: object) -> None:
+    """Print one line and leave with status 2."""
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    print(f'error: {lines[-1] if lines else "unknown"}', file=sys.stderr)
+    sys.exit(2)
+
+
+def tool(main: Callable[[], None]) -> Callable[[], None]:
+    """Turn a user's errors into one line; ``GHOST_DEBUG=1`` shows where they come from."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except KeyboardInterrupt:
+            fail('interrupted; what was finished is kept, run the same command again to go on')
+        except USER_ERRORS as error:
+            if os.environ.get('GHOST_DEBUG'):
+                raise
+            fail(error if str(error) else type(error).__name__)
+
+    return run
+
+
+@contextmanager
+def whole_folder(target: Path, force: bool) -> Iterator[Path]:
+    """A folder to write into that becomes ``target`` only when all of it was written.
+
+    Raises:
+        FileExistsError: ``target`` holds something and ``force`` is false.
+    """
+    if target.exists() and any(target.iterdir()) and not force:
+        raise FileExistsError(f'{target} is there already; --force makes it anew')
+    partial = target.with_name(f'{target.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
