@@ -8,13 +8,18 @@ from . import _optional
 
 _optional.require('mmengine', 'mmcv')
 
+from mmengine.registry import HOOKS as ROOT_HOOKS  # noqa: E402
 from mmengine.registry import MODELS as ROOT  # noqa: E402
 from mmengine.registry import Registry  # noqa: E402
 
-# A reloaded module finds the scope that it made before.
-MODELS = ROOT.children.get('ghost_plugin') or Registry(
-    'model',
-    parent=ROOT,
-    scope='ghost_plugin',
-    locations=['ghost_plugin.integrations.openmmlab'],
-)
+
+def _child(kind: str, parent: Registry, location: str) -> Registry:
+    """A child registry; a reloaded module finds the one that it made before."""
+    place = f'ghost_plugin.integrations.{location}'
+    return parent.children.get('ghost_plugin') or Registry(
+        kind, parent=parent, scope='ghost_plugin', locations=[place]
+    )
+
+
+MODELS = _child('model', ROOT, 'openmmlab')
+HOOKS = _child('hook', ROOT_HOOKS, 'progress')

@@ -4,19 +4,38 @@ import functools
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 # What OpenMMLab, torch and our own code raise for bad input; anything else is a bug and shows.
 USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
 
 
-def fail(message: object) -> None:
+def fail(message: object) -> NoReturn:
     """Print one line and leave with status 2."""
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-    print(f'error: {lines[-1] if lines else "unknown"}', file=sys.stderr)
+    print(f'error: {message}', file=sys.stderr)
     sys.exit(2)
+
+
+def one_line(error: BaseException) -> str:
+    """The last line of an error, which is the cause where frameworks wrap one in another."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def fail_in(folder: Path, error: BaseException) -> NoReturn:
+    """As :func:`fail`; where the error came from goes into a file of the run's folder."""
+    note = ''
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'error.txt').write_text(traceback.format_exc())
+        note = f' (details: {folder / "error.txt"})'
+    except OSError:
+        pass  # a full or read-only disk may be what is being reported
+    fail(one_line(error) + note)
 
 
 def tool(main: Callable[[], None]) -> Callable[[], None]:
@@ -31,7 +50,7 @@ def tool(main: Callable[[], None]) -> Callable[[], None]:
         except USER_ERRORS as error:
             if os.environ.get('GHOST_DEBUG'):
                 raise
-            fail(error if str(error) else type(error).__name__)
+            fail(one_line(error))
 
     return run
 

@@ -20,7 +20,7 @@ SPLITS = {'train': slice(0, 1382), 'val': slice(1451, 1797)}
 SIDE = 160  # of a detection picture, pixels
 CLASS_SIDE = 32  # of a classification picture, pixels
 DIGITS = (2, 6)  # per picture, least and most
-SIZES = (20, 60)  # of a digit, pixels
+SIZES = (26, 70)  # of a digit and its margin, pixels
 CONTRAST = (60, 200)  # grey levels between ink and paper
 
 
@@ -43,7 +43,7 @@ def paper(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
 def stamp(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One digit at a random size and slant, (h, w) coverage within 0..1, cut to its ink."""
     wide, tall = rng.uniform(*SIZES) * rng.uniform(0.85, 1.15, 2)
-    grey = Image.fromarray((np.pad(digit, 1) * (255 / 16)).astype("uint8"))
+    grey = Image.fromarray((np.pad(digit, 1) * (255 / 16)).astype('uint8'))
     grey = grey.resize((max(12, int(wide)), max(12, int(tall))), Image.Resampling.BICUBIC)
     turned = grey.rotate(rng.uniform(-12, 12), Image.Resampling.BILINEAR, expand=True)
     ink = np.asarray(turned, 'float32') / 255

@@ -1,0 +1,43 @@
+# Pictures in class folders, in one folder per split; any set that tools/prepare_data.py wrote.
+data_root = 'data/digits/classification'
+num_classes = 10
+size = 64  # pixels
+batch_size = 64
+data_preprocessor = dict(
+    num_classes=num_classes, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True
+)
+load = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(size, size))]
+
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CustomDataset',
+        data_root=data_root,
+        data_prefix='train',
+        pipeline=[
+            *load,
+            dict(type='RandomCrop', crop_size=size, padding=size // 8),
+            dict(type='Rotate', angle=10.0, prob=0.5),
+            dict(type='Shear', magnitude=0.15, prob=0.5, random_negative_prob=0.5),
+            dict(type='PackInputs'),
+        ],
+    ),
+)
+val_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CustomDataset',
+        data_root=data_root,
+        data_prefix='val',
+        pipeline=[*load, dict(type='PackInputs')],
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1,))
+test_evaluator = val_evaluator

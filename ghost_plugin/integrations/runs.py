@@ -1,0 +1,74 @@
+"""Runs of OpenMMLab: their config, what they left behind, pictures of them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import _optional
+
+_optional.require('mmengine')
+
+from mmengine.config import Config  # noqa: E402
+from mmengine.registry import MODELS, init_default_scope  # noqa: E402
+from mmengine.runner import load_checkpoint  # noqa: E402
+
+
+def load_run(config: str | os.PathLike, work_dir: Path, options: dict | None = None) -> Config:
+    """A config file with changes, ready for a Runner that writes into ``work_dir``.
+
+    Raises:
+        FileNotFoundError: No config, or no folder where it looks for its data.
+        ValueError: A config of only a part.
+    """
+    if not os.path.isfile(config):
+        raise FileNotFoundError(f'no config at {os.fspath(config)!r}')
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(options or {})
+    cfg.work_dir = str(work_dir)
+    for part in ('model', 'train_dataloader', 'test_dataloader'):
+        if part not in cfg:
+            raise ValueError(f'{config} has no {part}; it is part of a config, inherit from it')
+    _check_data(cfg)
+    return cfg
+
+
+def _check_data(cfg: Config) -> None:
+    for part in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        root = (cfg.get(part) or {}).get('dataset', {}).get('data_root')
+        if root and '://' not in root and (not os.path.isdir(root) or not os.listdir(root)):
+            raise FileNotFoundError(
+                f'{part} looks for data in {root!r}, which is missing or empty; '
+                'tools/make_digits.py and tools/prepare_data.py make such folders'
+            )
+
+
+def last_checkpoint(work_dir: Path) -> Path:
+    """The newest whole checkpoint of a run.
+
+    Raises:
+        FileNotFoundError: The run saved none.
+    """
+    pointer = work_dir / 'last_checkpoint'
+    if not pointer.is_file():
+        raise FileNotFoundError(f'no checkpoint in {work_dir}; train first')
+    return Path(pointer.read_text().strip())
+
+
+def build_model(config: str | os.PathLike, checkpoint: str | os.PathLike | None = None) -> nn.Module:
+    """The model of a config in eval mode, with the weights of a checkpoint."""
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    model = MODELS.build(cfg.model)
+    if checkpoint is not None:
+        load_checkpoint(model, os.fspath(checkpoint), map_location='cpu', strict=True)
+    model.eval()
+    return model
+
+
+def scalars(work_dir: Path) -> list[dict[str, Any]]:
+    """Everything a run logged, over all its resumed parts, in order."""
+    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
