@@ -31,20 +31,18 @@ def check_positive(**values: int) -> None:
             raise ValueError(f'{name} must be 1 or more, got {value!r}')
 
 
-@torch.no_grad()
 def init_weights(module: nn.Module) -> None:
-    """Kaiming normal by fan-out for convs (per group), zero bias; small normal for classifiers.
+    """Kaiming normal by fan-out for convs, zero bias; small normal for classifiers.
 
     Source: He et al., ICCV 2015 (arXiv 1502.01852). Norm layers keep torch's ones and zeros.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
-            fan_out = part.weight[0, 0].numel() * part.out_channels / part.groups
-            part.weight.normal_(0, (2 / fan_out) ** 0.5)
+            nn.init.kaiming_normal_(part.weight, mode='fan_out', nonlinearity='relu')
         elif isinstance(part, nn.Linear):
-            part.weight.normal_(0, 0.01)
+            nn.init.normal_(part.weight, std=0.01)
         if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
-            part.bias.zero_()
+            nn.init.zeros_(part.bias)
 
 
 class DropPath(nn.Module):

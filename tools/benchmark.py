@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Time one model against another in one run: inference and training step, eager, on this machine.
+
+Both models take turns call by call, so a machine that slows down slows both. Each is measured in
+both memory formats; the ratio compares like with like, and the last column the best of each.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import timm
+import torch
+from _cli import tool
+from torch import nn
+
+import ghost_plugin  # noqa: F401  registers its models with timm
+from ghost_plugin.analysis import Timing, time_together
+
+FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
+
+
+def inference(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    """A forward pass in eval mode without gradients."""
+    model.eval()
+
+    def step() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    return step
+
+
+def training(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    """Forward, cross-entropy, backward and an SGD step."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    labels = torch.randint(0, 1000, (len(images),), device=images.device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+MODES = {'inference': inference, 'training': training}
+
+
+def measure(args: argparse.Namespace, mode: str, batch: int) -> dict[tuple[str, str], Timing]:
+    """Timings by (model, memory format)."""
+    tasks = {}
+    for name in args.models:
+        for form, memory_format in FORMATS.items():
+            model = timm.create_model(name).to(args.device, memory_format=memory_format)
+            images = torch.randn(batch, 3, args.side, args.side, device=args.device)
+            tasks[name, form] = MODES[mode](model, images.to(memory_format=memory_format))
+    return dict(zip(tasks, time_together(tasks, args.rounds, args.warmup), strict=True))
+
+
+def table(models: list[str], mode: str, batch: int, timings: dict) -> list[str]:
+    """One line per memory format, and one for the best of each model."""
+    first, second = models
+    lines = []
+    for form in FORMATS:
+        mine, other = timings[first, form], timings[second, form]
+        lines.append(_line(mode, batch, form, mine, other))
+    best = [min((timings[name, form] for form in FORMATS), key=_median) for name in models]
+    return [*lines, _line(mode, batch, 'best of both', *best)]
+
+
+def _median(timing: Timing) -> float:
+    return timing.median
+
+
+def _line(mode: str, batch: int, form: str, mine: Timing, other: Timing) -> str:
+    cells = [f'{t.median:.1f} ({t.low:.1f} to {t.high:.1f})' for t in (mine, other)]
+    return f'| {mode} | {batch} | {form} | {cells[0]} | {cells[1]} | {other.median / mine.median:.2f} |'
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('models', nargs='*', default=['ghostnet_plugin', 'ghostnet_100'],
+                        help='two timm names; the first is compared with the second')  # fmt: skip
+    parser.add_argument('--modes', nargs='+', choices=list(MODES), default=list(MODES))
+    parser.add_argument('--batch', nargs='+', type=int, default=[1, 16], help='images per call')
+    parser.add_argument('--side', type=int, default=224, help='of the images, pixels')
+    parser.add_argument('--rounds', type=int, default=30, help='timed calls of each')
+    parser.add_argument('--warmup', type=int, default=5, help='untimed calls before that')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--json', type=Path, help='file for all figures')
+    args = parser.parse_args()
+    if len(args.models) != 2:
+        raise ValueError(f'two models are compared, got {len(args.models)}: {args.models}')
+    torch.set_num_threads(args.threads)
+    print(f'{platform.processor() or platform.machine()}, {args.device}, {args.threads} threads, '
+          f'torch {torch.__version__}, float32, eager, {args.side} px, {args.rounds} rounds after '
+          f'{args.warmup}; median (quartiles) in ms, ratio above 1: the first is faster')  # fmt: skip
+    print(f'| Mode | Batch | Memory format | {args.models[0]} | {args.models[1]} | Ratio |')
+    print('| --- | --- | --- | --- | --- | --- |')
+    figures = []
+    for mode in args.modes:
+        for batch in args.batch:
+            timings = measure(args, mode, batch)
+            print('\n'.join(table(args.models, mode, batch, timings)), flush=True)
+            figures += [
+                {'mode': mode, 'batch': batch, 'model': name, 'format': form, **asdict(timing)}
+                for (name, form), timing in timings.items()
+            ]
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1, default=str))
+
+
+if __name__ == '__main__':
+    main()
