@@ -21,8 +21,18 @@ from ghost_plugin.integrations.runs import build_model, last_checkpoint
 TOOLS = Path(__file__).parent
 RETINANET = 'mmdet::_base_/models/retinanet_r50_fpn.py'
 PARTS = ('datasets/digits_detection.py', 'schedules/adamw.py', 'runtime_detection.py')
-# A small head for small pictures.
-NARROW = ('neck.out_channels=64', 'bbox_head.in_channels=64', 'bbox_head.feat_channels=64')
+# A small head for small pictures, with norms because it learns from scratch in few steps.
+NARROW = {
+    'neck.out_channels': 64,
+    'neck.norm_cfg.type': 'GN',
+    'neck.norm_cfg.num_groups': 8,
+    'bbox_head.in_channels': 64,
+    'bbox_head.feat_channels': 64,
+    'bbox_head.num_classes': 10,
+    'bbox_head.norm_cfg.type': 'GN',
+    'bbox_head.norm_cfg.num_groups': 8,
+    'bbox_head.anchor_generator.octave_base_scale': 3,
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ def run(log: Path, *command: object) -> None:
 def swap(out: Path) -> None:
     """MMDetection's own RetinaNet with GhostNet 0.5x, our data and schedule."""
     parts = [f'configs/_base_/{part}' for part in PARTS]
-    options = [f'model.{option}' for option in (*NARROW, 'bbox_head.num_classes=10')]
+    options = [f'model.{key}={value}' for key, value in NARROW.items()]
     run(out.with_suffix('.log'), TOOLS / 'swap_backbone.py', RETINANET, '--width', 0.5,
         '--with', *parts, '--cfg-options', *options, '-o', out)  # fmt: skip
 

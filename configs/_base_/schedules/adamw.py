@@ -1,6 +1,6 @@
 # AdamW with a short warm-up and a cosine; epochs and learning rate are for a leaf to change.
 max_epochs = 12
-lr = 4e-3
+lr = 2e-3
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=lr, weight_decay=0.05),
