@@ -40,4 +40,6 @@ def require(*names: str) -> None:
         reason = failure(name)
         if reason:
             hint = PIP.get(name, f'pip install {name}')
-            raise ImportError(f'this needs {name}, which cannot be imported ({reason}); try: {hint}')
+            raise ImportError(
+                f'this needs {name}, which cannot be imported ({reason}); try: {hint}'
+            )

@@ -100,11 +100,20 @@ def _rows(model: nn.Module, totals: Mapping[str, int]) -> Iterator[Row]:
     root = type(model).__name__
     for name, module in model.named_modules():
         key = f'{root}.{name}' if name else root
-        inner = sum(totals.get(f'{key}.{child}', 0) for child, _ in module.named_children())
-        macs = totals.get(key, 0) - inner
+        macs = totals[key] - _inner(module, key, totals) if key in totals else 0
         if macs > 0:
             params = sum(p.numel() for p in module.parameters(recurse=False))
             yield Row(name, type(module).__name__, params, macs)
+
+
+def _inner(module: nn.Module, key: str, totals: Mapping[str, int]) -> int:
+    """What the children cost; a container that was never called itself has no total."""
+    return sum(
+        totals[f'{key}.{name}']
+        if f'{key}.{name}' in totals
+        else _inner(child, f'{key}.{name}', totals)
+        for name, child in module.named_children()
+    )
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,8 @@ def out_strides(
     check_output_stride(output_stride)
     deepest = FINAL_LEVEL - 1
     return [
-        min(2 ** (1 + min(level, deepest)), output_stride) for level in check_out_indices(out_indices)
+        min(2 ** (1 + min(level, deepest)), output_stride)
+        for level in check_out_indices(out_indices)
     ]
 
 
@@ -200,7 +201,9 @@ def check_width(width: float) -> None:
     if not isinstance(width, Real) or isinstance(width, bool):
         raise TypeError(f'width must be a number such as 0.5, 1.0 or 1.3, got {width!r}')
     if not 0 < width < math.inf:
-        raise ValueError(f'width must be above 0 and finite, such as 0.5, 1.0 or 1.3, got {width!r}')
+        raise ValueError(
+            f'width must be above 0 and finite, such as 0.5, 1.0 or 1.3, got {width!r}'
+        )
 
 
 def check_output_stride(output_stride: int) -> None:
@@ -214,7 +217,9 @@ def check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     if isinstance(out_indices, int):
         out_indices = (out_indices,)
     if not isinstance(out_indices, Sequence) or not all(type(i) is int for i in out_indices):
-        raise TypeError(f'out_indices must be integers within 0..{FINAL_LEVEL}, got {out_indices!r}')
+        raise TypeError(
+            f'out_indices must be integers within 0..{FINAL_LEVEL}, got {out_indices!r}'
+        )
     levels = tuple(out_indices)
     if not levels or any(not 0 <= level <= FINAL_LEVEL for level in levels):
         raise ValueError(

@@ -6,7 +6,6 @@ tensors and plain values but no code.
 
 import logging
 import os
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -93,9 +92,11 @@ def read(path: str | os.PathLike) -> Mapping:
         raise FileNotFoundError(f'no checkpoint at {os.fspath(path)!r}')
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f'{os.fspath(path)!r} is not a checkpoint of plain tensors: {reason}') from error
+    except Exception as error:  # what the unpickler meets in a foreign file can raise anything
+        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+        raise ValueError(
+            f'{os.fspath(path)!r} is not a checkpoint of plain tensors: {reason}'
+        ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f'{os.fspath(path)!r} holds a {type(content).__name__}, not a state dict')
     return content

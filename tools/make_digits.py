@@ -36,7 +36,9 @@ def paper(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
         corner, reach = rng.uniform(0, SIDE, 2), rng.uniform(6, 40, 2)
         box = [*corner, *(corner + reach)]
         ink = tuple(int(v) for v in (tint + rng.normal(0, 40)).clip(0, 255))
-        (draw.line, draw.rectangle, draw.ellipse)[rng.integers(3)](box, ink if rng.integers(2) else None)
+        (draw.line, draw.rectangle, draw.ellipse)[rng.integers(3)](
+            box, ink if rng.integers(2) else None
+        )
     return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.8))), tint
 
 

@@ -39,7 +39,9 @@ def main() -> None:
     changes.merge_from_dict(args.cfg_options)
     write_config(args.out, [args.config, *args.others], changes.to_dict(), note)
     fitted = {part: values for part, values in change.items() if part != 'backbone'}
-    print(f'{args.out}: {args.backbone} at levels {change["backbone"].get("out_indices")}, {fitted}')
+    print(
+        f'{args.out}: {args.backbone} at levels {change["backbone"].get("out_indices")}, {fitted}'
+    )
 
 
 if __name__ == '__main__':

@@ -21,7 +21,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--json', type=Path, help='file for the metrics')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key.sub=value')
     parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher'
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torchrun')
     args = parser.parse_args()

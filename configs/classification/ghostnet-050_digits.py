@@ -6,8 +6,7 @@ _base_ = [
 from ghost_plugin.specs import out_channels
 
 channels = out_channels('GhostNet', out_indices=(5,), width=0.5)[0]
-model = dict(
-    backbone=dict(width=0.5), head=dict(num_classes=10, in_channels=channels, topk=(1,)))
+model = dict(backbone=dict(width=0.5), head=dict(num_classes=10, in_channels=channels, topk=(1,)))
 train_cfg = dict(max_epochs=20)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=50),

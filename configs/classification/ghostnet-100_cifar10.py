@@ -6,6 +6,7 @@ crop = dict(type='RandomCrop', crop_size=64, padding=8)
 load = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64))]
 root = dict(data_root='data/cifar10')
 train_dataloader = dict(
-    batch_size=128, dataset=dict(**root, pipeline=[*load, crop, flip, dict(type='PackInputs')]))
+    batch_size=128, dataset=dict(**root, pipeline=[*load, crop, flip, dict(type='PackInputs')])
+)
 val_dataloader = dict(dataset=dict(**root, data_prefix='test'))
 test_dataloader = val_dataloader

@@ -8,4 +8,5 @@ from ghost_plugin.specs import out_channels
 taps = (1, 2, 3, 4)
 model = dict(
     backbone=dict(_delete_=True, type='ghost_plugin.GhostNet', width=1.1, out_indices=taps),
-    neck=dict(in_channels=out_channels('GhostNet', width=1.1, out_indices=taps)))
+    neck=dict(in_channels=out_channels('GhostNet', width=1.1, out_indices=taps)),
+)

@@ -9,4 +9,5 @@ taps = (1, 2, 3, 4)
 model = dict(
     backbone=dict(_delete_=True, type='ghost_plugin.GhostNet', width=1.0, out_indices=taps),
     neck=dict(in_channels=out_channels('GhostNet', out_indices=taps), out_channels=64),
-    bbox_head=dict(in_channels=64, feat_channels=64, num_classes=3))
+    bbox_head=dict(in_channels=64, feat_channels=64, num_classes=3),
+)

@@ -34,7 +34,9 @@ class ConvNormAct(nn.Module):
         (N, in_channels, H, W) -> (N, out_channels, H, W)
     """
 
-    def __init__(self, in_channels: int, out_channels: int, norm_layer: Norm, act_layer: Act) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, norm_layer: Norm, act_layer: Act
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.bn1 = norm_layer(out_channels)
@@ -143,7 +145,9 @@ class GhostNet(nn.Module):
         super().__init__()
         check_positive(in_channels=in_channels)
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate must be within 0..1, 1 excluded, got {drop_path_rate!r}')
+            raise ValueError(
+                f'drop_path_rate must be within 0..1, 1 excluded, got {drop_path_rate!r}'
+            )
         self.out_indices = check_out_indices(out_indices)
         self.layout = layout(self.spec, width, output_stride)
         self.grad_checkpointing = grad_checkpointing

@@ -18,7 +18,6 @@ from .. import _optional
 from ..backbones import ghostnet
 from ..layers.ghost import GhostConv2d
 from ..registry import MODELS, ROOT
-from ..specs import FINAL_LEVEL
 from ..weights import to_classifier
 
 _optional.require('mmengine', 'mmcv')

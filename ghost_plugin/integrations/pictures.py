@@ -40,7 +40,10 @@ def draw_detections(
         sample = data[int(index)]
         found = model.test_step(pseudo_collate([sample]))[0]
         image = plt.imread(sample['data_samples'].img_path)
-        truth = [(box['bbox'], names[box['bbox_label']]) for box in data.get_data_info(int(index))['instances']]
+        truth = [
+            (box['bbox'], names[box['bbox_label']])
+            for box in data.get_data_info(int(index))['instances']
+        ]
         seen = [
             (box, f'{names[int(label)]} {value:.2f}')
             for box, label, value in zip(

@@ -57,7 +57,9 @@ def last_checkpoint(work_dir: Path) -> Path:
     return Path(pointer.read_text().strip())
 
 
-def build_model(config: str | os.PathLike, checkpoint: str | os.PathLike | None = None) -> nn.Module:
+def build_model(
+    config: str | os.PathLike, checkpoint: str | os.PathLike | None = None
+) -> nn.Module:
     """The model of a config in eval mode, with the weights of a checkpoint."""
     cfg = Config.fromfile(config)
     init_default_scope(cfg.get('default_scope') or 'mmengine')

@@ -32,6 +32,7 @@ from timm.models import (  # noqa: E402
     register_model,
 )
 
+
 def _levels(indices: int | Sequence[int] | None) -> list[int]:
     """timm's ways to name levels 0..4: None for all, n for the last n, negative from the end."""
     every = list(range(FINAL_LEVEL))

@@ -7,10 +7,10 @@ import pytest
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmdet')
 
-from mmengine.config import Config  # noqa: E402
-from mmengine.registry import MODELS, init_default_scope  # noqa: E402
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
-import ghost_plugin as gp  # noqa: E402
+import ghost_plugin as gp
 
 ROOT = Path(__file__).parents[2] / 'configs'
 LEAVES = [path for path in sorted(ROOT.rglob('*.py')) if '_base_' not in path.parts]

@@ -3,9 +3,7 @@ data_root = 'data/digits/classification'
 num_classes = 10
 size = 64  # pixels
 batch_size = 64
-data_preprocessor = dict(
-    num_classes=num_classes, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True
-)
+data_preprocessor = dict(num_classes=num_classes, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)
 load = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(size, size))]
 
 train_dataloader = dict(

@@ -1,0 +1,131 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import ghost_plugin as gp
+from ghost_plugin.layers.cheap import NEIGHBOURS, Shift
+
+
+@pytest.mark.parametrize('cheap', ['depthwise', 'shift', 'linear'])
+@pytest.mark.parametrize('ratio', [1, 1.5, 2, 3, 4])
+@pytest.mark.parametrize('out_channels', [1, 7, 15, 16])
+def test_module_gives_the_channels_asked_for_from_the_papers_share(cheap, ratio, out_channels):
+    module = gp.GhostModule(6, out_channels, ratio=ratio, cheap=cheap)
+    out = module(torch.randn(2, 6, 9, 7))
+    assert out.shape == (2, out_channels, 9, 7)
+    assert module.primary_conv[0].out_channels == math.ceil(out_channels / ratio)
+
+
+@pytest.mark.parametrize(
+    'kernel, stride, dilation, dw_size', [(3, 2, 1, 3), (5, 1, 2, 5), (1, 2, 1, 1)]
+)
+def test_module_size_is_that_of_the_stride(kernel, stride, dilation, dw_size):
+    module = gp.GhostModule(4, 8, kernel, 2, dw_size, stride, dilation=dilation)
+    assert module(torch.randn(2, 4, 33, 20)).shape[2:] == (
+        math.ceil(33 / stride),
+        math.ceil(20 / stride),
+    )
+
+
+def test_positional_arguments_are_the_papers():
+    module = gp.GhostModule(4, 8, 3, 4, 5, 2, False)
+    primary, cheap = module.primary_conv[0], module.cheap_operation[0]
+    assert (primary.kernel_size, primary.stride, primary.out_channels) == ((3, 3), (2, 2), 2)
+    assert cheap.kernel_size == (5, 5)
+    assert isinstance(module.primary_conv[2], nn.Identity)
+
+
+@pytest.mark.parametrize('ratio', [2, 3, 4])
+@pytest.mark.parametrize(
+    'cheap, dw_size', [('depthwise', 1), ('depthwise', 3), ('linear', 3), ('shift', 3)]
+)
+def test_cost_is_the_papers_formula(ratio, cheap, dw_size):
+    c, m, k, side = 8, 5, ratio - 1, 6
+    per_map = {'depthwise': dw_size**2, 'linear': 1, 'shift': 0}[cheap]
+    s = k * per_map  # of the cheap operations, per intrinsic map and pixel
+    x = torch.randn(1, c, side, side)
+    ghost = gp.count(gp.GhostModule(c, m * ratio, ratio=ratio, cheap=cheap, dw_size=dw_size), x)
+    dense = gp.count(nn.Conv2d(c, m * ratio, 1), x)
+    assert ghost.macs == (c * m + s * m) * side**2
+    assert dense.macs == c * (k + 1) * m * side**2
+
+
+def test_shift_moves_whole_maps_to_the_eight_neighbours_in_turn():
+    x = torch.randn(1, 10, 5, 6)
+    out = Shift(1)(x)
+    for channel in range(10):
+        down, right = NEIGHBOURS[channel % 8]
+        moved = torch.roll(x[0, channel], (down, right), (0, 1))
+        if down:
+            moved[0 if down > 0 else -1] = 0
+        if right:
+            moved[:, 0 if right > 0 else -1] = 0
+        torch.testing.assert_close(out[0, channel], moved, rtol=0, atol=0)
+    assert not list(Shift(1).parameters())
+
+
+conv_options = st.fixed_dictionaries(
+    {
+        'kernel_size': st.sampled_from([1, 3, 5, (1, 3), (3, 1)]),
+        'stride': st.sampled_from([1, 2, (2, 1)]),
+        'padding': st.sampled_from([0, 1, 2, (1, 0)]),
+        'dilation': st.sampled_from([1, 2]),
+        'groups': st.sampled_from([1, 2, 6]),
+        'bias': st.booleans(),
+        'padding_mode': st.sampled_from(['zeros', 'reflect', 'replicate', 'circular']),
+    }
+)
+ghost_options = st.fixed_dictionaries(
+    {
+        'ratio': st.sampled_from([1, 2, 3, 4]),
+        'dw_size': st.sampled_from([1, 3]),
+        'cheap': st.sampled_from(['depthwise', 'shift', 'linear']),
+    }
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(conv_options, ghost_options, st.sampled_from([6, 12, 18]))
+def test_conv_is_a_drop_in(options, ghost, out_channels):
+    x = torch.randn(2, 6, 12, 11)
+    conv = nn.Conv2d(6, out_channels, **options)
+    drop_in = gp.GhostConv2d(6, out_channels, **options, **ghost)
+    assert drop_in(x).shape == conv(x).shape
+    for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation',
+                 'transposed', 'output_padding', 'groups'):  # fmt: skip
+        assert getattr(drop_in, name) == getattr(conv, name), name
+
+
+def test_conv_without_bias_is_linear():
+    conv = gp.GhostConv2d(4, 9, 3, padding=1, bias=False, ratio=3).double()
+    a, b = torch.randn(2, 2, 4, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(conv(a + 2 * b), conv(a) + 2 * conv(b))
+
+
+def test_depthwise_conv_stays_what_it_is():
+    conv = gp.GhostConv2d(8, 8, 3, padding=1, groups=8)
+    assert sum(p.numel() for p in conv.parameters()) == 8 * 9 + 8
+
+
+@pytest.mark.parametrize(
+    'options, error, said',
+    [
+        ({'ratio': 0}, ValueError, 'got 0'),
+        ({'ratio': 0.5}, ValueError, 'got 0.5'),
+        ({'ratio': float('nan')}, ValueError, 'nan'),
+        ({'ratio': 'two'}, TypeError, 'two'),
+        ({'dw_size': 2}, ValueError, 'odd'),
+        ({'dw_size': 3.0}, TypeError, '3.0'),
+        ({'cheap': 'fft'}, ValueError, 'depthwise'),
+        ({'out_channels': 0}, ValueError, 'out_channels'),
+        ({'in_channels': 'x'}, TypeError, 'in_channels'),
+    ],
+)
+@pytest.mark.parametrize('layer', [gp.GhostModule, gp.GhostConv2d])
+def test_bad_values_are_named(layer, options, error, said):
+    with pytest.raises(error, match=said):
+        layer(**{'in_channels': 4, 'out_channels': 8, 'kernel_size': 1, **options})
