@@ -8,9 +8,9 @@ from . import _optional
 
 _optional.require('mmengine', 'mmcv')
 
-from mmengine.registry import HOOKS as ROOT_HOOKS  # noqa: E402
-from mmengine.registry import MODELS as ROOT  # noqa: E402
-from mmengine.registry import Registry  # noqa: E402
+from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import Registry
 
 
 def _child(kind: str, parent: Registry, location: str) -> Registry:

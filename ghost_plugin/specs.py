@@ -14,6 +14,7 @@ Each of 0..4 is the *last* block of its stride, so no block of the trunk is lost
 """
 
 import difflib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -226,6 +227,6 @@ def check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
             f'out_indices must lie within 0..{FINAL_LEVEL} (0..4 are strides 2..32, '
             f'{FINAL_LEVEL} is the final 1x1 conv), got {out_indices!r}'
         )
-    if any(a >= b for a, b in zip(levels, levels[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(levels)):
         raise ValueError(f'out_indices must rise without repeats, got {out_indices!r}')
     return levels

@@ -57,7 +57,7 @@ def test_wrapped_and_polluted_checkpoints_load(tmp_path):
 def test_wrong_width_is_refused_and_nothing_changes():
     net = gp.GhostNet(0.5)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    with pytest.raises(ValueError, match='conv_stem.weight is .* there'):
+    with pytest.raises(ValueError, match=r'conv_stem\.weight is .* there'):
         gp.load_weights(net, gp.GhostNet(1.0).state_dict())
     torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
 

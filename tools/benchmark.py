@@ -79,7 +79,8 @@ def _median(timing: Timing) -> float:
 
 def _line(mode: str, batch: int, form: str, mine: Timing, other: Timing) -> str:
     cells = [f'{t.median:.1f} ({t.low:.1f} to {t.high:.1f})' for t in (mine, other)]
-    return f'| {mode} | {batch} | {form} | {cells[0]} | {cells[1]} | {other.median / mine.median:.2f} |'
+    ratio = other.median / mine.median
+    return f'| {mode} | {batch} | {form} | {cells[0]} | {cells[1]} | {ratio:.2f} |'
 
 
 @tool
@@ -100,8 +101,8 @@ def main() -> None:
         raise ValueError(f'two models are compared, got {len(args.models)}: {args.models}')
     torch.set_num_threads(args.threads)
     print(f'{platform.processor() or platform.machine()}, {args.device}, {args.threads} threads, '
-          f'torch {torch.__version__}, float32, eager, {args.side} px, {args.rounds} rounds after '
-          f'{args.warmup}; median (quartiles) in ms, ratio above 1: the first is faster')  # fmt: skip
+          f'torch {torch.__version__}, float32, eager, {args.side} px, {args.rounds} rounds '
+          f'after {args.warmup}; median (quartiles) in ms; above a ratio of 1 the first is faster')  # fmt: skip
     print(f'| Mode | Batch | Memory format | {args.models[0]} | {args.models[1]} | Ratio |')
     print('| --- | --- | --- | --- | --- | --- |')
     figures = []

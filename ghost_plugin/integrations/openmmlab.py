@@ -22,8 +22,8 @@ from ..weights import to_classifier
 
 _optional.require('mmengine', 'mmcv')
 
-from mmcv.cnn import build_activation_layer, build_norm_layer  # noqa: E402
-from mmengine.model import BaseModule  # noqa: E402
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.model import BaseModule
 
 _logger = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from .runs import build_model, scalars
 
 _optional.require('mmengine', 'matplotlib')
 
-import matplotlib  # noqa: E402
+import matplotlib
 
 matplotlib.use('Agg')
 
-import matplotlib.pyplot as plt  # noqa: E402
-from mmengine.config import Config  # noqa: E402
-from mmengine.dataset import pseudo_collate  # noqa: E402
-from mmengine.registry import DATASETS  # noqa: E402
+import matplotlib.pyplot as plt
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS
 
 Boxes = Sequence[tuple[Sequence[float], str]]  # ((x1, y1, x2, y2) in pixels, text)
 

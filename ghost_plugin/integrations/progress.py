@@ -9,9 +9,9 @@ from ..registry import HOOKS
 
 _optional.require('mmengine')
 
-from mmengine.dist import is_main_process  # noqa: E402
-from mmengine.hooks import Hook  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 # Seconds between two lines: on a terminal the line is written over, in a file it stays.
 _EVERY = {True: 0.5, False: 20.0}

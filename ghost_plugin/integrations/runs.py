@@ -11,9 +11,9 @@ from .. import _optional
 
 _optional.require('mmengine')
 
-from mmengine.config import Config  # noqa: E402
-from mmengine.registry import MODELS, init_default_scope  # noqa: E402
-from mmengine.runner import load_checkpoint  # noqa: E402
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
 
 
 def load_run(config: str | os.PathLike, work_dir: Path, options: dict | None = None) -> Config:

@@ -16,8 +16,8 @@ from .. import _optional, specs
 
 _optional.require('mmengine', 'mmcv')
 
-from mmengine.config import Config, ConfigDict  # noqa: E402
-from mmengine.registry import MODELS, init_default_scope  # noqa: E402
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, init_default_scope
 
 _PROBE = 128  # side of the picture that both backbones are shown, pixels
 

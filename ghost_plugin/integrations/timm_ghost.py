@@ -20,13 +20,13 @@ from ..weights import PUBLISHED, from_classifier, unwrap
 
 _optional.require('timm')
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # noqa: E402
-from timm.layers import (  # noqa: E402
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import (
     SelectAdaptivePool2d,
     get_act_layer,
     get_norm_layer,
 )
-from timm.models import (  # noqa: E402
+from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
     register_model,

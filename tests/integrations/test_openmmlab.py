@@ -1,0 +1,130 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import ghost_plugin as gp
+
+pytest.importorskip('mmengine')
+pytest.importorskip('mmcv')
+mmpretrain = pytest.importorskip('mmpretrain')
+timm = pytest.importorskip('timm')
+
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+
+
+def classifier(width=1.0):
+    init_default_scope('mmpretrain')
+    channels = gp.out_channels('GhostNet', (5,), width)[0]
+    head = dict(
+        type='StackedLinearClsHead', num_classes=1000, in_channels=channels, mid_channels=[1280]
+    )
+    backbone = dict(type='ghost_plugin.GhostNet', width=width, out_indices=(5,))
+    neck = dict(type='GlobalAveragePooling')
+    return MODELS.build(
+        dict(type='ImageClassifier', backbone=backbone, neck=neck, head=head)
+    ).eval()
+
+
+def backbone(**options):
+    return MODELS.build(dict(type='ghost_plugin.GhostNet', width=0.5, **options))
+
+
+@pytest.mark.parametrize('width, params, macs', [(0.5, 2587292, 42.33), (1.0, 5182508, 141.15),
+                                                 (1.1, 5855650, 166.99), (1.3, 7358820, 227.00)])  # fmt: skip
+def test_cost_is_the_published_one(width, params, macs):
+    cost = gp.count(classifier(width), torch.randn(1, 3, 224, 224))
+    assert (cost.params, round(cost.macs / 1e6, 2)) == (params, macs)
+
+
+@pytest.mark.parametrize(
+    'name, width', [('ghostnet_050', 0.5), ('ghostnet_100', 1.0), ('ghostnet_130', 1.3)]
+)
+def test_timms_weights_give_timms_logits(name, width, randomise_norms, tmp_path):
+    theirs = randomise_norms(timm.create_model(name))
+    torch.save(theirs.state_dict(), tmp_path / 'w.pth')
+    plain, framework, ours = classifier(width), classifier(width), classifier(width)
+    plain.load_state_dict(theirs.state_dict(), strict=True)
+    load_checkpoint(framework, str(tmp_path / 'w.pth'), strict=True)
+    gp.load_weights(ours, tmp_path / 'w.pth')
+    x = torch.randn(1, 3, 96, 96)
+    for model in (plain, framework, ours):
+        torch.testing.assert_close(model(x), theirs(x), rtol=0, atol=1e-5)
+
+
+def test_found_from_any_scope_without_an_import():
+    code = """
+from mmdet.registry import MODELS as DET
+from mmpretrain.registry import MODELS as PRE
+for registry in (DET, PRE):
+    assert type(registry.build(dict(type='ghost_plugin.GhostNet', width=0.5))).__name__ == 'GhostNet'
+import ghost_plugin.integrations.openmmlab
+assert DET.get('GhostNet') is DET.get('ghost_plugin.GhostNet')
+assert DET.get('GhostConv2d') is DET.get('ghost_plugin.GhostConv2d')
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 3])
+def test_frozen_stages_stay_in_eval_without_gradient(frozen):
+    net = backbone(frozen_stages=frozen)
+    assert net.eval() is net
+    assert net.train() is net
+    inside = {id(m) for part in net.frozen_modules() for m in part.modules()}
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            assert module.training != (id(module) in inside)
+            assert all(p.requires_grad != (id(module) in inside) for p in module.parameters())
+    assert bool(inside) == (frozen >= 0)
+
+
+@pytest.mark.parametrize('frozen, taps', [(-2, (1, 2)), (5, (1, 2)), (3, (1, 2)), ('1', (1, 2))])
+def test_frozen_stages_out_of_range(frozen, taps):
+    with pytest.raises(ValueError, match='frozen_stages'):
+        backbone(frozen_stages=frozen, out_indices=taps)
+
+
+def test_norm_eval_keeps_all_norms():
+    net = backbone(norm_eval=True).train()
+    assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    assert net.conv_stem.training
+
+
+@pytest.mark.parametrize(
+    'norm_cfg, kind',
+    [(dict(type='GN', num_groups=2), nn.GroupNorm), (dict(type='SyncBN'), nn.SyncBatchNorm)],
+)
+def test_other_norms_and_activations(norm_cfg, kind):
+    net = backbone(norm_cfg=norm_cfg, act_cfg=dict(type='SiLU'), with_cp=True)
+    assert any(isinstance(m, kind) for m in net.modules())
+    assert any(isinstance(m, nn.SiLU) for m in net.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+
+
+def test_init_cfg_loads_a_timm_file_and_rules_over_our_init(tmp_path):
+    theirs = timm.create_model('ghostnet_050')
+    torch.save(theirs.state_dict(), tmp_path / 'w.pth')
+    net = backbone(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth')))
+    net.init_weights()
+    own = theirs.state_dict()
+    torch.testing.assert_close(net.conv_stem.weight, own['conv_stem.weight'], rtol=0, atol=0)
+    net = backbone(init_cfg=dict(type='Constant', layer='Conv2d', val=0.25))
+    net.init_weights()
+    assert (net.conv_stem.weight == 0.25).all()
+
+
+def test_conv_cfg_ghosts_a_whole_resnet():
+    pytest.importorskip('mmdet')
+    init_default_scope('mmdet')
+    conv_cfg = dict(type='ghost_plugin.GhostConv2d', ratio=2)
+    net = MODELS.build(dict(type='ResNet', depth=18, conv_cfg=conv_cfg))
+    net.init_weights()
+    ghosts = [m for m in net.modules() if isinstance(m, gp.GhostConv2d)]
+    inner = {id(part) for ghost in ghosts for part in ghost.modules()}
+    assert len(ghosts) == 20
+    assert all(id(m) in inner for m in net.modules() if isinstance(m, nn.Conv2d))
+    sum(m.mean() for m in net(torch.randn(2, 3, 64, 64))).backward()
