@@ -8,8 +8,10 @@ def test_published_channels_and_strides():
     assert out_strides('ghost_plugin.GhostNet', (0, 1, 2, 3, 4, 5)) == [2, 4, 8, 16, 32, 32]
 
 
-@pytest.mark.parametrize('width, channels', [(0.5, [8, 12, 20, 56, 80]), (1.1, [16, 28, 44, 124, 176]),
-                                             (1.3, [20, 32, 52, 144, 208])])  # fmt: skip
+@pytest.mark.parametrize(
+    'width, channels',
+    [(0.5, [8, 12, 20, 56, 80]), (1.1, [16, 28, 44, 124, 176]), (1.3, [20, 32, 52, 144, 208])],
+)
 def test_channels_of_other_widths(width, channels):
     assert out_channels('GhostNet', range(5), width) == channels
 

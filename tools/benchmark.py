@@ -100,9 +100,12 @@ def main() -> None:
     if len(args.models) != 2:
         raise ValueError(f'two models are compared, got {len(args.models)}: {args.models}')
     torch.set_num_threads(args.threads)
-    print(f'{platform.processor() or platform.machine()}, {args.device}, {args.threads} threads, '
-          f'torch {torch.__version__}, float32, eager, {args.side} px, {args.rounds} rounds '
-          f'after {args.warmup}; median (quartiles) in ms; above a ratio of 1 the first is faster')  # fmt: skip
+    machine = platform.processor() or platform.machine()
+    print(f'{machine}, {args.device}, {args.threads} threads, torch {torch.__version__}, float32')
+    print(
+        f'eager, {args.side} px, {args.rounds} rounds after {args.warmup}; median (quartiles) in ms'
+    )
+    print('a ratio above 1: the first is faster\n')
     print(f'| Mode | Batch | Memory format | {args.models[0]} | {args.models[1]} | Ratio |')
     print('| --- | --- | --- | --- | --- | --- |')
     figures = []

@@ -10,4 +10,5 @@ model = dict(backbone=dict(width=0.5), head=dict(num_classes=10, in_channels=cha
 train_cfg = dict(max_epochs=20)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", T_max=20, by_epoch=True, convert_to_iter_based=True)]
+    dict(type='CosineAnnealingLR', T_max=20, by_epoch=True, convert_to_iter_based=True),
+]

@@ -41,7 +41,7 @@ def _check_data(cfg: Config) -> None:
         if root and '://' not in root and (not os.path.isdir(root) or not os.listdir(root)):
             raise FileNotFoundError(
                 f'{part} looks for data in {root!r}, which is missing or empty; '
-                'tools/make_digits.py and tools/prepare_data.py make such folders'
+                'tools/make_digits.py, voc_to_coco.py and prepare_folder.py make such folders'
             )
 
 

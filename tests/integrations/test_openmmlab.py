@@ -33,8 +33,10 @@ def backbone(**options):
     return MODELS.build(dict(type='ghost_plugin.GhostNet', width=0.5, **options))
 
 
-@pytest.mark.parametrize('width, params, macs', [(0.5, 2587292, 42.33), (1.0, 5182508, 141.15),
-                                                 (1.1, 5855650, 166.99), (1.3, 7358820, 227.00)])  # fmt: skip
+@pytest.mark.parametrize(
+    'width, params, macs',
+    [(0.5, 2587292, 42.33), (1.0, 5182508, 141.15), (1.1, 5855650, 166.99), (1.3, 7358820, 227.00)],
+)
 def test_cost_is_the_published_one(width, params, macs):
     cost = gp.count(classifier(width), torch.randn(1, 3, 224, 224))
     assert (cost.params, round(cost.macs / 1e6, 2)) == (params, macs)
@@ -60,7 +62,8 @@ def test_found_from_any_scope_without_an_import():
 from mmdet.registry import MODELS as DET
 from mmpretrain.registry import MODELS as PRE
 for registry in (DET, PRE):
-    assert type(registry.build(dict(type='ghost_plugin.GhostNet', width=0.5))).__name__ == 'GhostNet'
+    net = registry.build(dict(type='ghost_plugin.GhostNet', width=0.5))
+    assert type(net).__name__ == 'GhostNet'
 import ghost_plugin.integrations.openmmlab
 assert DET.get('GhostNet') is DET.get('ghost_plugin.GhostNet')
 assert DET.get('GhostConv2d') is DET.get('ghost_plugin.GhostConv2d')

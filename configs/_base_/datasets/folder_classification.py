@@ -1,4 +1,4 @@
-# Pictures in class folders, in one folder per split; any set that tools/prepare_data.py wrote.
+# Pictures in class folders, in one folder per split; any set that tools/prepare_folder.py wrote.
 data_root = 'data/digits/classification'
 num_classes = 10
 size = 64  # pixels

@@ -1,4 +1,4 @@
-# A Pascal VOC folder that tools/prepare_data.py turned into COCO's format.
+# A Pascal VOC folder that tools/voc_to_coco.py turned into COCO's format.
 data_root = 'data/bccd/'
 classes = ('Platelets', 'RBC', 'WBC')
 scale = (416, 320)  # pixels

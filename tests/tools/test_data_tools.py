@@ -1,0 +1,127 @@
+"""The data tools as a user runs them."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip('sklearn')
+TOOLS = Path(__file__).parents[2] / 'tools'
+
+
+def run(tool, *args):
+    command = [sys.executable, str(TOOLS / tool), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def refused(done, said):
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def picture(path, broken=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise((60, 40), 50).convert('RGB').save(path)
+    if broken:
+        path.write_bytes(path.read_bytes()[:400])
+
+
+def annotation(path, *boxes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    things = ''.join(
+        f'<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin>'
+        f'<xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>'
+        for name, a, b, c, d in boxes
+    )
+    path.write_text(f'<annotation>{things}</annotation>')
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """One good pair, one with bad boxes, one broken picture, one without, one broken XML."""
+    base = tmp_path / 'voc/VOCdevkit'
+    for name, broken in {'good': False, 'edge': False, 'broken': True, 'odd': False}.items():
+        picture(base / f'JPEGImages/{name}.jpg', broken)
+    annotation(base / 'Annotations/good.xml', ('cat', 1, 1, 10, 20))
+    annotation(base / 'Annotations/edge.xml', ('dog', 51, 31, 90, 90), ('dog', 100, 100, 120, 120))
+    annotation(base / 'Annotations/broken.xml', ('dog', 1, 1, 5, 5))
+    annotation(base / 'Annotations/gone.xml', ('dog', 1, 1, 5, 5))
+    (base / 'Annotations/odd.xml').write_text('<annotation>')
+    (base / 'ImageSets/Main').mkdir(parents=True)
+    (base / 'ImageSets/Main/val.txt').write_text('edge\n')
+    return tmp_path / 'voc'
+
+
+def test_voc_is_mended_and_everything_is_said(voc, tmp_path):
+    done = run('voc_to_coco.py', voc, tmp_path / 'out')
+    assert done.returncode == 0, done.stderr
+    for said in ('clipped: edge.xml', 'dropped: edge.xml', 'broken pictures, left out: broken.xml',
+                 'without a picture, left out: gone.xml', 'cannot be read, left out: odd.xml',
+                 '1 train, 1 val'):  # fmt: skip
+        assert said in done.stdout, done.stdout
+    train, val = (json.loads((tmp_path / f'out/{s}.json').read_text()) for s in ('train', 'val'))
+    assert train['annotations'][0]['bbox'] == [0, 0, 10, 20]
+    assert val['annotations'][0]['bbox'] == [50, 30, 10, 10]
+    assert [c['name'] for c in val['categories']] == ['cat', 'dog']
+    assert (tmp_path / 'out/val/edge.jpg').is_file()
+
+
+def test_what_is_there_is_kept_unless_forced(voc, tmp_path):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'mine.txt').write_text('x')
+    refused(run('voc_to_coco.py', voc, out), '--force')
+    assert (out / 'mine.txt').is_file()
+    assert run('voc_to_coco.py', voc, out, '--force').returncode == 0
+
+
+@pytest.mark.parametrize('tool', ['voc_to_coco.py', 'prepare_folder.py'])
+def test_bad_sources_are_refused(tool, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'text.zip').write_text('hello')
+    with zipfile.ZipFile(tmp_path / 'evil.zip', 'w') as archive:
+        archive.writestr('../evil.txt', 'x')
+    out = tmp_path / 'out'
+    refused(run(tool, tmp_path / 'none', out), 'no folder or zip')
+    refused(run(tool, tmp_path / 'empty', out), 'no usable')
+    refused(run(tool, tmp_path / 'text.zip', out), 'neither a folder nor a zip')
+    refused(run(tool, tmp_path / 'evil.zip', out), 'points outside')
+    assert not out.exists()
+
+
+@pytest.mark.parametrize('prefix, counts', [('', '2 train, 1 val'), ('test/', '3 test')])
+def test_class_folders(prefix, counts, tmp_path):
+    for number in range(3):
+        picture(tmp_path / f'in/{prefix}cat/{number}.jpg', broken=False)
+    picture(tmp_path / f'in/{prefix}dog/bad.jpg', broken=True)
+    done = run('prepare_folder.py', tmp_path / 'in', tmp_path / 'out', '--every', 3)
+    assert 'left out: bad.jpg' in done.stdout, done.stderr
+    assert counts in done.stdout
+
+
+def test_blood_cells(shared, tmp_path):
+    done = run('voc_to_coco.py', shared / 'data/bccd.zip', tmp_path / 'out')
+    assert 'classes: Platelets, RBC, WBC' in done.stdout
+    assert '205 train, 87 val' in done.stdout
+
+
+def test_digits_of_both_splits_come_from_different_samples(tmp_path):
+    done = run('make_digits.py', tmp_path / 'd', '--train', 3, '--val', 2)
+    assert done.returncode == 0, done.stderr
+    names = [
+        {p.stem for p in (tmp_path / f'd/classification/{s}').rglob('*.png')}
+        for s in ('train', 'val')
+    ]
+    assert [len(n) for n in names] == [1382, 346]
+    assert max(names[0]) < min(names[1])
+    coco = json.loads((tmp_path / 'd/detection/val.json').read_text())
+    assert len(coco['images']) == 2
+    for box in (a['bbox'] for a in coco['annotations']):
+        assert box[0] >= 0 and box[1] >= 0 and box[0] + box[2] <= 160 and box[1] + box[3] <= 160
+    refused(run('make_digits.py', tmp_path / 'e', '--train', 0), '--train 0')
