@@ -21,7 +21,7 @@ SIDE = 160  # of a detection picture, pixels
 CLASS_SIDE = 32  # of a classification picture, pixels
 DIGITS = (2, 6)  # per picture, least and most
 SIZES = (26, 70)  # of a digit and its margin, pixels
-CONTRAST = (60, 200)  # grey levels between ink and paper
+CONTRAST = (80, 220)  # grey levels between ink and paper
 
 
 def paper(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:

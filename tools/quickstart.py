@@ -26,6 +26,7 @@ NARROW = {
     'neck.out_channels': 64,
     'neck.norm_cfg.type': 'GN',
     'neck.norm_cfg.num_groups': 8,
+    'bbox_head.stacked_convs': 2,
     'bbox_head.in_channels': 64,
     'bbox_head.feat_channels': 64,
     'bbox_head.num_classes': 10,

@@ -20,7 +20,7 @@ train_dataloader = dict(
         data_prefix=dict(img='train/'),
         metainfo=metainfo,
         filter_cfg=dict(filter_empty_gt=True),
-        pipeline=[*load, resize, dict(type='PhotoMetricDistortion'), pack],
+        pipeline=[*load, resize, pack],
     ),
 )
 val_dataloader = dict(

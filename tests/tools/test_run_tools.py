@@ -1,0 +1,176 @@
+"""Swap, train, test, benchmark and set-up as a user runs them, on a few digits."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmpretrain')
+pytest.importorskip('sklearn')
+
+from mmengine.config import Config
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / 'configs/classification/ghostnet-050_digits.py'
+ENV = {**os.environ, 'PYTHONWARNINGS': 'ignore', 'OMP_WAIT_POLICY': 'PASSIVE'}
+
+
+def run(tool, *args, **options):
+    command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=ROOT, **options)
+
+
+def error_of(done):
+    """The one line of an expected failure; progress lines may stand before it."""
+    assert done.returncode == 2, done.stderr
+    assert 'Traceback' not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'digits'
+    assert run('make_digits.py', folder, '--train', 8, '--val', 4).returncode == 0
+    return folder
+
+
+def small(digits, epochs):
+    data = f'{digits}/classification'
+    options = {
+        'train_cfg.max_epochs': epochs,
+        'train_dataloader.batch_size': 256,
+        'train_dataloader.dataset.data_root': data,
+        'val_dataloader.dataset.data_root': data,
+        'test_dataloader.dataset.data_root': data,
+    }
+    return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+
+
+@pytest.mark.parametrize(
+    'source, part, channels',
+    [
+        ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 'neck', [12, 20, 56, 80]),
+        ('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', 'neck', [12, 20, 56, 80]),
+        ('mmpretrain::resnet/resnet18_8xb32_in1k.py', 'head', 480),
+    ],
+)
+def test_swapped_config_inherits_builds_and_fits(source, part, channels, tmp_path):
+    out = tmp_path / 'mine.py'
+    done = run('swap_backbone.py', source, '--width', 0.5, '-o', out)
+    assert done.returncode == 0, done.stderr
+    cfg = Config.fromfile(out)
+    assert cfg.model.backbone.type == 'ghost_plugin.GhostNet'
+    assert cfg.model[part].in_channels == channels
+    assert len(out.read_text().splitlines()) < 30
+    assert [p.name for p in tmp_path.iterdir()] == ['mine.py']
+
+
+@pytest.mark.parametrize(
+    'source, options, said',
+    [
+        (
+            'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+            ['--out-indices', 2, 3],
+            'wants 4 levels',
+        ),
+        ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', ['--output-stride', 24], '8, 16 or 32'),
+        ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', ['--width', 0], 'got 0.0'),
+        ('mmdet::_base_/datasets/coco_detection.py', [], 'no model.backbone'),
+        ('nowhere.py', [], 'no config at'),
+        (
+            'mmpretrain::resnet/resnet18_8xb32_in1k.py',
+            ['--backbone', 'ghost_plugin.GostNet'],
+            'did you mean',
+        ),
+    ],
+)
+def test_swap_says_what_is_wrong_and_keeps_the_old_file(source, options, said, tmp_path):
+    out = tmp_path / 'mine.py'
+    out.write_text('x = 1\n')
+    assert said in error_of(run('swap_backbone.py', source, *options, '-o', out))
+    assert out.read_text() == 'x = 1\n'
+
+
+def test_missing_data_and_config_are_named(tmp_path):
+    missing = ['--cfg-options', f'train_dataloader.dataset.data_root={tmp_path}/none']
+    assert 'missing or empty' in error_of(run('train.py', DIGITS, '--work-dir', tmp_path, *missing))
+    assert 'no config at' in error_of(run('train.py', tmp_path / 'none.py', '--work-dir', tmp_path))
+    assert 'no checkpoint at' in error_of(
+        run('test.py', DIGITS, tmp_path / 'none.pth', '--work-dir', tmp_path,
+            '--cfg-options', f'train_dataloader.dataset.data_root={ROOT}',
+            f'val_dataloader.dataset.data_root={ROOT}', f'test_dataloader.dataset.data_root={ROOT}')
+    )  # fmt: skip
+
+
+def test_interrupted_training_goes_on_where_it_was(digits, tmp_path):
+    command = [sys.executable, 'tools/train.py', str(DIGITS), '--work-dir', str(tmp_path)]
+    process = subprocess.Popen([*command, *small(digits, 40)], cwd=ROOT, env=ENV, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not (tmp_path / 'last_checkpoint').is_file() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert 'interrupted' in errors and '--resume' in errors and 'Traceback' not in errors
+    first = Path((tmp_path / 'last_checkpoint').read_text())
+    epochs = int(first.stem.split('_')[1]) + 1
+    done = run('train.py', DIGITS, '--work-dir', tmp_path, '--resume', *small(digits, epochs))
+    assert done.returncode == 0, done.stderr
+    assert f'Epoch(train)  [{epochs}]' in done.stdout
+    assert 'Epoch(train)  [1]' not in done.stdout
+    metrics = tmp_path / 'metrics.json'
+    last = Path((tmp_path / 'last_checkpoint').read_text())
+    options = ['--work-dir', tmp_path / 'test', '--json', metrics, *small(digits, 1)]
+    assert run('test.py', DIGITS, last, *options).returncode == 0
+    assert 0 <= json.loads(metrics.read_text())['accuracy/top1'] <= 100
+
+
+def test_full_disk_ends_in_one_line(digits, tmp_path):
+    def no_large_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+
+    done = run(
+        'train.py', DIGITS, '--work-dir', tmp_path, *small(digits, 1), preexec_fn=no_large_files
+    )
+    assert 'error.txt' in error_of(done)
+    assert not (tmp_path / 'last_checkpoint').exists()
+
+
+def test_broken_picture_is_named(digits, tmp_path):
+    bad = digits / 'classification/train/0/9999.png'
+    bad.write_bytes(b'not a picture')
+    try:
+        done = run('train.py', DIGITS, '--work-dir', tmp_path, *small(digits, 1))
+    finally:
+        bad.unlink()
+    assert '9999.png' in error_of(done)
+
+
+def test_benchmark_prints_ratios_and_writes_figures(tmp_path):
+    figures = tmp_path / 'figures.json'
+    done = run('benchmark.py', 'ghostnet_plugin_050', 'ghostnet_050', '--batch', 2, '--side', 32,
+               '--rounds', 2, '--warmup', 1, '--json', figures)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('| best of both |') == 2
+    assert len(json.loads(figures.read_text())) == 8
+    assert 'two models' in error_of(run('benchmark.py', 'ghostnet_100'))
+
+
+def test_setup_checks_the_current_environment_without_changing_it():
+    env = {**ENV, 'GHOST_VENV': 'current', 'PYTHON': sys.executable}
+    script = ['bash', str(ROOT / 'tools/setup_env.sh')]
+    done = subprocess.run(script, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    env['PYTHON'] = '/nowhere/python'
+    done = subprocess.run(script, capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and done.stderr.startswith('error: ')
