@@ -51,8 +51,7 @@ class Task:
 def run(log: Path, *command: object) -> None:
     """Run a tool; its talk goes into a log, its progress and its errors to the terminal."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    # Waiting threads that spin slow a busy machine of few cores down several times.
-    env = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ, 'PYTHONWARNINGS': 'ignore'}
+    env = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
     with log.open('a') as out:
         done = subprocess.run([sys.executable, *map(str, command)], stdout=out, env=env)
     if done.returncode:

@@ -19,7 +19,7 @@ from mmengine.config import Config
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / 'configs/classification/ghostnet-050_digits.py'
-ENV = {**os.environ, 'PYTHONWARNINGS': 'ignore', 'OMP_WAIT_POLICY': 'PASSIVE'}
+ENV = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
 
 
 def run(tool, *args, **options):
