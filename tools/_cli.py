@@ -16,7 +16,9 @@ USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionE
 
 def fail(message: object) -> NoReturn:
     """Print one line and leave with status 2."""
-    print(f'error: {message}', file=sys.stderr)
+    print(f'error: {message}', file=sys.stderr, flush=True)
+    # Threads of data loaders that are shut down would add their own last words.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.exit(2)
 
 

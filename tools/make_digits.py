@@ -107,7 +107,8 @@ def make_detection(out: Path, split: str, pictures: int, seed: int) -> None:
                 'area': box[2] * box[3],
                 'iscrowd': 0,
             }
-            for i, (digit, box) in enumerate(found)
+            # COCO's evaluation takes an id of 0 for no match.
+            for i, (digit, box) in enumerate(found, start=1)
         ]
     (out / f'{split}.json').write_text(json.dumps(coco))
 

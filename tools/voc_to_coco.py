@@ -91,7 +91,12 @@ def write_coco(out: Path, split: str, rows: list, classes: list[str], problems: 
             if name not in classes:
                 problems['boxes of other classes, dropped'].append(picture.name)
                 continue
-            one = {'id': len(annotations), 'image_id': number, 'category_id': classes.index(name)}
+            # COCO's evaluation takes an id of 0 for no match.
+            one = {
+                'id': len(annotations) + 1,
+                'image_id': number,
+                'category_id': classes.index(name),
+            }
             annotations.append({**one, 'bbox': box, 'area': box[2] * box[3], 'iscrowd': 0})
     categories = [{'id': i, 'name': name} for i, name in enumerate(classes)]
     content = {'images': images, 'annotations': annotations, 'categories': categories}

@@ -122,6 +122,7 @@ def test_digits_of_both_splits_come_from_different_samples(tmp_path):
     assert max(names[0]) < min(names[1])
     coco = json.loads((tmp_path / 'd/detection/val.json').read_text())
     assert len(coco['images']) == 2
+    assert [a['id'] for a in coco['annotations']] == list(range(1, len(coco['annotations']) + 1))
     for box in (a['bbox'] for a in coco['annotations']):
         assert box[0] >= 0 and box[1] >= 0 and box[0] + box[2] <= 160 and box[1] + box[3] <= 160
     refused(run('make_digits.py', tmp_path / 'e', '--train', 0), '--train 0')

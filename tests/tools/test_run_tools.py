@@ -126,8 +126,8 @@ def test_interrupted_training_goes_on_where_it_was(digits, tmp_path):
     epochs = int(first.stem.split('_')[1]) + 1
     done = run('train.py', DIGITS, '--work-dir', tmp_path, '--resume', *small(digits, epochs))
     assert done.returncode == 0, done.stderr
-    assert f'Epoch(train)  [{epochs}]' in done.stdout
-    assert 'Epoch(train)  [1]' not in done.stdout
+    assert f'Saving checkpoint at {epochs} epochs' in done.stdout
+    assert 'Saving checkpoint at 1 epochs' not in done.stdout
     metrics = tmp_path / 'metrics.json'
     last = Path((tmp_path / 'last_checkpoint').read_text())
     options = ['--work-dir', tmp_path / 'test', '--json', metrics, *small(digits, 1)]
