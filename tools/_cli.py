@@ -1,6 +1,7 @@
 """What every tool shares: one readable line and exit status 2 for what a user got wrong."""
 
 import functools
+import multiprocessing
 import os
 import shutil
 import sys
@@ -8,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 # What OpenMMLab, torch and our own code raise for bad input; anything else is a bug and shows.
@@ -20,6 +22,18 @@ def fail(message: object) -> NoReturn:
     # Threads of data loaders that are shut down would add their own last words.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.exit(2)
+
+
+def quiet_workers() -> None:
+    """Keep a data loader's worker from reporting that its interrupted parent hung up on it."""
+    report = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        worker = multiprocessing.parent_process() is not None
+        if not (worker and issubclass(kind, ConnectionError | EOFError)):
+            report(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def one_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,11 +136,14 @@ def main() -> None:
         run(out / 'data.log', TOOLS / 'make_digits.py', 'data/digits')
     print("2/4 GhostNet into MMDetection's RetinaNet")
     swap(detector.config)
-    print('3/4 training and testing: about 8 minutes on 2 cores, an interrupted run goes on')
+    print('3/4 training and testing: about 10 minutes on 2 cores, an interrupted run goes on')
     results = {task: train(task, out / task.name) for task in (detector, classifier)}
     print('4/4 pictures and the table')
-    draw_detections(detector.config, results[detector]['checkpoint'], out / 'detections.png')
-    draw_curves({task.name: (out / task.name, task.metric) for task in results}, out / 'curves.png')
+    with (out / 'pictures.log').open('w') as log, redirect_stdout(log), redirect_stderr(log):
+        draw_detections(detector.config, results[detector]['checkpoint'], out / 'detections.png')
+        draw_curves(
+            {task.name: (out / task.name, task.metric) for task in results}, out / 'curves.png'
+        )
     report(results, out)
 
 

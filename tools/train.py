@@ -5,7 +5,7 @@ import argparse
 import os
 from pathlib import Path
 
-from _cli import USER_ERRORS, fail, fail_in
+from _cli import USER_ERRORS, fail, fail_in, quiet_workers
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    quiet_workers()
     work_dir = Path(args.work_dir or f'work_dirs/{Path(args.config).stem}')
     try:
         cfg = load_run(args.config, work_dir, args.cfg_options)

@@ -29,7 +29,7 @@ def draw_detections(
     checkpoint: str | os.PathLike,
     out: str | os.PathLike,
     pictures: int = 5,
-    score: float = 0.4,
+    score: float = 0.5,
 ) -> None:
     """Ground truth (above) and detections of at least ``score`` (below) on test pictures."""
     model = build_model(config, checkpoint)

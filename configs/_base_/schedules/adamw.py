@@ -1,5 +1,5 @@
 # AdamW with a short warm-up and a cosine; epochs and learning rate are for a leaf to change.
-max_epochs = 16
+max_epochs = 8
 lr = 2e-3
 optim_wrapper = dict(
     type='OptimWrapper',
@@ -11,6 +11,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
