@@ -8,7 +8,8 @@ Importing this package needs torch and nothing else. Where timm works, its door 
 from . import _optional
 from ._version import __version__
 from .analysis import Complexity, count
-from .backbones.ghostnet import GhostNet
+from .backbones import GGhostRegNet, GhostNet, GhostNetV2, GhostNetV3
+from .deploy import fuse
 from .layers.ghost import GhostConv2d, GhostModule
 from .specs import out_channels, out_strides
 from .weights import load_weights
@@ -18,11 +19,15 @@ if _optional.usable('timm'):
 
 __all__ = [
     'Complexity',
+    'GGhostRegNet',
     'GhostConv2d',
     'GhostModule',
     'GhostNet',
+    'GhostNetV2',
+    'GhostNetV3',
     '__version__',
     'count',
+    'fuse',
     'load_weights',
     'out_channels',
     'out_strides',

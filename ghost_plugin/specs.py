@@ -1,6 +1,8 @@
 """Every family as a table: the rows build the network and publish its channels and strides.
 
-Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), table 1; rounding of widths as in
+Sources: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), table 1; Tang et al., GhostNetV2,
+NeurIPS 2022 (arXiv 2211.12905); Liu et al., GhostNetV3 (arXiv 2404.11202); Han et al., GhostNets on
+heterogeneous devices via cheap operations, IJCV 2022 (arXiv 2201.03297). Rounding of widths as in
 https://github.com/huawei-noah/Efficient-AI-Backbones (Apache-2.0) and timm, so that published
 weights fit.
 
@@ -10,18 +12,21 @@ Levels, the meaning of ``out_indices`` everywhere in this package:
 | ----- | - | - | - | -- | -- | --------------------------------------- |
 | stride| 2 | 4 | 8 | 16 | 32 | 32, the final 1x1 conv before the head  |
 
-Each of 0..4 is the *last* block of its stride, so no block of the trunk is lost.
+Each of 0..4 is the *last* block of its stride, so no block of the trunk is lost. G-Ghost RegNet
+has no final conv and ends at 4.
 """
 
 import difflib
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Real
+from typing import Any
 
 FINAL_LEVEL = 5
 OUTPUT_STRIDES = (8, 16, 32)
+STEM_STRIDES = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Spec:
-    """One family."""
+    """One family of bottlenecks."""
 
     stem: int  # channels of the stride-2 stem, before the width multiplier
     stages: tuple[tuple[Row, ...], ...]
     hidden: int = 1280  # channels of the layer before the classifier, at every width
     divisor: int = 4  # widths round to multiples of this
+    attention: int | None = None  # first block whose expansion has the attention of V2
+    deepest: int = FINAL_LEVEL
+
+    def channels(self, width: float = 1.0) -> tuple[int, ...]:
+        """Channels of the levels 0..5."""
+        return layout(self, width).channels
 
 
 GHOSTNET = Spec(
@@ -71,7 +82,49 @@ GHOSTNET = Spec(
     ),
 )
 
-SPECS = {'GhostNet': GHOSTNET}
+GHOSTNET_V2 = replace(GHOSTNET, attention=2)
+
+
+@dataclass(frozen=True)
+class GGhostSpec:
+    """One size of G-Ghost RegNet."""
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    group_width: int  # channels per group of the 3x3 convs
+    stem: int = 32
+    deepest: int = FINAL_LEVEL - 1
+
+    def channels(self, width: float = 1.0) -> tuple[int, ...]:
+        """Channels of the levels 0..4; there is one width of each size."""
+        if width != 1.0:
+            raise ValueError(f'G-Ghost takes its size from arch, width must be 1.0, got {width!r}')
+        return (self.stem, *self.widths)
+
+
+# The number is that of the RegNetX whose shape it has, in 100 M multiply-adds.
+G_GHOST = {
+    '002': GGhostSpec((1, 1, 4, 7), (24, 56, 152, 368), 8),
+    '004': GGhostSpec((1, 2, 7, 12), (32, 64, 160, 384), 16),
+    '006': GGhostSpec((1, 3, 5, 7), (48, 96, 240, 528), 24),
+    '008': GGhostSpec((1, 3, 7, 5), (64, 128, 288, 672), 16),
+    '016': GGhostSpec((2, 4, 10, 2), (72, 168, 408, 912), 24),
+    '032': GGhostSpec((2, 6, 15, 2), (96, 192, 432, 1008), 48),
+    '040': GGhostSpec((2, 5, 14, 2), (80, 240, 560, 1360), 40),
+    '064': GGhostSpec((2, 4, 10, 1), (168, 392, 784, 1624), 56),
+    '080': GGhostSpec((2, 5, 15, 1), (80, 240, 720, 1920), 120),
+    '120': GGhostSpec((2, 5, 11, 1), (224, 448, 896, 2240), 112),
+    '160': GGhostSpec((2, 6, 13, 1), (256, 512, 896, 2048), 128),
+    '320': GGhostSpec((2, 7, 13, 1), (336, 672, 1344, 2520), 168),
+}
+
+# What the public names stand for; G-Ghost takes its size from ``arch``.
+SPECS = {
+    'GhostNet': GHOSTNET,
+    'GhostNetV2': GHOSTNET_V2,
+    'GhostNetV3': GHOSTNET_V2,
+    'GGhostRegNet': G_GHOST,
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +136,7 @@ class Block:
     out_channels: int
     kernel: int
     se: float
+    attention: bool  # the expansion has the attention of V2
     downsample: bool  # has the depthwise conv and the projected shortcut of a stride-2 row
     stride: int  # 1 instead of 2 once ``output_stride`` is reached
     dilations: tuple[int, int]  # of the depthwise convs up to and after the strided one
@@ -103,9 +157,11 @@ class Layout:
             return len(self.stages)
         return max(index for index, other in enumerate(self.levels) if other == level)
 
-    def channels(self, level: int) -> int:
-        """Output channels of a level."""
-        return self.final if level == FINAL_LEVEL else self.stages[self.tap(level)][-1].out_channels
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Output channels of the levels 0..5."""
+        ends = (self.stages[self.tap(level)][-1] for level in range(FINAL_LEVEL))
+        return (*(block.out_channels for block in ends), self.final)
 
 
 def make_divisible(value: float, divisor: int = 4) -> int:
@@ -114,7 +170,7 @@ def make_divisible(value: float, divisor: int = 4) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def layout(spec: Spec, width: float = 1.0, output_stride: int = 32) -> Layout:
+def layout(spec: Spec, width: float = 1.0, output_stride: int = 32, stem_stride: int = 2) -> Layout:
     """Turn the rows of a family into final numbers.
 
     Args:
@@ -123,15 +179,16 @@ def layout(spec: Spec, width: float = 1.0, output_stride: int = 32) -> Layout:
         output_stride: 8, 16 or 32; deeper strides become dilations of the depthwise convs. The
             conv whose stride is taken away keeps the dilation before it, all later ones get
             the wider one, so that every second output pixel is what the strided net gives.
+        stem_stride: 2, or 1 for small pictures, which halves all strides.
     """
     check_width(width)
-    check_output_stride(output_stride)
+    check_strides(output_stride, stem_stride)
 
     def scale(channels: int) -> int:
         return make_divisible(channels * width, spec.divisor)
 
-    channels, reached, dilation, level = scale(spec.stem), 2, 1, 0
-    stages, levels = [], []
+    channels, reached, dilation, level = scale(spec.stem), stem_stride, 1, 0
+    index, stages, levels = itertools.count(), [], []
     for rows in spec.stages:
         blocks = []
         for row in rows:
@@ -147,6 +204,7 @@ def layout(spec: Spec, width: float = 1.0, output_stride: int = 32) -> Layout:
                     out_channels=scale(row.out),
                     kernel=row.kernel,
                     se=row.se,
+                    attention=spec.attention is not None and next(index) >= spec.attention,
                     downsample=row.stride > 1,
                     stride=stride,
                     dilations=(before, dilation),
@@ -159,42 +217,52 @@ def layout(spec: Spec, width: float = 1.0, output_stride: int = 32) -> Layout:
 
 
 def out_channels(
-    name: str, out_indices: Sequence[int] = (1, 2, 3, 4), width: float = 1.0
+    name: str,
+    out_indices: Sequence[int] = (1, 2, 3, 4),
+    width: float = 1.0,
+    arch: str = '032',
 ) -> list[int]:
     """Channels of the features that a backbone returns, for necks and heads.
 
     >>> out_channels('GhostNet', (0, 1, 2, 3, 4))
     [16, 24, 40, 112, 160]
+    >>> out_channels('GGhostRegNet', arch='040')
+    [80, 240, 560, 1360]
     """
-    plan = layout(find(name), width)
-    return [plan.channels(level) for level in check_out_indices(out_indices)]
+    spec = find(name, arch)
+    channels = spec.channels(width)
+    return [channels[level] for level in check_out_indices(out_indices, spec.deepest)]
 
 
 def out_strides(
-    name: str, out_indices: Sequence[int] = (1, 2, 3, 4), output_stride: int = 32
+    name: str,
+    out_indices: Sequence[int] = (1, 2, 3, 4),
+    output_stride: int = 32,
+    stem_stride: int = 2,
 ) -> list[int]:
     """Strides in pixels of the features that a backbone returns.
 
     >>> out_strides('GhostNet', (2, 3, 4), output_stride=16)
     [8, 16, 16]
     """
-    find(name)
-    check_output_stride(output_stride)
+    levels = check_out_indices(out_indices, find(name).deepest)
+    check_strides(output_stride, stem_stride)
     deepest = FINAL_LEVEL - 1
-    return [
-        min(2 ** (1 + min(level, deepest)), output_stride)
-        for level in check_out_indices(out_indices)
-    ]
+    return [min(stem_stride * 2 ** min(level, deepest), output_stride) for level in levels]
 
 
-def find(name: str) -> Spec:
-    """The family behind a public name; a ``ghost_plugin.`` scope in front is allowed."""
-    key = str(name).removeprefix('ghost_plugin.')
-    if key not in SPECS:
-        near = difflib.get_close_matches(key, SPECS, n=1)
-        hint = f'; did you mean {near[0]!r}?' if near else ''
-        raise ValueError(f'unknown backbone {name!r}, known are {sorted(SPECS)}{hint}')
-    return SPECS[key]
+def find(name: str, arch: str = '032') -> Spec | GGhostSpec:
+    """The row behind a public name; a ``ghost_plugin.`` scope in front is allowed."""
+    spec = _choose('backbone', str(name).removeprefix('ghost_plugin.'), SPECS)
+    return _choose('arch', arch, spec) if isinstance(spec, dict) else spec
+
+
+def _choose(kind: str, key: str, table: Mapping[str, Any]) -> Any:
+    if key in table:
+        return table[key]
+    near = difflib.get_close_matches(str(key), table, n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    raise ValueError(f'unknown {kind} {key!r}, known are {sorted(table)}{hint}')
 
 
 def check_width(width: float) -> None:
@@ -207,25 +275,32 @@ def check_width(width: float) -> None:
         )
 
 
-def check_output_stride(output_stride: int) -> None:
-    """Raise unless ``output_stride`` is 8, 16 or 32."""
+def check_strides(output_stride: int, stem_stride: int = 2) -> None:
+    """Raise unless ``output_stride`` is 8, 16 or 32 and ``stem_stride`` 1 or 2."""
     if output_stride not in OUTPUT_STRIDES:
         raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride!r}')
+    if stem_stride not in STEM_STRIDES:
+        raise ValueError(f'stem_stride must be 1 or 2, got {stem_stride!r}')
 
 
-def check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    """Levels as a tuple; raise unless they are distinct, rising and within 0..5."""
+def check_rate(name: str, rate: float) -> None:
+    """Raise unless ``rate`` lies within 0..1, 1 excluded."""
+    if not isinstance(rate, Real) or not 0 <= rate < 1:
+        raise ValueError(f'{name} must be within 0..1, 1 excluded, got {rate!r}')
+
+
+def check_out_indices(out_indices: Sequence[int], deepest: int = FINAL_LEVEL) -> tuple[int, ...]:
+    """Levels as a tuple; raise unless they are distinct, rising and within 0..deepest."""
     if isinstance(out_indices, int):
         out_indices = (out_indices,)
     if not isinstance(out_indices, Sequence) or not all(type(i) is int for i in out_indices):
-        raise TypeError(
-            f'out_indices must be integers within 0..{FINAL_LEVEL}, got {out_indices!r}'
-        )
+        raise TypeError(f'out_indices must be integers within 0..{deepest}, got {out_indices!r}')
     levels = tuple(out_indices)
-    if not levels or any(not 0 <= level <= FINAL_LEVEL for level in levels):
+    if not levels or any(not 0 <= level <= deepest for level in levels):
+        final = f', {FINAL_LEVEL} is the final 1x1 conv' if deepest == FINAL_LEVEL else ''
         raise ValueError(
-            f'out_indices must lie within 0..{FINAL_LEVEL} (0..4 are strides 2..32, '
-            f'{FINAL_LEVEL} is the final 1x1 conv), got {out_indices!r}'
+            f'out_indices must lie within 0..{deepest} (0..4 are strides 2..32{final}), '
+            f'got {out_indices!r}'
         )
     if any(a >= b for a, b in itertools.pairwise(levels)):
         raise ValueError(f'out_indices must rise without repeats, got {out_indices!r}')

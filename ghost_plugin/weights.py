@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,28 +16,86 @@ from torch import nn
 _logger = logging.getLogger(__name__)
 StateDict = dict[str, torch.Tensor]
 
-# Wrappers around the weights, the first that is there wins.
-_WRAPPERS = ('state_dict', 'model')
+# Wrappers around the weights, the first that is there wins: timm's and the authors' averaged
+# weights, then the plain ones. mmengine swaps them before it saves, so that its averaged weights
+# lie under ``state_dict`` and those that were trained under ``ema_state_dict``.
+_WRAPPERS = ('state_dict_ema', 'state_dict', 'ema_state_dict', 'model')
 # Left behind by the thop counter in the authors' files.
 _COUNTERS = ('total_ops', 'total_params')
-# The layers behind the last feature, in timm's names and in those of an MMPretrain classifier
-# with StackedLinearClsHead(mid_channels=[1280]).
-_HEAD = {'conv_head.': 'head.layers.0.fc.', 'classifier.': 'head.layers.1.fc.'}
+# What checkpoints of training scripts hold besides tensors: read as empty boxes, never run.
+_INERT = ('argparse.Namespace', 'mmengine.', 'numpy.')
+# The layers behind the last feature, in timm's and the authors' names and in those of MMPretrain's
+# StackedLinearClsHead(mid_channels=[1280]) and LinearClsHead.
+_HEAD = {
+    'conv_head.': 'head.layers.0.fc.',
+    'classifier.': 'head.layers.1.fc.',
+    'fc.': 'head.fc.',
+}
+_CLASSIFIERS = ('classifier.', 'fc.', 'head.layers.1.fc.', 'head.fc.')
+
+_RELEASES = 'https://github.com/huawei-noah/Efficient-AI-Backbones/releases/download/'
 
 
 @dataclass(frozen=True)
 class Published:
-    """One set of published weights; accuracies as timm measured them on ImageNet-1k at 224."""
+    """One set of published weights.
+
+    Attributes:
+        backbone: Public name of the class.
+        options: What makes its size.
+        source: Repository on the Hugging Face hub, or an address.
+        top1, top5: Per cent on ImageNet-1k at 224.
+        measured: By whom; ``timm`` re-measured the weights that it hosts.
+    """
 
     backbone: str
-    width: float
-    hub: str  # on the Hugging Face hub
-    top1: float  # per cent
-    top5: float  # per cent
+    options: Mapping[str, Any]
+    source: str
+    top1: float
+    top5: float | None
+    measured: str = 'timm'
+
+    @property
+    def location(self) -> dict[str, str]:
+        """The source as timm's configs name it."""
+        return {'url' if self.source.startswith('https:') else 'hf_hub_id': self.source}
 
 
+# Registered name of timm's door: its weights. The 0.5x and 1.3x of V1 and V3, and V3 1.6x, were
+# never published for PyTorch. The authors' V3 file also holds averaged weights of 77.13 % (download
+# it and use load_weights, which prefers them); timm hosts the plain ones.
 PUBLISHED = {
-    'ghostnet_plugin': Published('GhostNet', 1.0, 'timm/ghostnet_100.in1k', 73.958, 91.542),
+    'ghostnet_plugin': Published(
+        'GhostNet', {'width': 1.0}, 'timm/ghostnet_100.in1k', 73.958, 91.542
+    ),
+    'ghostnet_plugin_v2_100': Published(
+        'GhostNetV2', {'width': 1.0}, 'timm/ghostnetv2_100.in1k', 75.186, 92.334
+    ),
+    'ghostnet_plugin_v2_130': Published(
+        'GhostNetV2', {'width': 1.3}, 'timm/ghostnetv2_130.in1k', 76.746, 93.364
+    ),
+    'ghostnet_plugin_v2_160': Published(
+        'GhostNetV2', {'width': 1.6}, 'timm/ghostnetv2_160.in1k', 77.836, 93.948
+    ),
+    'ghostnet_plugin_v3_100': Published(
+        'GhostNetV3', {'width': 1.0}, 'timm/ghostnetv3_100.in1k', 76.930, 93.132
+    ),
+    **{
+        f'ghostnet_plugin_gghost_{arch}': Published(
+            'GGhostRegNet',
+            {'arch': arch},
+            f'{_RELEASES}g_ghost_regnet/g_ghost_regnet_{size}g_{top1}.pth',
+            top1,
+            None,
+            'the authors',
+        )
+        for arch, size, top1 in (
+            ('032', '3.2', 77.8),
+            ('040', '4.0', 78.6),
+            ('080', '8.0', 79.0),
+            ('160', '16.0', 79.9),
+        )
+    },
 }
 
 
@@ -45,12 +104,15 @@ class LoadReport:
     """What a load left over.
 
     Attributes:
-        missing: Tensors of the model that the source did not hold.
+        missing: Tensors of the model that the source did not hold, or a classifier of another
+            number of classes.
         unused: Tensors of the source that the model has no place for.
+        adapted: Tensors that were fitted to another number of input channels.
     """
 
     missing: tuple[str, ...]
     unused: tuple[str, ...]
+    adapted: tuple[str, ...] = ()
 
 
 def load_weights(
@@ -62,9 +124,12 @@ def load_weights(
 
     Args:
         model: A backbone, a timm model or an OpenMMLab classifier or detector.
-        source: A file or a state dict, also one wrapped in ``state_dict``.
-        strict: Raise when a tensor of the model is not in the source. A classifier's head may
-            stay over when the model has none; the log says so.
+        source: A file or a state dict, also one wrapped in ``state_dict``. Averaged weights win
+            where there are any.
+        strict: Raise when a tensor of the model is not in the source. What may always be left
+            over, and is logged: the head when the model has none, and a classifier of another
+            number of classes, which keeps its init. Another number of input channels is adapted as
+            timm does.
 
     Raises:
         FileNotFoundError: No such file.
@@ -75,15 +140,40 @@ def load_weights(
     own = model.state_dict()
     names = (rename(weights) for rename in _LAYOUTS)
     best = max(names, key=lambda candidate: len(own.keys() & candidate.keys()))
+    for name, part in model.named_modules():
+        if hasattr(part, 'accept'):  # knows other forms of its own weights
+            part.accept(best, f'{name}.' if name else '')
+    adapted = _adapt_input(best, own)
     fitting = {k: v for k, v in best.items() if k in own and v.shape == own[k].shape}
     missing = tuple(k for k in own if k not in fitting and not k.endswith('num_batches_tracked'))
     unused = tuple(k for k in best if k not in fitting)
-    if missing and (strict or not fitting):
-        raise ValueError(_mismatch(missing, best, own))
-    model.load_state_dict(fitting, strict=False)
-    if missing or unused:
-        _logger.warning('not loaded: %s; not used: %s', _some(missing), _some(unused))
-    return LoadReport(missing, unused)
+    lost = tuple(k for k in missing if not (k in best and _is_classifier(k)))
+    if lost and (strict or not fitting):
+        raise ValueError(_mismatch(lost, best, own))
+    model.load_state_dict({**own, **fitting})
+    if missing or unused or adapted:
+        _logger.warning(
+            'not loaded: %s; not used: %s; adapted: %s',
+            *(_some(names) for names in (missing, unused, adapted)),
+        )
+    return LoadReport(missing, unused, adapted)
+
+
+def _is_classifier(name: str) -> bool:
+    return name.startswith(_CLASSIFIERS)
+
+
+def _adapt_input(found: StateDict, own: StateDict) -> tuple[str, ...]:
+    """Fit the first conv to another number of input channels: one gets the sum, more repeat."""
+    name = next((k for k, v in own.items() if v.ndim == 4), '')
+    if name not in found or found[name].ndim != 4 or found[name].shape[1] != 3:
+        return ()
+    weight, channels = found[name], own[name].shape[1]
+    if channels == 3 or weight.shape[0] != own[name].shape[0]:
+        return ()
+    repeated = weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
+    found[name] = weight.sum(1, keepdim=True) if channels == 1 else repeated
+    return (name,)
 
 
 def read(path: str | os.PathLike) -> Mapping:
@@ -91,7 +181,8 @@ def read(path: str | os.PathLike) -> Mapping:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at {os.fspath(path)!r}')
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(_inert(path)):
+            content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # what the unpickler meets in a foreign file can raise anything
         reason = f'{type(error).__name__}: {error}'.splitlines()[0]
         raise ValueError(
@@ -102,6 +193,25 @@ def read(path: str | os.PathLike) -> Mapping:
     return content
 
 
+class _Box:
+    """Stands for an object of a training script; holds nothing and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _inert(path: str | os.PathLike) -> list[tuple[type, str]]:
+    """The harmless names in a checkpoint that torch does not know, each with a box to put there."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not a file of torch; loading says so
+        return []
+    return [(_Box, name) for name in names if name.startswith(_INERT)]
+
+
 def unwrap(checkpoint: Mapping) -> StateDict:
     """The tensors of a checkpoint, without wrappers, ``module.`` prefixes and counters."""
     for wrapper in _WRAPPERS:
@@ -109,10 +219,16 @@ def unwrap(checkpoint: Mapping) -> StateDict:
             checkpoint = checkpoint[wrapper]
             break
     return {
-        name.removeprefix('module.'): tensor
+        _own_name(name): tensor
         for name, tensor in checkpoint.items()
-        if isinstance(tensor, torch.Tensor) and not name.endswith(_COUNTERS)
+        if isinstance(tensor, torch.Tensor) and not name.endswith(_COUNTERS) and name != 'steps'
     }
+
+
+def _own_name(name: str) -> str:
+    """Without ``module.``; norms of branches are ``bn`` in the authors' V3 and ``bn1`` in timm."""
+    name = name.removeprefix('module.')
+    return name.replace('.bn.', '.bn1.') if '_rpr_' in name else name
 
 
 def to_classifier(weights: Mapping[str, torch.Tensor]) -> StateDict:
@@ -160,6 +276,8 @@ def _mismatch(missing: tuple[str, ...], found: StateDict, own: StateDict) -> str
         example = f'{name} is {tuple(found[name].shape)} there and {tuple(own[name].shape)} here'
     else:
         example = f'{name} is not there'
+    if name.endswith('.bias') and f'{name[:-5]}.weight' in found:
+        example += '; where norms were folded in, load before that'
     return (
         f'{len(missing)} of {len(own)} tensors of the model do not come from this checkpoint '
         f'({example}); check family and width, or load with strict=False what fits'

@@ -1,3 +1,4 @@
+import argparse
 import json
 import zlib
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 import ghost_plugin as gp
+from ghost_plugin.weights import PUBLISHED
 
 
 def golden_weights(shapes, gain):
@@ -31,15 +33,27 @@ def golden_weights(shapes, gain):
     return state
 
 
-def test_v1_gives_the_official_logits(shared):
+OFFICIAL = {
+    'v1_1.0': 'ghostnet_plugin',
+    'v2_1.0': 'ghostnet_plugin_v2_100',
+    'v3_1.0': 'ghostnet_plugin_v3_100',
+    'g_ghost_regnetx_032': 'ghostnet_plugin_gghost_032',
+}
+
+
+@pytest.mark.parametrize('name', OFFICIAL)
+def test_official_weights_give_the_official_logits(name, shared):
     timm = pytest.importorskip('timm')
-    keys = json.loads((shared / 'golden/keys.json').read_text())['v1_1.0']
-    model = timm.create_model('ghostnet_plugin')
-    model.load_state_dict(golden_weights(keys['state_dict'], keys['bn_gain']), strict=True)
+    keys = json.loads((shared / 'golden/keys.json').read_text())[name]
+    model = timm.create_model(OFFICIAL[name])
+    report = gp.load_weights(model, golden_weights(keys['state_dict'], keys['bn_gain']))
+    assert not report.unused
+    assert len(model.state_dict()) == len(keys['state_dict'])
     x = np.random.default_rng(0).standard_normal((2, 3, 160, 224)).astype('float32')
-    logits = model.double().eval()(torch.from_numpy(x).double()).detach()
-    want = torch.from_numpy(np.load(shared / 'golden/logits.npz')['v1_1.0'])
-    assert (logits - want).abs().max() <= 1e-9 * want.abs().max()
+    x, model = torch.from_numpy(x).double(), model.double().eval()
+    want = torch.from_numpy(np.load(shared / 'golden/logits.npz')[name])
+    for form in (model, gp.fuse(model)):
+        assert (form(x) - want).abs().max() <= 1e-9 * want.abs().max()
 
 
 def test_wrapped_and_polluted_checkpoints_load(tmp_path):
@@ -75,3 +89,47 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path):
             gp.load_weights(gp.GhostNet(0.5), tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r'none\.pth'):
         gp.load_weights(gp.GhostNet(0.5), tmp_path / 'none.pth')
+
+
+def test_objects_of_training_scripts_are_read_as_nothing(tmp_path):
+    net = gp.GhostNet(0.5)
+    averaged = {k: v + 1 for k, v in net.state_dict().items()}
+    torch.save(
+        {
+            'args': argparse.Namespace(lr=1.0),
+            'epoch': np.float64(3),
+            'state_dict': net.state_dict(),
+            'state_dict_ema': averaged,
+        },
+        tmp_path / 'w.pth',
+    )
+    gp.load_weights(net, tmp_path / 'w.pth')
+    torch.testing.assert_close(net.bn1.bias, averaged['bn1.bias'], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_other_input_channels_are_adapted_as_in_timm(channels):
+    timm = pytest.importorskip('timm')
+    weights = timm.create_model('ghostnet_050').state_dict()
+    net = gp.GhostNet(0.5, in_channels=channels)
+    assert gp.load_weights(net, weights).adapted == ('conv_stem.weight',)
+    want = timm.models.adapt_input_conv(channels, weights['conv_stem.weight'])
+    torch.testing.assert_close(net.conv_stem.weight.detach(), want)
+
+
+def test_another_number_of_classes_keeps_its_init_and_says_so(caplog):
+    timm = pytest.importorskip('timm')
+    weights = timm.create_model('ghostnet_050').state_dict()
+    net = timm.create_model('ghostnet_plugin_050', num_classes=7)
+    report = gp.load_weights(net, weights)
+    assert report.missing == ('classifier.weight', 'classifier.bias')
+    assert 'not loaded: classifier.weight, classifier.bias' in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_published_weights_are_complete():
+    for name, row in PUBLISHED.items():
+        assert name.startswith('ghostnet_plugin')
+        assert set(row.options) <= {'width', 'arch'}
+        assert 70 < row.top1 < 80
+        assert len(row.location) == 1

@@ -127,7 +127,7 @@ def make_classification(out: Path, split: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out', type=Path, nargs='?', default=Path('data/digits'), help='folder')
-    parser.add_argument('--train', type=int, default=1600, help='detection pictures to train on')
+    parser.add_argument('--train', type=int, default=2000, help='detection pictures to train on')
     parser.add_argument('--val', type=int, default=200, help='detection pictures to validate on')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--force', action='store_true', help='make a folder anew that is there')

@@ -1,5 +1,6 @@
 """Backbones in plain PyTorch."""
 
-from .ghostnet import GhostNet
+from .g_ghost import GGhostRegNet
+from .ghostnet import GhostNet, GhostNetV2, GhostNetV3
 
-__all__ = ['GhostNet']
+__all__ = ['GGhostRegNet', 'GhostNet', 'GhostNetV2', 'GhostNetV3']

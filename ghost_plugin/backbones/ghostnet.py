@@ -1,109 +1,32 @@
-"""GhostNet as a backbone: features at the end of every stride, both doors stand on this class.
+"""GhostNet V1, V2, V3: features at the end of every stride, both doors stand on these classes.
 
-Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3.2 and table 1. Parameter
-names are those of timm (Apache-2.0), so published weights load with ``strict=True``. Changed
-against timm: taps at the last block of each stride, ``output_stride``, stochastic depth, init.
+Parameter names are those of timm (Apache-2.0), so published weights load with ``strict=True``.
+Changed against timm: taps at the last block of each stride, ``output_stride``, stochastic depth,
+init, any input size, every option of the Ghost modules.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..layers.attention import SqueezeExcite
 from ..layers.checkpointing import checkpointed
-from ..layers.common import DropPath, activation, check_positive, init_weights, same_padding
-from ..layers.ghost import GhostModule
+from ..layers.common import activation, check_positive, init_weights
+from ..layers.folding import Foldable, merge_branches
 from ..specs import (
     FINAL_LEVEL,
     GHOSTNET,
-    Block,
+    GHOSTNET_V2,
     check_out_indices,
+    check_rate,
     layout,
-    make_divisible,
 )
-
-Norm = Callable[[int], nn.Module]
-Act = Callable[..., nn.Module]
-
-
-class ConvNormAct(nn.Module):
-    """1x1 conv, norm, activation: the final conv that a classifier head follows.
-
-    Shape:
-        (N, in_channels, H, W) -> (N, out_channels, H, W)
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, norm_layer: Norm, act_layer: Act
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.bn1 = norm_layer(out_channels)
-        self.act1 = activation(act_layer)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act1(self.bn1(self.conv(x)))
+from .bottlenecks import GhostBottleneck, GhostBottleneckV3
+from .parts import Act, ConvNormAct, Norm, Parts, drop_path_rates
 
 
-def depthwise_norm(
-    channels: int, kernel: int, stride: int, dilation: int, norm_layer: Norm
-) -> tuple[nn.Conv2d, nn.Module]:
-    """Depthwise conv that keeps the map's size up to the stride, and its norm."""
-    padding = same_padding(kernel, dilation)
-    conv = nn.Conv2d(
-        channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
-    )
-    return conv, norm_layer(channels)
-
-
-class GhostBottleneck(nn.Module):
-    """Expanding Ghost module, depthwise conv where the map shrinks, projecting Ghost module.
-
-    Source: Han et al., GhostNet, section 3.2, figure 3.
-
-    Args:
-        block: Channels, kernel, stride and dilations.
-        norm_layer: Called with the number of maps.
-        act_layer: Activation of the expansion and of squeeze-excite.
-        drop_path: Share of samples whose branch is dropped in training.
-
-    Shape:
-        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
-    """
-
-    def __init__(
-        self, block: Block, norm_layer: Norm, act_layer: Act, drop_path: float = 0.0
-    ) -> None:
-        super().__init__()
-        before, after = block.dilations
-        kwargs = dict(norm_layer=norm_layer, act_layer=act_layer)
-        mid = block.mid_channels
-        self.ghost1 = GhostModule(block.in_channels, mid, dw_dilation=before, **kwargs)
-        self.conv_dw = self.bn_dw = nn.Identity()
-        if block.downsample:
-            self.conv_dw, self.bn_dw = depthwise_norm(
-                mid, block.kernel, block.stride, before, norm_layer
-            )
-        self.se = nn.Identity()
-        if block.se:
-            self.se = SqueezeExcite(mid, make_divisible(mid * block.se), act_layer)
-        self.ghost2 = GhostModule(mid, block.out_channels, relu=False, dw_dilation=after, **kwargs)
-        self.shortcut = nn.Identity()
-        if block.downsample or block.in_channels != block.out_channels:
-            self.shortcut = nn.Sequential(
-                *depthwise_norm(block.in_channels, block.kernel, block.stride, before, norm_layer),
-                nn.Conv2d(block.in_channels, block.out_channels, 1, bias=False),
-                norm_layer(block.out_channels),
-            )
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        branch = self.se(self.bn_dw(self.conv_dw(self.ghost1(x))))
-        return self.drop_path(self.ghost2(branch)) + self.shortcut(x)
-
-
-class GhostNet(nn.Module):
+class GhostNet(Foldable, nn.Module):
     """GhostNet that returns features at the levels asked for.
 
     Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), table 1.
@@ -118,6 +41,9 @@ class GhostNet(nn.Module):
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
         norm_layer: Called with the number of maps.
         act_layer: Called without arguments, or with ``inplace=True`` where it takes that.
+        ratio, dw_size, cheap: Of all Ghost modules, see :class:`ghost_plugin.GhostModule`.
+        se: Whether the blocks that the table names have squeeze-excite.
+        stem_stride: 2, or 1 for small pictures, which halves all strides.
         grad_checkpointing: Compute inner maps again in backward instead of keeping them.
 
     Shape:
@@ -130,6 +56,7 @@ class GhostNet(nn.Module):
 
     spec = GHOSTNET
     block = GhostBottleneck
+    folds = (('conv_stem', 'bn1'),)
 
     def __init__(
         self,
@@ -140,38 +67,51 @@ class GhostNet(nn.Module):
         drop_path_rate: float = 0.0,
         norm_layer: Norm = nn.BatchNorm2d,
         act_layer: Act = nn.ReLU,
+        ratio: float = 2,
+        dw_size: int = 3,
+        cheap: str = 'depthwise',
+        se: bool = True,
+        stem_stride: int = 2,
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels)
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(
-                f'drop_path_rate must be within 0..1, 1 excluded, got {drop_path_rate!r}'
-            )
+        check_rate('drop_path_rate', drop_path_rate)
         self.out_indices = check_out_indices(out_indices)
-        self.layout = layout(self.spec, width, output_stride)
+        self.layout = layout(self.spec, width, output_stride, stem_stride)
         self.grad_checkpointing = grad_checkpointing
-        self.taps = [self.layout.tap(level) for level in self.out_indices]
-        self.out_channels = [self.layout.channels(level) for level in self.out_indices]
-        self.conv_stem = nn.Conv2d(in_channels, self.layout.stem, 3, 2, 1, bias=False)
+        self.level_taps = [self.layout.tap(level) for level in range(FINAL_LEVEL + 1)]
+        self.level_channels = self.layout.channels
+        self.taps = [self.level_taps[level] for level in self.out_indices]
+        self.out_channels = [self.level_channels[level] for level in self.out_indices]
+        self.conv_stem = nn.Conv2d(in_channels, self.layout.stem, 3, stem_stride, 1, bias=False)
         self.bn1 = norm_layer(self.layout.stem)
         self.act1 = activation(act_layer)
-        self.blocks = nn.Sequential(*self._stages(norm_layer, act_layer, drop_path_rate))
+        parts = Parts(norm_layer, act_layer, ratio, dw_size, cheap, se)
+        self.blocks = nn.Sequential(*self._stages(parts, drop_path_rate))
         init_weights(self)
 
-    def _stages(self, norm_layer: Norm, act_layer: Act, drop_path_rate: float) -> list[nn.Module]:
+    def _stages(self, parts: Parts, drop_path_rate: float) -> list[nn.Module]:
         """Stages up to the deepest tap; the final conv is one more stage behind the blocks."""
         depth = sum(len(rows) for rows in self.layout.stages)
-        rates = iter(torch.linspace(0, drop_path_rate, depth).tolist())
+        rates = iter(drop_path_rates(drop_path_rate, depth))
         stages = [
-            nn.Sequential(*(self.block(row, norm_layer, act_layer, next(rates)) for row in rows))
+            nn.Sequential(*(self.block(row, parts, next(rates)) for row in rows))
             for rows in self.layout.stages[: self.taps[-1] + 1]
         ]
         if self.out_indices[-1] == FINAL_LEVEL:
-            last = self.layout.channels(FINAL_LEVEL - 1)
-            final = ConvNormAct(last, self.layout.final, norm_layer, act_layer)
-            stages.append(nn.Sequential(final))
+            sizes = self.level_channels[-2:]
+            stages.append(nn.Sequential(ConvNormAct(*sizes, parts.norm_layer, parts.act_layer)))
         return stages
+
+    def first_modules(self, level: int) -> list[nn.Module]:
+        """The stem and the stages up to the end of a level; level 0 of the stem alone."""
+        stages = self.blocks[: self.level_taps[level] + 1] if level else ()
+        return [self.conv_stem, self.bn1, self.act1, *stages]
+
+    def cut_behind(self, level: int) -> None:
+        """Drop what lies behind a level."""
+        self.blocks = self.blocks[: self.level_taps[level] + 1]
 
     def trunk(
         self, x: torch.Tensor, taps: list[int], depth: int
@@ -190,5 +130,43 @@ class GhostNet(nn.Module):
         return x, features
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        _, features = self.trunk(x, self.taps, len(self.blocks))
+        _, features = self.trunk(x, self.taps, self.taps[-1] + 1)
         return tuple(features)
+
+
+class GhostNetV2(GhostNet):
+    """GhostNet with decoupled fully connected attention on all expansions but the first two.
+
+    Source: Tang et al., GhostNetV2, NeurIPS 2022 (arXiv 2211.12905). Published widths are 1.0, 1.3
+    and 1.6. Arguments, shapes and errors as :class:`GhostNet`.
+    """
+
+    spec = GHOSTNET_V2
+
+
+class GhostNetV3(GhostNet):
+    """GhostNetV2 with parallel branches while it trains.
+
+    ``switch_to_deploy()`` merges the branches and folds every norm, in place.
+
+    Source: Liu et al., GhostNetV3 (arXiv 2404.11202).
+
+    Args:
+        args, kwargs: As :class:`GhostNet`; ``cheap`` must be ``'depthwise'``.
+        deploy: Build the published form for inference: one conv in place of each group of
+            branches, the norms of attention and shortcuts stay.
+
+    Shape:
+        As :class:`GhostNet`.
+
+    Raises:
+        ValueError, TypeError: As :class:`GhostNet`.
+    """
+
+    spec = GHOSTNET_V2
+    block = GhostBottleneckV3
+
+    def __init__(self, *args: Any, deploy: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if deploy:
+            merge_branches(self)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .. import _optional
-from ..backbones import ghostnet
+from ..backbones import g_ghost, ghostnet
 from ..layers.ghost import GhostConv2d
 from ..registry import MODELS, ROOT
 from ..weights import to_classifier
@@ -87,10 +87,7 @@ class OpenMMLabDoor:
         """The modules that ``frozen_stages`` freezes."""
         if self.frozen_stages < 0:
             return []
-        stem = [self.conv_stem, self.bn1, self.act1]
-        if self.frozen_stages == 0:
-            return stem
-        return [*stem, *self.blocks[: self.layout.tap(self.frozen_stages) + 1]]
+        return self.first_modules(self.frozen_stages)
 
     def train(self, mode: bool = True) -> 'OpenMMLabDoor':
         """As ``nn.Module.train``, but frozen parts (and, if asked, all norms) stay in eval mode."""
@@ -107,7 +104,7 @@ class OpenMMLabDoor:
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
     ) -> None:
         """Let an MMPretrain classifier load timm's and the authors' files (it calls this hook)."""
-        first = f'{prefix}conv_stem.weight'
+        first = prefix + next(name for name, _ in self.named_parameters())
         if first in state_dict:
             renamed = to_classifier({k.removeprefix(prefix): v for k, v in state_dict.items()})
             state_dict.clear()
@@ -118,6 +115,21 @@ class OpenMMLabDoor:
 @MODELS.register_module(force=True)
 class GhostNet(OpenMMLabDoor, ghostnet.GhostNet, BaseModule):
     """GhostNet V1; arguments of :class:`ghost_plugin.GhostNet` and of OpenMMLab."""
+
+
+@MODELS.register_module(force=True)
+class GhostNetV2(OpenMMLabDoor, ghostnet.GhostNetV2, BaseModule):
+    """GhostNet V2; arguments of :class:`ghost_plugin.GhostNetV2` and of OpenMMLab."""
+
+
+@MODELS.register_module(force=True)
+class GhostNetV3(OpenMMLabDoor, ghostnet.GhostNetV3, BaseModule):
+    """GhostNet V3; arguments of :class:`ghost_plugin.GhostNetV3` and of OpenMMLab."""
+
+
+@MODELS.register_module(force=True)
+class GGhostRegNet(OpenMMLabDoor, g_ghost.GGhostRegNet, BaseModule):
+    """G-Ghost RegNet; arguments of :class:`ghost_plugin.GGhostRegNet` and of OpenMMLab."""
 
 
 MODELS.register_module(module=GhostConv2d, force=True)

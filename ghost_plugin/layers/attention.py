@@ -1,19 +1,21 @@
-"""Attention inside the bottlenecks.
-
-Source: Hu et al., Squeeze-and-Excitation, CVPR 2018 (arXiv 1709.01507), with the hard sigmoid and
-the rounding that the GhostNet authors use; parameter names as in timm (Apache-2.0).
-"""
+"""Attention inside the bottlenecks; parameter names as in timm (Apache-2.0)."""
 
 from collections.abc import Callable
 
 import torch
+import torch.fx
+import torch.nn.functional as F
 from torch import nn
 
 from .common import activation
+from .norm import pooled_norm
 
 
 class SqueezeExcite(nn.Module):
     """Scales every map by a gate that sees the mean of all maps.
+
+    Source: Hu et al., Squeeze-and-Excitation, CVPR 2018 (arXiv 1709.01507), with the hard sigmoid
+    and the rounding that the GhostNet authors use.
 
     Args:
         channels: Maps in and out.
@@ -37,3 +39,57 @@ class SqueezeExcite(nn.Module):
         scale = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
         scale = self.conv_expand(self.act1(self.conv_reduce(scale)))
         return x * self.gate(scale)
+
+
+@torch.fx.wrap  # the size decides, which tracing cannot follow
+def half_size(x: torch.Tensor) -> torch.Tensor:
+    """Means of 2 x 2 pixels; a side of one pixel stays."""
+    window = (min(2, x.shape[2]), min(2, x.shape[3]))
+    return F.avg_pool2d(x, window, window)
+
+
+class DFCAttention(nn.Sequential):
+    """Scales every pixel by a gate that sees a row and a column around it, at half resolution.
+
+    Source: Tang et al., GhostNetV2, NeurIPS 2022 (arXiv 2211.12905), section 3.2, decoupled fully
+    connected attention with kernels of 5 pixels, as in the authors' code.
+
+    Args:
+        in_channels: Maps that the gate is computed from.
+        out_channels: Maps that it scales.
+        norm_layer: Called with the number of maps.
+
+    Shape:
+        (N, in_channels, H, W), (N, out_channels, H, W) -> (N, out_channels, H, W). A side of one
+        pixel is not halved, so that any size works.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, norm_layer: Callable[[int], nn.Module]
+    ) -> None:
+        def strip(height: int, width: int) -> nn.Conv2d:
+            padding = (height // 2, width // 2)
+            return nn.Conv2d(
+                out_channels,
+                out_channels,
+                (height, width),
+                padding=padding,
+                groups=out_channels,
+                bias=False,
+            )
+
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            pooled_norm(norm_layer, out_channels),
+            strip(1, 5),
+            pooled_norm(norm_layer, out_channels),
+            strip(5, 1),
+            pooled_norm(norm_layer, out_channels),
+        )
+
+    def forward(self, x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        gate = half_size(x)
+        for layer in self:
+            gate = layer(gate)
+        size = (maps.shape[2], maps.shape[3])
+        return maps * F.interpolate(torch.sigmoid(gate), size=size, mode='nearest')

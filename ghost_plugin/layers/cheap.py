@@ -79,6 +79,14 @@ def linear(
 CHEAP = {'depthwise': depthwise, 'shift': shift, 'linear': linear}
 
 
+def check_dw_size(dw_size: int) -> None:
+    """Raise unless ``dw_size`` is a positive odd integer."""
+    if not isinstance(dw_size, int) or isinstance(dw_size, bool):
+        raise TypeError(f'dw_size must be an odd integer, got {dw_size!r}')
+    if dw_size < 1 or dw_size % 2 == 0:
+        raise ValueError(f'dw_size must be odd and positive (1, 3, 5, ...), got {dw_size!r}')
+
+
 def build_cheap(
     kind: str,
     channels: int,
@@ -104,10 +112,7 @@ def build_cheap(
     """
     if kind not in CHEAP:
         raise ValueError(f'cheap must be one of {sorted(CHEAP)}, got {kind!r}')
-    if not isinstance(dw_size, int) or isinstance(dw_size, bool):
-        raise TypeError(f'dw_size must be an odd integer, got {dw_size!r}')
-    if dw_size < 1 or dw_size % 2 == 0:
-        raise ValueError(f'dw_size must be odd and positive (1, 3, 5, ...), got {dw_size!r}')
+    check_dw_size(dw_size)
     if not copies:
         return nn.Identity()
     return CHEAP[kind](channels, copies, dw_size, dilation, bias, padding_mode)

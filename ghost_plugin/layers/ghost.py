@@ -8,11 +8,13 @@ fractional; only as many ghost maps as the output needs; three cheap operations.
 import math
 from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
+from .attention import DFCAttention
 from .cheap import build_cheap
 from .common import activation, check_positive, init_weights, same_padding
 
@@ -37,8 +39,8 @@ def split_channels(out_channels: int, ratio: float, groups: int = 1) -> tuple[in
     return primary, math.ceil(out_channels / primary) - 1
 
 
-class _Ghost(nn.Module):
-    """What both forms share: primary maps, ghost maps, concatenation, cut."""
+class Ghost(nn.Module):
+    """What all forms share: primary maps, ghost maps, concatenation, cut."""
 
     def __init__(self, out_channels: int, primary: int, copies: int) -> None:
         super().__init__()
@@ -46,15 +48,23 @@ class _Ghost(nn.Module):
         self.copies = copies
         self.cut = primary * (copies + 1) > out_channels
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def join(self, primary: torch.Tensor, ghosts: torch.Tensor) -> torch.Tensor:
+        """Concatenate and cut to the output channels."""
+        maps = torch.cat((primary, ghosts), dim=1)
+        return maps[:, : self.out_channels] if self.cut else maps
+
+    def maps(self, x: torch.Tensor) -> torch.Tensor:
+        """All output maps."""
         primary = self.primary_conv(x)
         if self.copies == 0:
             return primary
-        maps = torch.cat((primary, self.cheap_operation(primary)), dim=1)
-        return maps[:, : self.out_channels] if self.cut else maps
+        return self.join(primary, self.cheap_operation(primary))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.maps(x)
 
 
-class GhostModule(_Ghost):
+class GhostModule(Ghost):
     """One map in ``ratio`` by convolution, the others by a cheap operation; norm and act inside.
 
     Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3.1, figure 2.
@@ -117,7 +127,38 @@ class GhostModule(_Ghost):
         init_weights(self)
 
 
-class GhostConv2d(_Ghost):
+class GhostModuleV2(GhostModule):
+    """Ghost module whose maps are scaled by decoupled fully connected attention.
+
+    Source: Tang et al., GhostNetV2, NeurIPS 2022 (arXiv 2211.12905), section 3.3.
+
+    Args:
+        in_channels: Input maps.
+        out_channels: Output maps.
+        norm_layer: Called with the number of maps.
+        kwargs: As :class:`GhostModule`.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *args: Any,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(in_channels, out_channels, *args, norm_layer=norm_layer, **kwargs)
+        self.short_conv = DFCAttention(in_channels, out_channels, norm_layer)
+        init_weights(self.short_conv)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.short_conv(x, self.maps(x))
+
+
+class GhostConv2d(Ghost):
     """Drop-in for ``nn.Conv2d``: the same arguments, linear, no norm and no activation inside.
 
     Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), equation 3, with the cheap

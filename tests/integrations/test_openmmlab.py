@@ -16,21 +16,30 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
 
-def classifier(width=1.0):
+def classifier(width=1.0, name='GhostNet', **options):
     init_default_scope('mmpretrain')
-    channels = gp.out_channels('GhostNet', (5,), width)[0]
+    channels = gp.out_channels(name, (5,), width)[0]
     head = dict(
         type='StackedLinearClsHead', num_classes=1000, in_channels=channels, mid_channels=[1280]
     )
-    backbone = dict(type='ghost_plugin.GhostNet', width=width, out_indices=(5,))
+    backbone = dict(type=f'ghost_plugin.{name}', width=width, out_indices=(5,), **options)
     neck = dict(type='GlobalAveragePooling')
     return MODELS.build(
         dict(type='ImageClassifier', backbone=backbone, neck=neck, head=head)
     ).eval()
 
 
-def backbone(**options):
-    return MODELS.build(dict(type='ghost_plugin.GhostNet', width=0.5, **options))
+SIZES = {
+    'GhostNet': {'width': 0.5},
+    'GhostNetV2': {'width': 0.5},
+    'GhostNetV3': {'width': 0.5},
+    'GGhostRegNet': {'arch': '002'},
+}
+family = pytest.mark.parametrize('name', SIZES)
+
+
+def backbone(name='GhostNet', **options):
+    return MODELS.build(dict(type=f'ghost_plugin.{name}', **SIZES[name], **options))
 
 
 @pytest.mark.parametrize(
@@ -43,18 +52,51 @@ def test_cost_is_the_published_one(width, params, macs):
 
 
 @pytest.mark.parametrize(
-    'name, width', [('ghostnet_050', 0.5), ('ghostnet_100', 1.0), ('ghostnet_130', 1.3)]
+    'theirs, name, width',
+    [
+        ('ghostnet_050', 'GhostNet', 0.5),
+        ('ghostnet_100', 'GhostNet', 1.0),
+        ('ghostnet_130', 'GhostNet', 1.3),
+        ('ghostnetv2_100', 'GhostNetV2', 1.0),
+        ('ghostnetv3_050', 'GhostNetV3', 0.5),
+    ],
 )
-def test_timms_weights_give_timms_logits(name, width, randomise_norms, tmp_path):
-    theirs = randomise_norms(timm.create_model(name))
+def test_timms_weights_give_timms_logits(theirs, name, width, randomise_norms, tmp_path):
+    theirs = randomise_norms(timm.create_model(theirs))
     torch.save(theirs.state_dict(), tmp_path / 'w.pth')
-    plain, framework, ours = classifier(width), classifier(width), classifier(width)
+    plain, framework, ours = (classifier(width, name) for _ in range(3))
     plain.load_state_dict(theirs.state_dict(), strict=True)
     load_checkpoint(framework, str(tmp_path / 'w.pth'), strict=True)
     gp.load_weights(ours, tmp_path / 'w.pth')
     x = torch.randn(1, 3, 96, 96)
+    want = theirs(x)
     for model in (plain, framework, ours):
-        torch.testing.assert_close(model(x), theirs(x), rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_g_ghost_classifier_takes_the_authors_names(randomise_norms):
+    theirs = randomise_norms(timm.create_model('ghostnet_plugin_gghost_032', arch='002'))
+    init_default_scope('mmpretrain')
+    model = MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='ghost_plugin.GGhostRegNet', arch='002', out_indices=(4,)),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=1000, in_channels=368),
+        )
+    ).eval()
+    model.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_training_weights_load_into_a_deployed_classifier(randomise_norms, tmp_path):
+    theirs = randomise_norms(timm.create_model('ghostnetv3_050'))
+    torch.save(theirs.state_dict(), tmp_path / 'w.pth')
+    ours = classifier(0.5, 'GhostNetV3', deploy=True)
+    load_checkpoint(ours, str(tmp_path / 'w.pth'), strict=True)
+    x = torch.randn(1, 3, 96, 96)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
 def test_found_from_any_scope_without_an_import():
@@ -72,9 +114,10 @@ assert DET.get('GhostConv2d') is DET.get('ghost_plugin.GhostConv2d')
     assert done.returncode == 0, done.stderr
 
 
+@family
 @pytest.mark.parametrize('frozen', [-1, 0, 1, 3])
-def test_frozen_stages_stay_in_eval_without_gradient(frozen):
-    net = backbone(frozen_stages=frozen)
+def test_frozen_stages_stay_in_eval_without_gradient(name, frozen):
+    net = backbone(name, frozen_stages=frozen)
     assert net.eval() is net
     assert net.train() is net
     inside = {id(m) for part in net.frozen_modules() for m in part.modules()}
@@ -91,18 +134,20 @@ def test_frozen_stages_out_of_range(frozen, taps):
         backbone(frozen_stages=frozen, out_indices=taps)
 
 
-def test_norm_eval_keeps_all_norms():
-    net = backbone(norm_eval=True).train()
+@family
+def test_norm_eval_keeps_all_norms(name):
+    net = backbone(name, norm_eval=True).train()
     assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
-    assert net.conv_stem.training
+    assert any(m.training for m in net.modules() if isinstance(m, nn.Conv2d))
 
 
 @pytest.mark.parametrize(
     'norm_cfg, kind',
     [(dict(type='GN', num_groups=2), nn.GroupNorm), (dict(type='SyncBN'), nn.SyncBatchNorm)],
 )
-def test_other_norms_and_activations(norm_cfg, kind):
-    net = backbone(norm_cfg=norm_cfg, act_cfg=dict(type='SiLU'), with_cp=True)
+@family
+def test_other_norms_and_activations(name, norm_cfg, kind):
+    net = backbone(name, norm_cfg=norm_cfg, act_cfg=dict(type='SiLU'), with_cp=True)
     assert any(isinstance(m, kind) for m in net.modules())
     assert any(isinstance(m, nn.SiLU) for m in net.modules())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())

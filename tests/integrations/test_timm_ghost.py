@@ -1,20 +1,97 @@
+import copy
+import pickle
+
 import pytest
 import torch
+from torch import nn
 
 import ghost_plugin as gp
 
 timm = pytest.importorskip('timm')
 
-SIZES = {'ghostnet_plugin_050': (2587292, 42.33), 'ghostnet_plugin': (5182508, 141.15),
-         'ghostnet_plugin_130': (7358820, 227.00)}  # fmt: skip
-THEIRS = {'ghostnet_plugin_050': 'ghostnet_050', 'ghostnet_plugin': 'ghostnet_100',
-          'ghostnet_plugin_130': 'ghostnet_130'}  # fmt: skip
+from ghost_plugin.integrations.timm_ghost import VARIANTS
+
+# Parameters and multiply-adds (M) at 224 as published; G-Ghost was published rounded.
+SIZES = {
+    'ghostnet_plugin_050': (2587292, 42.33),
+    'ghostnet_plugin': (5182508, 141.15),
+    'ghostnet_plugin_130': (7358820, 227.00),
+    'ghostnet_plugin_v2_100': (6156908, 167.05),
+    'ghostnet_plugin_v2_130': (8960404, 269.32),
+    'ghostnet_plugin_v2_160': (12392698, 398.61),
+    'ghostnet_plugin_v3_050': (3395384, 117.53),
+    'ghostnet_plugin_v3_100': (8129028, 404.13),
+    'ghostnet_plugin_v3_130': (12217720, 654.84),
+    'ghostnet_plugin_v3_160': (17275700, 971.57),
+}
+DEPLOYED = {
+    'ghostnet_plugin_v3_050': (2853176, 49.64),
+    'ghostnet_plugin_v3_100': (6147588, 167.05),
+    'ghostnet_plugin_v3_130': (8948296, 269.32),
+    'ghostnet_plugin_v3_160': (12377778, 398.61),
+}
+G_GHOST = {
+    'ghostnet_plugin_gghost_032': (10.511, 1.802),
+    'ghostnet_plugin_gghost_040': (15.726, 2.228),
+    'ghostnet_plugin_gghost_080': (24.587, 4.150),
+    'ghostnet_plugin_gghost_160': (32.382, 8.997),
+}
+THEIRS = {
+    'ghostnet_plugin_050': 'ghostnet_050',
+    'ghostnet_plugin': 'ghostnet_100',
+    'ghostnet_plugin_130': 'ghostnet_130',
+    'ghostnet_plugin_v2_100': 'ghostnetv2_100',
+    'ghostnet_plugin_v2_130': 'ghostnetv2_130',
+    'ghostnet_plugin_v2_160': 'ghostnetv2_160',
+    'ghostnet_plugin_v3_050': 'ghostnetv3_050',
+    'ghostnet_plugin_v3_100': 'ghostnetv3_100',
+    'ghostnet_plugin_v3_130': 'ghostnetv3_130',
+    'ghostnet_plugin_v3_160': 'ghostnetv3_160',
+}
+PICTURE = torch.randn(1, 3, 224, 224)
+# The smallest of each family by default, all of them in the slow sweep.
+SMALL = ['ghostnet_plugin_050', 'ghostnet_plugin_v2_100', 'ghostnet_plugin_v3_050',
+         'ghostnet_plugin_gghost_032']  # fmt: skip
+every = pytest.mark.parametrize(
+    'name',
+    [
+        name if name in SMALL else pytest.param(name, marks=pytest.mark.slow)
+        for name in [*SIZES, *G_GHOST]
+    ],
+)
+
+
+def options(name):
+    """A size small enough for G-Ghost's tests."""
+    return {'arch': '002'} if 'gghost_032' in name else {}
+
+
+def make(name, **kwargs):
+    return timm.create_model(name, **{**options(name), **kwargs})
+
+
+def channels(name):
+    family = timm.create_model(name, **options(name)).family
+    size = options(name) or VARIANTS[name][1]
+    return gp.out_channels(family, range(5), **{k: size[k] for k in size if k != 'drop_rate'})
 
 
 @pytest.mark.parametrize('name', SIZES)
 def test_cost_is_the_published_one(name):
-    cost = gp.count(timm.create_model(name), torch.randn(1, 3, 224, 224))
+    cost = gp.count(timm.create_model(name), PICTURE)
     assert (cost.params, round(cost.macs / 1e6, 2)) == SIZES[name]
+
+
+@pytest.mark.parametrize('name', DEPLOYED)
+def test_cost_of_the_deployed_form(name):
+    cost = gp.count(timm.create_model(name, deploy=True), PICTURE)
+    assert (cost.params, round(cost.macs / 1e6, 2)) == DEPLOYED[name]
+
+
+@pytest.mark.parametrize('name', G_GHOST)
+def test_cost_of_g_ghost(name):
+    cost = gp.count(timm.create_model(name), PICTURE)
+    assert (round(cost.params / 1e6, 3), round(cost.macs / 1e9, 3)) == G_GHOST[name]
 
 
 def test_any_width():
@@ -48,13 +125,18 @@ def test_offline_and_unpublished_say_what_to_do(monkeypatch):
         timm.create_model('ghostnet_plugin', pretrained=True, width=0.7)
 
 
+@every
 @pytest.mark.parametrize('indices', [None, (0, 1, 2, 3, 4), (-2, -1), (1, 3)])
-def test_features_only(indices):
-    options = {} if indices is None else {'out_indices': indices}
-    net = timm.create_model('ghostnet_plugin_050', features_only=True, **options)
-    maps = net(torch.randn(1, 3, 64, 64))
+def test_features_only(name, indices):
+    chosen = {} if indices is None else {'out_indices': indices}
+    net = make(name, features_only=True, **chosen)
+    maps = net(torch.randn(2, 3, 64, 64))
+    want = channels(name)
     assert [m.shape[1] for m in maps] == net.feature_info.channels()
+    assert [m.shape[1] for m in maps] == [want[i] for i in indices or range(5)]
     assert [64 // m.shape[2] for m in maps] == net.feature_info.reduction()
+    sum(m.mean() for m in maps).backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_features_keep_the_whole_trunk():
@@ -64,60 +146,110 @@ def test_features_keep_the_whole_trunk():
     assert sum(p.numel() for p in theirs.parameters()) == 948388
 
 
-@pytest.mark.parametrize(
-    'options', [{}, {'stop_early': True}, {'indices': (1, -2)}, {'indices': 2}]
-)
-def test_intermediates_are_the_features(options):
-    net = timm.create_model('ghostnet_plugin_050').eval()
+@every
+@pytest.mark.parametrize('chosen', [{}, {'stop_early': True}, {'indices': (1, -2)}, {'indices': 2}])
+def test_intermediates_are_the_features(name, chosen):
+    net = make(name).eval()
     x = torch.randn(1, 3, 64, 64)
-    final, maps = net.forward_intermediates(x, **options)
-    only = net.forward_intermediates(x, intermediates_only=True, **options)
+    final, maps = net.forward_intermediates(x, **chosen)
+    only = net.forward_intermediates(x, intermediates_only=True, **chosen)
     torch.testing.assert_close(maps, only, rtol=0, atol=0)
-    if not options:
+    if not chosen:
         torch.testing.assert_close(final, net.forward_features(x), rtol=0, atol=0)
-        assert [m.shape[1] for m in maps] == gp.out_channels('GhostNet', range(5), 0.5)
+        assert [m.shape[1] for m in maps] == channels(name)
 
 
-def test_pruned_net_still_gives_its_features():
-    net = timm.create_model('ghostnet_plugin_050').eval()
+@every
+def test_pruned_net_still_gives_its_features(name):
+    net = make(name).eval()
     x = torch.randn(1, 3, 64, 64)
     want = net.forward_intermediates(x, indices=(1, 2), intermediates_only=True)
+    before = sum(p.numel() for p in net.parameters())
     assert net.prune_intermediate_layers((1, 2)) == [1, 2]
-    assert net(x).shape[1] == net.num_features == 20
+    assert net(x).shape[1] == net.num_features == channels(name)[2]
+    assert sum(p.numel() for p in net.parameters()) < before / 2
     torch.testing.assert_close(
         net.forward_intermediates(x, indices=(1, 2), intermediates_only=True), want, rtol=0, atol=0
     )
 
 
-def test_head_can_be_changed():
-    net = timm.create_model('ghostnet_plugin_050', num_classes=7, in_chans=1)
-    x = torch.randn(2, 1, 64, 64)
+@every
+def test_head_can_be_changed(name):
+    net = make(name, num_classes=7, in_chans=1)
+    x, hidden = torch.randn(2, 1, 64, 64), net.head_hidden_size
     assert net(x).shape == (2, 7)
     net.reset_classifier(3)
     assert net(x).shape == (2, 3)
+    assert net.get_classifier().out_features == 3
     net.reset_classifier(0)
-    assert net(x).shape == (2, 1280)
+    assert net(x).shape == (2, hidden)
     net.reset_classifier(0, '')
-    assert net(x).shape == (2, 1280, 2, 2)
+    assert net(x).shape == (2, hidden, 2, 2)
 
 
-@pytest.mark.parametrize('options', [{'act_layer': 'hard_swish'}, {'norm_layer': 'groupnorm1'},
-                                     {'output_stride': 16}, {'drop_path_rate': 0.2}])  # fmt: skip
-def test_every_option_trains_every_parameter(options):
-    net = timm.create_model('ghostnet_plugin_050', num_classes=3, **options)
+@every
+@pytest.mark.parametrize('chosen', [{'act_layer': 'hard_swish'}, {'norm_layer': 'groupnorm1'},
+                                    {'output_stride': 16}, {'drop_path_rate': 0.2},
+                                    {'stem_stride': 1}])  # fmt: skip
+def test_every_option_trains_every_parameter(name, chosen):
+    net = make(name, num_classes=3, **chosen)
     net(torch.randn(2, 3, 64, 64)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_script_and_export(randomise_norms):
-    net = randomise_norms(timm.create_model('ghostnet_plugin_050'))
+@every
+@pytest.mark.parametrize('size', [(1, 1), (32, 32), (33, 33), (97, 131)])
+def test_any_size(name, size):
+    assert make(name).eval()(torch.randn(1, 3, *size)).shape == (1, 1000)
+
+
+@every
+@pytest.mark.parametrize('deployed', [False, True])
+def test_script_trace_and_export(name, deployed, randomise_norms, assert_equal_maps):
+    net = randomise_norms(make(name))
+    net = gp.fuse(net) if deployed else net
     x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(torch.jit.script(net)(x), net(x))
-    torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), net(x))
+    want = net(x)
+    assert_equal_maps(torch.jit.script(net)(x), want, 1e-4)
+    assert_equal_maps(torch.fx.symbolic_trace(net)(x), want, 1e-4)
+    assert_equal_maps(torch.export.export(net, (x,)).module()(x), want, 1e-4)
 
 
-def test_checkpointing_is_a_switch():
-    net = timm.create_model('ghostnet_plugin_050')
+@every
+def test_timms_reparameterize_leaves_no_norm(name, randomise_norms, assert_equal_maps):
+    net = randomise_norms(make(name))
+    x = torch.randn(2, 3, 64, 64)
+    done = timm.utils.reparameterize_model(net)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in done.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    assert_equal_maps(done(x), net(x), 1e-4)
+
+
+@every
+def test_checkpointing_is_a_switch(name):
+    net = make(name)
+    x = torch.randn(2, 3, 32, 32)
+    want = copy.deepcopy(net)
+    torch.manual_seed(1)
+    out = want(x)
     net.set_grad_checkpointing()
-    net(torch.randn(2, 3, 32, 32)).sum().backward()
-    assert net.grad_checkpointing
+    torch.manual_seed(1)
+    torch.testing.assert_close(net(x), out, rtol=0, atol=0)
+
+
+@every
+def test_layers_have_their_groups(name):
+    net = make(name)
+    groups = timm.models.group_parameters(net, net.group_matcher())
+    assert len(groups) >= 5
+    assert sum(len(names) for names in groups.values()) == len(list(net.parameters()))
+
+
+@every
+def test_copies_and_pickles(name, randomise_norms):
+    net = randomise_norms(make(name))
+    x = torch.randn(1, 3, 64, 64)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(twin(x), net(x), rtol=0, atol=0)
+        twin.conv_stem.reparameterize() if hasattr(twin, 'conv_stem') else None
+        assert isinstance(net.bn1, nn.BatchNorm2d)

@@ -1,5 +1,5 @@
 # AdamW with a short warm-up and a cosine; epochs and learning rate are for a leaf to change.
-max_epochs = 8
+max_epochs = 7
 lr = 2e-3
 optim_wrapper = dict(
     type='OptimWrapper',

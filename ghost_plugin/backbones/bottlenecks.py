@@ -1,0 +1,136 @@
+"""The bottlenecks of GhostNet V1, V2 and V3; parameter names are timm's (Apache-2.0)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..layers.attention import SqueezeExcite
+from ..layers.common import DropPath, init_weights
+from ..layers.folding import Foldable
+from ..layers.ghost import GhostModule, GhostModuleV2
+from ..layers.reparam import Branch, Branches, GhostModuleV3, Reparameterized, merge
+from ..specs import Block, make_divisible
+from .parts import Norm, Parts, depthwise_norm
+
+
+class GhostBottleneck(Foldable, nn.Module):
+    """Expanding Ghost module, depthwise conv where the map shrinks, projecting Ghost module.
+
+    Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3.2, figure 3.
+
+    Args:
+        block: Channels, kernel, stride and dilations.
+        parts: Norm, activation and the options of the Ghost modules.
+        drop_path: Share of samples whose branch is dropped in training.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
+    """
+
+    folds = (('conv_dw', 'bn_dw'),)
+
+    def __init__(self, block: Block, parts: Parts, drop_path: float = 0.0) -> None:
+        super().__init__()
+        before, after = block.dilations
+        mid, norm_layer = block.mid_channels, parts.norm_layer
+        self.in_channels = block.in_channels
+        self.ghost1 = self._expand(block, parts, dw_dilation=before)
+        self.conv_dw = self.bn_dw = nn.Identity()
+        if block.downsample:
+            self._shrink(mid, block.kernel, block.stride, before, norm_layer)
+        self.se = nn.Identity()
+        if block.se and parts.se:
+            self.se = SqueezeExcite(mid, make_divisible(mid * block.se), parts.act_layer)
+        self.ghost2 = self._project(block, parts, relu=False, dw_dilation=after)
+        self.shortcut = nn.Identity()
+        if block.downsample or block.in_channels != block.out_channels:
+            self.shortcut = nn.Sequential(
+                *depthwise_norm(block.in_channels, block.kernel, block.stride, before, norm_layer),
+                nn.Conv2d(block.in_channels, block.out_channels, 1, bias=False),
+                norm_layer(block.out_channels),
+            )
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def _expand(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
+        ghost = GhostModuleV2 if block.attention else GhostModule
+        return ghost(block.in_channels, block.mid_channels, **kwargs, **parts.ghost())
+
+    def _project(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
+        return GhostModule(block.mid_channels, block.out_channels, **kwargs, **parts.ghost())
+
+    def _shrink(
+        self, channels: int, kernel: int, stride: int, dilation: int, norm_layer: Norm
+    ) -> None:
+        self.conv_dw, self.bn_dw = depthwise_norm(channels, kernel, stride, dilation, norm_layer)
+
+    def depthwise(self, x: torch.Tensor) -> torch.Tensor:
+        """What stands between the Ghost modules where the map shrinks."""
+        return self.bn_dw(self.conv_dw(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        branch = self.se(self.depthwise(self.ghost1(x)))
+        return self.drop_path(self.ghost2(branch)) + self.shortcut(x)
+
+
+class GhostBottleneckV3(Reparameterized, GhostBottleneck):
+    """:class:`GhostBottleneck` with parallel branches while it trains.
+
+    Source: Liu et al., GhostNetV3 (arXiv 2404.11202), section 3.1.
+
+    Args:
+        block, parts, drop_path: As :class:`GhostBottleneck`.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
+    """
+
+    merged_names = (('conv_dw', 'dw_rpr_conv', 'dw_rpr_scale', 'dw_rpr_skip'),)
+
+    def __init__(self, block: Block, parts: Parts, drop_path: float = 0.0) -> None:
+        super().__init__(block, parts, drop_path)
+        if not block.downsample:
+            self.dw_rpr_conv = self.dw_rpr_scale = None
+        init_weights(self)
+
+    def _expand(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
+        sizes = (block.in_channels, block.mid_channels)
+        return GhostModuleV3(*sizes, attention=block.attention, **kwargs, **_branched(parts))
+
+    def _project(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
+        return GhostModuleV3(block.mid_channels, block.out_channels, **kwargs, **_branched(parts))
+
+    def _shrink(
+        self, channels: int, kernel: int, stride: int, dilation: int, norm_layer: Norm
+    ) -> None:
+        self.dw_rpr_conv = Branches(
+            channels, channels, kernel, norm_layer, stride, dilation, groups=channels
+        )
+        self.dw_rpr_scale = Branch(channels, channels, 1, norm_layer, stride, groups=channels)
+
+    @property
+    def branched(self) -> bool:
+        """Whether the depthwise conv is in its form for training."""
+        return self.dw_rpr_conv is not None
+
+    def depthwise(self, x: torch.Tensor) -> torch.Tensor:
+        if self.dw_rpr_conv is None:
+            return self.conv_dw(x)
+        return self.dw_rpr_conv(x) + self.dw_rpr_scale(x)
+
+    @torch.jit.ignore
+    def merge_branches(self) -> None:
+        """Replace the branches of the depthwise conv by one conv."""
+        self.conv_dw = merge([*self.dw_rpr_conv, self.dw_rpr_scale])
+        self.dw_rpr_conv = self.dw_rpr_scale = None
+
+
+def _branched(parts: Parts) -> dict[str, Any]:
+    """Options of a Ghost module with branches, which are depthwise convs."""
+    options = parts.ghost()
+    cheap = options.pop('cheap')
+    if cheap != 'depthwise':
+        raise ValueError(
+            f"GhostNetV3 merges depthwise branches, cheap must be 'depthwise', got {cheap!r}"
+        )
+    return options

@@ -1,0 +1,73 @@
+"""What the bottlenecks of all families are made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..layers.common import activation, same_padding
+from ..layers.folding import Foldable
+
+Norm = Callable[[int], nn.Module]
+Act = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The choices that hold for every block of a network."""
+
+    norm_layer: Norm = nn.BatchNorm2d
+    act_layer: Act = nn.ReLU
+    ratio: float = 2
+    dw_size: int = 3
+    cheap: str = 'depthwise'
+    se: bool = True
+
+    def ghost(self) -> dict[str, Any]:
+        """Keyword arguments of every Ghost module."""
+        return dict(
+            ratio=self.ratio,
+            dw_size=self.dw_size,
+            cheap=self.cheap,
+            norm_layer=self.norm_layer,
+            act_layer=self.act_layer,
+        )
+
+
+class ConvNormAct(Foldable, nn.Module):
+    """1x1 conv, norm, activation: the final conv that a classifier head follows.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, H, W)
+    """
+
+    folds = (('conv', 'bn1'),)
+
+    def __init__(
+        self, in_channels: int, out_channels: int, norm_layer: Norm, act_layer: Act
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.bn1 = norm_layer(out_channels)
+        self.act1 = activation(act_layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act1(self.bn1(self.conv(x)))
+
+
+def depthwise_norm(
+    channels: int, kernel: int, stride: int, dilation: int, norm_layer: Norm
+) -> tuple[nn.Conv2d, nn.Module]:
+    """Depthwise conv that keeps the map's size up to the stride, and its norm."""
+    padding = same_padding(kernel, dilation)
+    conv = nn.Conv2d(
+        channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
+    )
+    return conv, norm_layer(channels)
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """A rate per block, rising from 0 to ``rate``."""
+    return [rate * index / max(depth - 1, 1) for index in range(depth)]

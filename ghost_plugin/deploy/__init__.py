@@ -1,0 +1,5 @@
+"""The road to deployment."""
+
+from .fuse import fuse
+
+__all__ = ['fuse']

@@ -1,0 +1,170 @@
+"""Norms folded into the convs in front of them, for inference.
+
+A class says in ``folds`` which of its norms stand directly behind which conv, as pairs of names;
+``nn.Sequential`` says so by its order. A class with parallel branches brings ``branched`` and
+``merge_branches``.
+"""
+
+import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .norm import PooledBatchNorm2d
+
+# Exact types: subclasses may do more than scale and shift.
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, PooledBatchNorm2d)
+
+
+@dataclass(frozen=True)
+class Folding:
+    """What was folded.
+
+    Attributes:
+        merged: Parts whose parallel branches became one conv each.
+        folded: Norms that went into a conv.
+        max_abs_diff: Largest difference of an output, before against after, over all parts, each
+            on normal noise.
+    """
+
+    merged: int
+    folded: int
+    max_abs_diff: float
+
+
+class Foldable:
+    """Mixed into a block or a network, gives it the names that deployment tools call.
+
+    ``switch_to_deploy`` is the field's name for it, ``reparameterize`` is timm's.
+    """
+
+    folds: tuple[tuple[str, str], ...] = ()
+
+    @torch.jit.ignore
+    def switch_to_deploy(self) -> Folding:
+        """Merge branches and fold norms in place; a second time changes nothing.
+
+        Raises:
+            ValueError: Some part is in training mode, where norms follow each batch.
+        """
+        return fold(self)
+
+    @torch.jit.ignore
+    def reparameterize(self) -> Folding:
+        """:meth:`switch_to_deploy`, as ``timm.utils.reparameterize_model`` calls it."""
+        return fold(self)
+
+
+def fold(model: nn.Module) -> Folding:
+    """Merge the branches and fold the norms of every part of ``model``, in place.
+
+    Weights keep dtype, memory format and ``requires_grad``; a new bias requires a gradient where
+    the norm's did.
+    """
+    check_inference(model)
+    for part in model.modules():
+        if getattr(part, 'branched', False):
+            _check_norms(part)
+    merged = [_merge(part) for part in model.modules() if getattr(part, 'branched', False)]
+    folded = [
+        fold_pair(part, conv, norm)
+        for part in list(model.modules())
+        for conv, norm in _pairs(part)
+        if foldable(getattr(part, conv), getattr(part, norm))
+    ]
+    return Folding(len(merged), len(folded), max([0.0, *merged, *folded]))
+
+
+def merge_branches(model: nn.Module) -> None:
+    """Merge the parallel branches of every part of ``model``, in place; norms behind stay."""
+    for part in list(model.modules()):
+        if getattr(part, 'branched', False):
+            part.merge_branches()
+
+
+def check_inference(model: nn.Module) -> None:
+    """Raise when a part that inference treats differently is in training mode."""
+    training = [name for name, part in model.named_modules() if part.training]
+    if training:
+        raise ValueError(
+            f'cannot fold a model in training mode ({len(training)} parts, such as '
+            f'{training[0] or type(model).__name__!r}, train); call model.eval() first'
+        )
+
+
+def _check_norms(part: nn.Module) -> None:
+    """Raise before anything is changed when the branches of ``part`` cannot be merged."""
+    for branch in part.modules():
+        for conv, norm in getattr(branch, 'folds', ()):
+            given = getattr(branch, norm)
+            if not (isinstance(given, nn.Identity) or foldable(getattr(branch, conv), given)):
+                raise ValueError(
+                    f'branches behind {type(given).__name__} cannot be merged, only those behind '
+                    'a BatchNorm with running statistics'
+                )
+
+
+def foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether ``norm`` is a fixed scale and shift of what ``conv`` gives."""
+    return type(conv) is nn.Conv2d and type(norm) in _NORMS and norm.running_mean is not None
+
+
+def kernel_and_bias(conv: nn.Conv2d, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of the conv that gives what ``norm`` behind ``conv`` gives, in float64."""
+    scale, shift = scale_and_shift(norm)
+    weight = conv.weight.detach().double() * scale[:, None, None, None]
+    return weight, shift if conv.bias is None else shift + conv.bias.detach().double() * scale
+
+
+def scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """A norm in eval mode as x * scale + shift, (C,) each, in float64."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        weight = norm.weight.detach().double()
+        scale, shift = scale * weight, shift * weight + norm.bias.detach().double()
+    return scale, shift
+
+
+def with_weights(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
+    """A copy of ``conv`` with another weight, and with a bias; dtype and flags stay its own."""
+    new = copy.deepcopy(conv)
+    new.weight.data.copy_(weight)
+    new.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
+    return new
+
+
+def _pairs(part: nn.Module) -> Iterator[tuple[str, str]]:
+    yield from getattr(part, 'folds', ())
+    if isinstance(part, nn.Sequential):
+        names = [name for name, _ in part.named_children()]
+        yield from itertools.pairwise(names)
+
+
+def fold_pair(part: nn.Module, conv: str, norm: str) -> float:
+    """Fold one norm of ``part``; the largest difference that makes on noise."""
+    before, behind = getattr(part, conv), getattr(part, norm)
+    after = with_weights(before, *kernel_and_bias(before, behind))
+    after.bias.requires_grad_(any(p.requires_grad for p in behind.parameters()))
+    setattr(part, conv, after)
+    setattr(part, norm, nn.Identity().train(behind.training))
+    x = _noise(after.in_channels, after.weight)
+    with torch.no_grad():
+        return (behind(before(x)) - after(x)).abs().max().item()
+
+
+def _merge(part: nn.Module) -> float:
+    x = _noise(part.in_channels, next(part.parameters()))
+    with torch.no_grad():
+        before = part(x)
+        part.merge_branches()
+        part.eval()  # what is new
+        return (before - part(x)).abs().max().item()
+
+
+def _noise(channels: int, like: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, channels, 9, 9, generator=generator).to(like)

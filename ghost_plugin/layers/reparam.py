@@ -1,0 +1,253 @@
+"""Parallel branches for training that become one conv for inference.
+
+Source: Liu et al., GhostNetV3 (arXiv 2404.11202), section 3.1; the branches follow Ding et al.,
+RepVGG, CVPR 2021 (arXiv 2101.03697) and Vasu et al., MobileOne, CVPR 2023 (arXiv 2206.04040).
+Parameter names are timm's (Apache-2.0). Changed against it: any ratio, exact output channels,
+every norm folds, gradients stay on.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .attention import DFCAttention
+from .cheap import check_dw_size
+from .common import activation, check_positive, init_weights, same_padding
+from .folding import Foldable, kernel_and_bias, scale_and_shift, with_weights
+from .ghost import Ghost, split_channels
+
+BRANCHES = 3  # convs of full size side by side
+
+Norm = Callable[[int], nn.Module]
+
+
+class Branch(Foldable, nn.Module):
+    """A conv without bias that keeps the map's size up to the stride, and its norm.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
+    """
+
+    folds = (('conv', 'bn1'),)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        norm_layer: Norm,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        padding = same_padding(kernel_size, dilation)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False
+        )
+        self.bn1 = norm_layer(out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn1(self.conv(x))
+
+
+class Branches(nn.Sequential):
+    """Equal branches side by side on one input, summed.
+
+    Args:
+        args, kwargs: As :class:`Branch`.
+
+    Shape:
+        As each of them.
+    """
+
+    def __init__(self, *args: int, **kwargs: object) -> None:
+        super().__init__(*(Branch(*args, **kwargs) for _ in range(BRANCHES)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self[0](x) + self[1](x) + self[2](x)
+
+
+def merge(branches: Iterable[Branch], skip: nn.Module | None = None) -> nn.Conv2d:
+    """One conv that gives the sum of branches, each centred in the largest kernel.
+
+    Args:
+        branches: The branches.
+        skip: A norm of the input itself, whose map ``o // copies`` goes into output map ``o``.
+    """
+    branches = list(branches)
+    largest = max((branch.conv for branch in branches), key=lambda conv: conv.kernel_size)
+    kernel = torch.zeros_like(largest.weight, dtype=torch.double, requires_grad=False)
+    bias = kernel.new_zeros(len(kernel))
+    height, width = largest.kernel_size
+    for branch in branches:
+        weight, shift = kernel_and_bias(branch.conv, branch.bn1)
+        top, left = (height - weight.shape[2]) // 2, (width - weight.shape[3]) // 2
+        kernel[:, :, top : top + weight.shape[2], left : left + weight.shape[3]] += weight
+        bias += shift
+    if skip is not None:
+        scale, shift = scale_and_shift(skip)
+        kernel[:, 0, height // 2, width // 2] += scale
+        bias += shift
+    return with_weights(largest, kernel, bias)
+
+
+class Reparameterized(Foldable):
+    """Mixed into a block with branches: how weights of either form get into either form.
+
+    ``merged_names`` holds, per group of branches, the conv of the deployed form and the names of
+    the branches, of the 1x1 branch and of the norm of the input itself.
+    """
+
+    merged_names: tuple[tuple[str, str, str, str], ...]
+
+    def accept(self, weights: dict[str, torch.Tensor], prefix: str) -> None:
+        """Turn tensors of the training form under ``prefix`` into those of the deployed, if it is.
+
+        Raises:
+            ValueError: This is the training form and ``weights`` hold the deployed one.
+        """
+        for conv, *groups in self.merged_names:
+            deployed, trained = f'{prefix}{conv}.weight', f'{prefix}{groups[0]}.0.conv.weight'
+            if self.branched and deployed in weights and trained not in weights:
+                raise ValueError(
+                    f'{deployed} is of the form for inference; its merged branches cannot be told '
+                    'apart again, build the model with deploy=True to load it'
+                )
+            if not self.branched and trained in weights:
+                merged = merge(*_take(weights, *(f'{prefix}{name}' for name in groups)))
+                weights[deployed], weights[f'{prefix}{conv}.bias'] = merged.weight, merged.bias
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
+    ) -> None:
+        self.accept(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@torch.no_grad()
+def _take(
+    weights: dict[str, torch.Tensor], convs: str, scale: str, skip: str
+) -> tuple[list[Branch], nn.Module | None]:
+    """Remove branches and skip norm from a state dict and build them."""
+    branches = []
+    for name in (*(f'{convs}.{index}' for index in range(BRANCHES)), scale):
+        part = _pop(weights, f'{name}.')
+        if part:
+            out_channels, in_channels, kernel_size, _ = part['conv.weight'].shape
+            branches.append(Branch(in_channels, out_channels, kernel_size, nn.BatchNorm2d))
+            branches[-1].load_state_dict(part)
+    part = _pop(weights, f'{skip}.')
+    norm = nn.BatchNorm2d(len(part['weight'])) if part else None
+    if norm is not None:
+        norm.load_state_dict(part)
+    return branches, norm
+
+
+def _pop(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    names = [name for name in weights if name.startswith(prefix)]
+    return {name.removeprefix(prefix): weights.pop(name) for name in names}
+
+
+class GhostModuleV3(Reparameterized, Ghost):
+    """Ghost module whose convs have parallel branches while it trains.
+
+    The primary conv is the sum of three; the cheap operation is the sum of three depthwise convs,
+    of a 1x1 depthwise conv and of a norm of the primary map itself. :meth:`switch_to_deploy` makes
+    one conv of each.
+
+    Source: Liu et al., GhostNetV3 (arXiv 2404.11202), section 3.1.
+
+    Args:
+        in_channels, out_channels, kernel_size, ratio, dw_size, stride, relu, dilation,
+        dw_dilation, norm_layer, act_layer: As :class:`GhostModule`.
+        attention: Whether the attention of GhostNetV2 scales the maps.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
+
+    Raises:
+        ValueError, TypeError: As :class:`GhostModule`.
+    """
+
+    merged_names = (
+        ('primary_conv.0', 'primary_rpr_conv', 'primary_rpr_scale', 'primary_rpr_skip'),
+        ('cheap_operation.0', 'cheap_rpr_conv', 'cheap_rpr_scale', 'cheap_rpr_skip'),
+    )
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        ratio: float = 2,
+        dw_size: int = 3,
+        stride: int = 1,
+        relu: bool = True,
+        *,
+        dilation: int = 1,
+        dw_dilation: int = 1,
+        attention: bool = False,
+        norm_layer: Norm = nn.BatchNorm2d,
+        act_layer: Callable[..., nn.Module] = nn.ReLU,
+    ) -> None:
+        check_positive(
+            in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation
+        )
+        check_dw_size(dw_size)
+        primary, copies = split_channels(out_channels, ratio)
+        super().__init__(out_channels, primary, copies)
+        self.in_channels = in_channels
+        act = act_layer if relu else nn.Identity
+        self.primary_conv = self.cheap_operation = None
+        self.primary_rpr_conv = Branches(
+            in_channels, primary, kernel_size, norm_layer, stride, dilation
+        )
+        self.primary_activation = activation(act)
+        self.cheap_rpr_skip = self.cheap_rpr_conv = self.cheap_rpr_scale = None
+        self.cheap_activation = None
+        if copies:
+            ghosts = primary * copies
+            self.cheap_rpr_skip = norm_layer(ghosts)
+            self.cheap_rpr_conv = Branches(
+                primary, ghosts, dw_size, norm_layer, dilation=dw_dilation, groups=primary
+            )
+            self.cheap_rpr_scale = Branch(primary, ghosts, 1, norm_layer, groups=primary)
+            self.cheap_activation = activation(act)
+        self.short_conv = DFCAttention(in_channels, out_channels, norm_layer) if attention else None
+        init_weights(self)
+
+    @property
+    def branched(self) -> bool:
+        """Whether this is the form for training."""
+        return self.primary_rpr_conv is not None
+
+    def branch_maps(self, x: torch.Tensor) -> torch.Tensor:
+        """All output maps, in the form for training."""
+        primary = self.primary_activation(self.primary_rpr_conv(x))
+        if self.cheap_rpr_conv is None:
+            return primary
+        same = primary.repeat_interleave(self.copies, dim=1) if self.copies > 1 else primary
+        ghosts = self.cheap_rpr_conv(primary) + self.cheap_rpr_scale(primary)
+        return self.join(primary, self.cheap_activation(ghosts + self.cheap_rpr_skip(same)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.primary_conv is None:
+            maps = self.branch_maps(x)
+        else:
+            maps = self.maps(x)
+        return maps if self.short_conv is None else self.short_conv(x, maps)
+
+    @torch.jit.ignore
+    def merge_branches(self) -> None:
+        """Replace the branches by one conv each, with the parameter names of the deployed form."""
+        self.primary_conv = nn.Sequential(merge(self.primary_rpr_conv), self.primary_activation)
+        self.cheap_operation = nn.Identity()
+        if self.copies:
+            cheap = merge([*self.cheap_rpr_conv, self.cheap_rpr_scale], self.cheap_rpr_skip)
+            self.cheap_operation = nn.Sequential(cheap, self.cheap_activation)
+        self.primary_rpr_conv = self.primary_activation = None
+        self.cheap_rpr_conv = self.cheap_rpr_scale = self.cheap_rpr_skip = None
+        self.cheap_activation = None

@@ -1,0 +1,144 @@
+"""What every backbone of the family must do, whatever is inside."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import ghost_plugin as gp
+
+SMALL = {
+    'GhostNet': lambda **k: gp.GhostNet(0.5, **k),
+    'GhostNetV2': lambda **k: gp.GhostNetV2(0.5, **k),
+    'GhostNetV3': lambda **k: gp.GhostNetV3(0.5, **k),
+    'GGhostRegNet': lambda **k: gp.GGhostRegNet('002', **k),
+}
+SIZE = {'GGhostRegNet': {'arch': '002'}}
+family = pytest.mark.parametrize('name', SMALL)
+
+
+def published(name, out_indices):
+    return gp.out_channels(name, out_indices, **SIZE.get(name, {'width': 0.5}))
+
+
+@family
+@pytest.mark.parametrize('output_stride', [8, 16, 32])
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3, 4), (2, 4), (1,)])
+def test_features_are_the_published_ones(name, output_stride, out_indices):
+    net = SMALL[name](out_indices=out_indices, output_stride=output_stride).eval()
+    maps = net(torch.randn(1, 3, 64, 96))
+    assert [m.shape[1] for m in maps] == net.out_channels == published(name, out_indices)
+    assert [64 // m.shape[2] for m in maps] == gp.out_strides(name, out_indices, output_stride)
+
+
+@family
+@pytest.mark.parametrize('size', [(97, 131), (33, 33), (32, 32), (1, 1)])
+def test_any_size_trains_every_parameter(name, size):
+    net = SMALL[name](drop_path_rate=0.1)
+    sum(m.square().mean() for m in net(torch.randn(2, 3, *size))).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@family
+def test_one_picture_trains(name):
+    SMALL[name]()(torch.randn(1, 3, 64, 64))[-1].sum().backward()
+
+
+@family
+def test_stem_stride_1_halves_all_strides(name):
+    net = SMALL[name](stem_stride=1, out_indices=(0, 4)).eval()
+    maps = net(torch.randn(1, 3, 32, 32))
+    assert (
+        [32 // m.shape[2] for m in maps] == gp.out_strides(name, (0, 4), stem_stride=1) == [1, 16]
+    )
+
+
+@family
+def test_checkpointing_changes_no_value(name):
+    plain = SMALL[name](drop_path_rate=0.2)
+    frugal = copy.deepcopy(plain)
+    frugal.grad_checkpointing = True
+    x, outputs = torch.randn(4, 3, 64, 64), []
+    for net in (plain, frugal):
+        torch.manual_seed(1)
+        outputs.append(net(x))
+        sum(m.square().mean() for m in outputs[-1]).backward()
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
+    for a, b in zip(plain.parameters(), frugal.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0)
+    for a, b in zip(plain.buffers(), frugal.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@family
+@pytest.mark.parametrize('cheap_copy', [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies_are_equal(name, cheap_copy, randomise_norms):
+    net = randomise_norms(SMALL[name]())
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(cheap_copy(net)(x), net(x), rtol=0, atol=0)
+
+
+@family
+def test_channels_last_and_bf16(name, randomise_norms, assert_equal_maps):
+    net, x = randomise_norms(SMALL[name]()), torch.randn(1, 3, 64, 64)
+    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    out = last(x.to(memory_format=torch.channels_last))
+    assert_equal_maps(out, net(x), 1e-3)
+    net.train()
+    with torch.autocast('cpu', torch.bfloat16):
+        maps = net(torch.randn(2, 3, 64, 64))
+    sum(m.float().mean() for m in maps).backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@family
+def test_shape_can_be_asked_without_memory(name):
+    with torch.device('meta'):
+        net = SMALL[name](in_channels=4)
+    assert net(torch.randn(2, 4, 32, 32, device='meta'))[-1].is_meta
+
+
+@pytest.mark.parametrize('name', ['GhostNet', 'GhostNetV2', 'GhostNetV3'])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'ratio': 3},
+        {'ratio': 4, 'dw_size': 5},
+        {'ratio': 1},
+        {'se': False},
+        {'act_layer': nn.SiLU},
+        {'dw_size': 1},
+    ],
+)
+def test_every_option_of_the_table(name, options):
+    net = SMALL[name](**options)
+    maps = net(torch.randn(2, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == published(name, (1, 2, 3, 4))
+    sum(m.square().mean() for m in maps).backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize('cheap', ['shift', 'linear'])
+@pytest.mark.parametrize('name', ['GhostNet', 'GhostNetV2'])
+def test_other_cheap_operations(name, cheap):
+    SMALL[name](cheap=cheap)(torch.randn(2, 3, 32, 32))[-1].sum().backward()
+
+
+@pytest.mark.parametrize(
+    'build, said',
+    [
+        (lambda: gp.GhostNetV3(0.5, cheap='shift'), 'depthwise'),
+        (lambda: gp.GGhostRegNet('033'), "did you mean '032'"),
+        (lambda: gp.GGhostRegNet('032', out_indices=(5,)), r'0\.\.4'),
+        (lambda: gp.GGhostRegNet('032', cheap_ratio=0.99), 'cheap_ratio'),
+        (lambda: gp.GhostNetV2(stem_stride=3), 'stem_stride'),
+        (lambda: gp.GhostNetV2(ratio=0.5), 'ratio'),
+        (lambda: gp.out_channels('GGhostRegNet', width=2.0), 'arch'),
+        (lambda: gp.out_channels('GGhostRegNet', (5,)), r'0\.\.4'),
+    ],
+)
+def test_bad_values_are_named(build, said):
+    with pytest.raises(ValueError, match=said):
+        build()
