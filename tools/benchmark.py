@@ -3,6 +3,7 @@
 
 Both models take turns call by call, so a machine that slows down slows both. Each is measured in
 both memory formats; the ratio compares like with like, and the last column the best of each.
+``benchmark.py family`` does that for V1, V2 and V3 against timm's own.
 """
 
 import argparse
@@ -17,9 +18,14 @@ import torch
 from _cli import tool
 from torch import nn
 
-import ghost_plugin  # noqa: F401  registers its models with timm
+import ghost_plugin as gp
 from ghost_plugin.analysis import Timing, time_together
 
+FAMILY = {
+    'ghostnet_plugin': 'ghostnet_100',
+    'ghostnet_plugin_v2_100': 'ghostnetv2_100',
+    'ghostnet_plugin_v3_100': 'ghostnetv3_100',
+}
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 
 
@@ -32,6 +38,12 @@ def inference(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
             model(images)
 
     return step
+
+
+def folded(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    """As :func:`inference`, of the form for deployment: ours with gp.fuse, others with timm's."""
+    ours = hasattr(model, 'switch_to_deploy')
+    return inference((gp.fuse if ours else timm.utils.reparameterize_model)(model.eval()), images)
 
 
 def training(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
@@ -48,13 +60,15 @@ def training(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-MODES = {'inference': inference, 'training': training}
+MODES = {'inference': inference, 'folded': folded, 'training': training}
 
 
-def measure(args: argparse.Namespace, mode: str, batch: int) -> dict[tuple[str, str], Timing]:
+def measure(
+    args: argparse.Namespace, models: list[str], mode: str, batch: int
+) -> dict[tuple[str, str], Timing]:
     """Timings by (model, memory format)."""
     tasks = {}
-    for name in args.models:
+    for name in models:
         for form, memory_format in FORMATS.items():
             model = timm.create_model(name).to(args.device, memory_format=memory_format)
             images = torch.randn(batch, 3, args.side, args.side, device=args.device)
@@ -77,6 +91,22 @@ def _median(timing: Timing) -> float:
     return timing.median
 
 
+def compare(args: argparse.Namespace, models: list[str]) -> list[dict]:
+    """Print the table of two models, return its figures."""
+    print(f'\n| Mode | Batch | Memory format | {models[0]} | {models[1]} | Ratio |')
+    print('| --- | --- | --- | --- | --- | --- |')
+    figures = []
+    for mode in args.modes:
+        for batch in args.batch:
+            timings = measure(args, models, mode, batch)
+            print('\n'.join(table(models, mode, batch, timings)), flush=True)
+            figures += [
+                {'mode': mode, 'batch': batch, 'model': name, 'format': form, **asdict(timing)}
+                for (name, form), timing in timings.items()
+            ]
+    return figures
+
+
 def _line(mode: str, batch: int, form: str, mine: Timing, other: Timing) -> str:
     cells = [f'{t.median:.1f} ({t.low:.1f} to {t.high:.1f})' for t in (mine, other)]
     ratio = other.median / mine.median
@@ -87,7 +117,7 @@ def _line(mode: str, batch: int, form: str, mine: Timing, other: Timing) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('models', nargs='*', default=['ghostnet_plugin', 'ghostnet_100'],
-                        help='two timm names; the first is compared with the second')  # fmt: skip
+                        help='two timm names, the first against the second; or family')  # fmt: skip
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=list(MODES))
     parser.add_argument('--batch', nargs='+', type=int, default=[1, 16], help='images per call')
     parser.add_argument('--side', type=int, default=224, help='of the images, pixels')
@@ -97,26 +127,17 @@ def main() -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', type=Path, help='file for all figures')
     args = parser.parse_args()
-    if len(args.models) != 2:
-        raise ValueError(f'two models are compared, got {len(args.models)}: {args.models}')
+    pairs = list(FAMILY.items()) if args.models == ['family'] else [args.models]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f'give two models or family, got {len(args.models)}: {args.models}')
     torch.set_num_threads(args.threads)
     machine = platform.processor() or platform.machine()
     print(f'{machine}, {args.device}, {args.threads} threads, torch {torch.__version__}, float32')
     print(
         f'eager, {args.side} px, {args.rounds} rounds after {args.warmup}; median (quartiles) in ms'
     )
-    print('a ratio above 1: the first is faster\n')
-    print(f'| Mode | Batch | Memory format | {args.models[0]} | {args.models[1]} | Ratio |')
-    print('| --- | --- | --- | --- | --- | --- |')
-    figures = []
-    for mode in args.modes:
-        for batch in args.batch:
-            timings = measure(args, mode, batch)
-            print('\n'.join(table(args.models, mode, batch, timings)), flush=True)
-            figures += [
-                {'mode': mode, 'batch': batch, 'model': name, 'format': form, **asdict(timing)}
-                for (name, form), timing in timings.items()
-            ]
+    print('a ratio above 1: the first is faster')
+    figures = [row for pair in pairs for row in compare(args, list(pair))]
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1, default=str))
 

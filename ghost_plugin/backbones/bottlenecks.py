@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from ..layers.attention import SqueezeExcite
+from ..layers.branches import Branch, Branches, joinable, joint_sum
 from ..layers.common import DropPath, init_weights
 from ..layers.folding import Foldable
 from ..layers.ghost import GhostModule, GhostModuleV2
-from ..layers.reparam import Branch, Branches, GhostModuleV3, Reparameterized, merge
+from ..layers.reparam import GhostModuleV3, Reparameterized, merge
 from ..specs import Block, make_divisible
 from .parts import Norm, Parts, depthwise_norm
 
@@ -116,6 +117,9 @@ class GhostBottleneckV3(Reparameterized, GhostBottleneck):
     def depthwise(self, x: torch.Tensor) -> torch.Tensor:
         if self.dw_rpr_conv is None:
             return self.conv_dw(x)
+        if not torch.jit.is_scripting():
+            if joinable(x, self.dw_rpr_conv, self.dw_rpr_scale):
+                return joint_sum(x, self.dw_rpr_conv, self.dw_rpr_scale)
         return self.dw_rpr_conv(x) + self.dw_rpr_scale(x)
 
     @torch.jit.ignore

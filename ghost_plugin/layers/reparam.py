@@ -13,61 +13,11 @@ import torch
 from torch import nn
 
 from .attention import DFCAttention
+from .branches import NUMBER, Branch, Branches, Norm, joinable, joint_sum
 from .cheap import check_dw_size
-from .common import activation, check_positive, init_weights, same_padding
+from .common import activation, check_positive, init_weights
 from .folding import Foldable, kernel_and_bias, scale_and_shift, with_weights
 from .ghost import Ghost, split_channels
-
-BRANCHES = 3  # convs of full size side by side
-
-Norm = Callable[[int], nn.Module]
-
-
-class Branch(Foldable, nn.Module):
-    """A conv without bias that keeps the map's size up to the stride, and its norm.
-
-    Shape:
-        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
-    """
-
-    folds = (('conv', 'bn1'),)
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        norm_layer: Norm,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-    ) -> None:
-        super().__init__()
-        padding = same_padding(kernel_size, dilation)
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False
-        )
-        self.bn1 = norm_layer(out_channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bn1(self.conv(x))
-
-
-class Branches(nn.Sequential):
-    """Equal branches side by side on one input, summed.
-
-    Args:
-        args, kwargs: As :class:`Branch`.
-
-    Shape:
-        As each of them.
-    """
-
-    def __init__(self, *args: int, **kwargs: object) -> None:
-        super().__init__(*(Branch(*args, **kwargs) for _ in range(BRANCHES)))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self[0](x) + self[1](x) + self[2](x)
 
 
 def merge(branches: Iterable[Branch], skip: nn.Module | None = None) -> nn.Conv2d:
@@ -133,7 +83,7 @@ def _take(
 ) -> tuple[list[Branch], nn.Module | None]:
     """Remove branches and skip norm from a state dict and build them."""
     branches = []
-    for name in (*(f'{convs}.{index}' for index in range(BRANCHES)), scale):
+    for name in (*(f'{convs}.{index}' for index in range(NUMBER)), scale):
         part = _pop(weights, f'{name}.')
         if part:
             out_channels, in_channels, kernel_size, _ = part['conv.weight'].shape
@@ -229,9 +179,17 @@ class GhostModuleV3(Reparameterized, Ghost):
         primary = self.primary_activation(self.primary_rpr_conv(x))
         if self.cheap_rpr_conv is None:
             return primary
+        return self.join(primary, self.cheap_activation(self.branch_ghosts(primary)))
+
+    def branch_ghosts(self, primary: torch.Tensor) -> torch.Tensor:
+        """The ghost maps before their activation, in the form for training."""
+        if not torch.jit.is_scripting():
+            parts = (primary, self.cheap_rpr_conv, self.cheap_rpr_scale, self.cheap_rpr_skip)
+            if joinable(*parts):
+                return joint_sum(*parts, self.copies)
         same = primary.repeat_interleave(self.copies, dim=1) if self.copies > 1 else primary
         ghosts = self.cheap_rpr_conv(primary) + self.cheap_rpr_scale(primary)
-        return self.join(primary, self.cheap_activation(ghosts + self.cheap_rpr_skip(same)))
+        return ghosts + self.cheap_rpr_skip(same)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.primary_conv is None:

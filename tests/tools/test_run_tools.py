@@ -163,7 +163,7 @@ def test_benchmark_prints_ratios_and_writes_figures(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('| best of both |') == 2
     assert len(json.loads(figures.read_text())) == 8
-    assert 'two models' in error_of(run('benchmark.py', 'ghostnet_100'))
+    assert 'two models or family' in error_of(run('benchmark.py', 'ghostnet_100'))
 
 
 def test_setup_checks_the_current_environment_without_changing_it():
