@@ -8,6 +8,7 @@ write, read and add. Values and gradients are those of the plain sum.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -166,12 +167,18 @@ def _moments(
 def _from_covariance(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of linear maps of the pixels; weights (B, C, in_channels)."""
     pixels = x.movedim(1, -1).flatten(0, 2)
-    with torch.autocast(x.device.type, enabled=False):
+    with _full_precision(x.device.type):
         pixels = pixels.to(torch.promote_types(pixels.dtype, weights.dtype))
         mean = pixels.mean(0)
         centred = pixels - mean
         covariance = centred.T @ centred / len(pixels)
         return weights @ mean, ((weights @ covariance) * weights).sum(2).clamp_min(0)
+
+
+def _full_precision(device: str) -> AbstractContextManager:
+    """No autocast, also where a device knows none."""
+    known = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known else nullcontext()
 
 
 @torch.no_grad()
