@@ -132,7 +132,36 @@ class GGhostRegNet(OpenMMLabDoor, g_ghost.GGhostRegNet, BaseModule):
     """G-Ghost RegNet; arguments of :class:`ghost_plugin.GGhostRegNet` and of OpenMMLab."""
 
 
-MODELS.register_module(module=GhostConv2d, force=True)
+@MODELS.register_module(name='GhostConv2d', force=True)
+def ghost_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | tuple[int, int],
+    *args: Any,
+    min_in_channels: int = 1,
+    drop_bias: bool = False,
+    ratio: float = 2,
+    dw_size: int = 3,
+    cheap: str = 'depthwise',
+    **kwargs: Any,
+) -> nn.Module:
+    """A ``conv_cfg`` that makes :class:`ghost_plugin.GhostConv2d`.
+
+    Args:
+        in_channels, out_channels, kernel_size, args, kwargs: As ``nn.Conv2d``.
+        min_in_channels: Convs with fewer input channels stay ordinary ones; 4 keeps the first
+            conv of a colour network, as the GhostNet paper does.
+        drop_bias: No bias in Ghost convs, as in the paper; the norm behind takes it away anyway
+            (MMPretrain's VGG has both).
+        ratio, dw_size, cheap: As :class:`ghost_plugin.GhostConv2d`.
+    """
+    size = (in_channels, out_channels, kernel_size, *args)
+    if in_channels < min_in_channels:
+        return nn.Conv2d(*size, **kwargs)
+    if drop_bias:
+        kwargs['bias'] = False
+    return GhostConv2d(*size, ratio=ratio, dw_size=dw_size, cheap=cheap, **kwargs)
+
 
 for _name, _class in MODELS.module_dict.items():
     if _name not in ROOT.module_dict:

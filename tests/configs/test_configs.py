@@ -1,19 +1,24 @@
 """Every leaf config loads, dumps, loads again and builds its model; leaves stay short."""
 
+import copy
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmdet')
 
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
 import ghost_plugin as gp
+from ghost_plugin.integrations.runs import build_model
 
 ROOT = Path(__file__).parents[2] / 'configs'
 LEAVES = [path for path in sorted(ROOT.rglob('*.py')) if '_base_' not in path.parts]
+DENSE = {'vgg16_cifar10'}  # what a Ghost network is compared with
 NAMES = [path.stem for path in LEAVES]
 
 
@@ -25,7 +30,24 @@ def test_leaf_survives_dump_and_builds(path, tmp_path):
     assert again.to_dict() == cfg.to_dict()
     init_default_scope(again.default_scope)
     model = MODELS.build(again.model)
-    assert isinstance(model.backbone, gp.GhostNet)
+    ghosts = (gp.GhostNet, gp.GGhostRegNet, gp.GhostConv2d)
+    assert any(isinstance(m, ghosts) for m in model.modules()) or path.stem in DENSE
+    build_optim_wrapper(model, copy.deepcopy(again.optim_wrapper))
+
+
+@pytest.mark.parametrize(
+    'name, side, params, macs',
+    [
+        ('vgg16_cifar10', 32, 14.991, 313.46),
+        ('ghost-vgg16-s2_cifar10', 32, 7.651, 158.70),
+        ('ghost-resnet50-s2_8xb32_in1k', 224, 13.954, 2151.02),
+        ('ghost-resnet50-s4_8xb32_in1k', 224, 8.152, 1181.94),
+    ],
+)
+def test_ghosted_networks_cost_what_was_published(name, side, params, macs):
+    model = build_model(ROOT / f'classification/{name}.py')
+    cost = gp.count(model, torch.randn(1, 3, side, side))
+    assert (round(cost.params / 1e6, 3), round(cost.macs / 1e6, 2)) == (params, macs)
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=NAMES)
