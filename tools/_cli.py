@@ -1,5 +1,6 @@
 """What every tool shares: one readable line and exit status 2 for what a user got wrong."""
 
+import argparse
 import functools
 import multiprocessing
 import os
@@ -14,6 +15,21 @@ from typing import NoReturn
 
 # What OpenMMLab, torch and our own code raise for bad input; anything else is a bug and shows.
 USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
+
+
+def parse_run(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add what OpenMMLab's own tools take for a run, and parse."""
+    from mmengine.config import DictAction  # other tools work without OpenMMLab
+
+    parser.add_argument('--work-dir', help='logs and checkpoints; work_dirs/<config> without it')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key.sub=value')
+    launchers = ['none', 'pytorch', 'slurm', 'mpi']
+    parser.add_argument('--launcher', choices=launchers, default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torchrun')
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    args.work_dir = Path(args.work_dir or f'work_dirs/{Path(args.config).stem}')
+    return args
 
 
 def fail(message: object) -> NoReturn:

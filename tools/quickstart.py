@@ -22,6 +22,7 @@ from ghost_plugin.integrations.runs import build_model, last_checkpoint
 TOOLS = Path(__file__).parent
 RETINANET = 'mmdet::_base_/models/retinanet_r50_fpn.py'
 PARTS = ('datasets/digits_detection.py', 'schedules/adamw.py', 'runtime_detection.py')
+CLASSIFIER = Path('configs/classification/ghostnet-050_digits.py')
 # A small head for small pictures, with norms because it learns from scratch in few steps.
 NARROW = {
     'neck.out_channels': 64,
@@ -128,9 +129,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     detector = Task('detection', 'RetinaNet, GhostNet 0.5x, FPN 64', out / 'retinanet_ghostnet.py',
                     160, 'coco/bbox_mAP', 'AP')  # fmt: skip
-    classifier = Task('classification', 'GhostNet 0.5x',
-                      Path('configs/classification/ghostnet-050_digits.py'),
-                      64, 'accuracy/top1', 'top-1 %')  # fmt: skip
+    classifier = Task('classification', 'GhostNet 0.5x', CLASSIFIER, 64, 'accuracy/top1', 'top-1 %')
     print('1/4 the data: handwritten digits, in pictures of their own and in cluttered scenes')
     if not Path('data/digits').is_dir():
         run(out / 'data.log', TOOLS / 'make_digits.py', 'data/digits')
@@ -141,9 +140,7 @@ def main() -> None:
     print('4/4 pictures and the table')
     with (out / 'pictures.log').open('w') as log, redirect_stdout(log), redirect_stderr(log):
         draw_detections(detector.config, results[detector]['checkpoint'], out / 'detections.png')
-        draw_curves(
-            {task.name: (out / task.name, task.metric) for task in results}, out / 'curves.png'
-        )
+        draw_curves({t.name: (out / t.name, t.metric) for t in results}, out / 'curves.png')
     report(results, out)
 
 

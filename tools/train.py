@@ -2,11 +2,8 @@
 """Train a config of MMDetection or MMPretrain; arguments as in their own tools/train.py."""
 
 import argparse
-import os
-from pathlib import Path
 
-from _cli import USER_ERRORS, fail, fail_in, quiet_workers
-from mmengine.config import DictAction
+from _cli import USER_ERRORS, fail, fail_in, parse_run, quiet_workers
 from mmengine.runner import Runner
 
 from ghost_plugin.integrations.runs import load_run
@@ -15,31 +12,19 @@ from ghost_plugin.integrations.runs import load_run
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='logs and checkpoints; work_dirs/<config> without it')
     parser.add_argument(
         '--resume', nargs='?', const='auto', help='go on from a checkpoint, or from the last one'
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='by the real batch size')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key.sub=value')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='job launcher',
-    )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torchrun')
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parse_run(parser)
 
 
 def main() -> None:
     args = parse_args()
     quiet_workers()
-    work_dir = Path(args.work_dir or f'work_dirs/{Path(args.config).stem}')
     try:
-        cfg = load_run(args.config, work_dir, args.cfg_options)
+        cfg = load_run(args.config, args.work_dir, args.cfg_options)
         cfg.launcher = args.launcher
         if args.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -50,10 +35,10 @@ def main() -> None:
             cfg.load_from = None if args.resume == 'auto' else args.resume
         Runner.from_cfg(cfg).train()
     except KeyboardInterrupt:
-        again = f'python tools/train.py {args.config} --work-dir {work_dir} --resume'
+        again = f'python tools/train.py {args.config} --work-dir {args.work_dir} --resume'
         fail(f'interrupted, finished epochs are kept; go on with: {again}')
     except (*USER_ERRORS, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        fail_in(work_dir, error)
+        fail_in(args.work_dir, error)
 
 
 if __name__ == '__main__':

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from ..layers.checkpointing import checkpointed
 from ..layers.common import DropPath, activation, check_positive, init_weights
 from ..layers.folding import Foldable
 from ..layers.norm import pooled_norm
 from ..specs import check_out_indices, check_rate, check_strides, find
-from .parts import Act, Norm, Parts, drop_path_rates
+from .parts import Act, Norm, Parts, Stages, drop_path_rates
 
 CHEAP_WIDTH = 0.75  # group width inside a ghost stage, of that outside
 
@@ -149,7 +148,7 @@ class GhostStage(Foldable, nn.Module):
         return self.end(torch.cat((maps, self.cheap_relu(cheap)), 1))
 
 
-class GGhostRegNet(Foldable, nn.Sequential):
+class GGhostRegNet(Foldable, Stages):
     """G-Ghost RegNet that returns features at the levels asked for; its children are its stages.
 
     Source: Han et al., GhostNets on heterogeneous devices, IJCV 2022 (arXiv 2201.03297).
@@ -264,17 +263,7 @@ class GGhostRegNet(Foldable, nn.Sequential):
         self, x: torch.Tensor, taps: list[int], depth: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The first ``depth`` children; the outputs of those in ``taps``."""
-        features: list[torch.Tensor] = []
-        for index, stage in enumerate(self):
-            if index < depth:
-                inner = index >= self.first_stage
-                if inner and self.grad_checkpointing and not torch.jit.is_scripting():
-                    x = checkpointed(stage, x)
-                else:
-                    x = stage(x)
-                if index in taps:
-                    features.append(x)
-        return x, features
+        return self.run(x, taps, depth, self.first_stage if self.grad_checkpointing else depth)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         _, features = self.trunk(x, self.taps, self.taps[-1] + 1)

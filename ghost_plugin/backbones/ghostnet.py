@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers.checkpointing import checkpointed
 from ..layers.common import activation, check_positive, init_weights
 from ..layers.folding import Foldable, merge_branches
 from ..specs import (
@@ -23,7 +22,7 @@ from ..specs import (
     layout,
 )
 from .bottlenecks import GhostBottleneck, GhostBottleneckV3
-from .parts import Act, ConvNormAct, Norm, Parts, drop_path_rates
+from .parts import Act, ConvNormAct, Norm, Parts, Stages, drop_path_rates
 
 
 class GhostNet(Foldable, nn.Module):
@@ -88,7 +87,7 @@ class GhostNet(Foldable, nn.Module):
         self.bn1 = norm_layer(self.layout.stem)
         self.act1 = activation(act_layer)
         parts = Parts(norm_layer, act_layer, ratio, dw_size, cheap, se)
-        self.blocks = nn.Sequential(*self._stages(parts, drop_path_rate))
+        self.blocks = Stages(*self._stages(parts, drop_path_rate))
         init_weights(self)
 
     def _stages(self, parts: Parts, drop_path_rate: float) -> list[nn.Module]:
@@ -118,16 +117,7 @@ class GhostNet(Foldable, nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The stem and the first ``depth`` stages; the outputs of the stages in ``taps``."""
         x = self.act1(self.bn1(self.conv_stem(x)))
-        features: list[torch.Tensor] = []
-        for index, stage in enumerate(self.blocks):
-            if index < depth:
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x = checkpointed(stage, x)
-                else:
-                    x = stage(x)
-                if index in taps:
-                    features.append(x)
-        return x, features
+        return self.blocks.run(x, taps, depth, 0 if self.grad_checkpointing else depth)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         _, features = self.trunk(x, self.taps, self.taps[-1] + 1)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..layers.checkpointing import checkpointed
 from ..layers.common import activation, same_padding
 from ..layers.folding import Foldable
 
@@ -55,6 +56,29 @@ class ConvNormAct(Foldable, nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act1(self.bn1(self.conv(x)))
+
+
+class Stages(nn.Sequential):
+    """Stages one after the other, some of whose outputs are features."""
+
+    def run(
+        self, x: torch.Tensor, taps: list[int], depth: int, cheap_from: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The first ``depth`` stages; what they give, and the outputs of those in ``taps``.
+
+        In training, those from ``cheap_from`` on keep no inner maps for backward, which computes
+        them again.
+        """
+        features: list[torch.Tensor] = []
+        for index, stage in enumerate(self):
+            if index < depth:
+                if index >= cheap_from and not torch.jit.is_scripting():
+                    x = checkpointed(stage, x)
+                else:
+                    x = stage(x)
+                if index in taps:
+                    features.append(x)
+        return x, features
 
 
 def depthwise_norm(

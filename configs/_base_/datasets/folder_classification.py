@@ -1,4 +1,5 @@
 # Pictures in class folders, in one folder per split; any set that tools/prepare_folder.py wrote.
+_base_ = './loaders.py'
 data_root = 'data/digits/classification'
 num_classes = 10
 size = 64  # pixels
@@ -8,9 +9,6 @@ load = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(size, size))]
 
 train_dataloader = dict(
     batch_size=batch_size,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CustomDataset',
         data_root=data_root,
@@ -26,9 +24,6 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=batch_size,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CustomDataset',
         data_root=data_root,

@@ -1,49 +1,25 @@
 # A Pascal VOC folder that tools/voc_to_coco.py turned into COCO's format.
+_base_ = './digits_detection.py'
 data_root = 'data/bccd/'
-classes = ('Platelets', 'RBC', 'WBC')
-scale = (416, 320)  # pixels
-batch_size = 8
-metainfo = dict(classes=classes)
+metainfo = dict(classes=('Platelets', 'RBC', 'WBC'))
 
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
-resize = dict(type='Resize', scale=scale, keep_ratio=True)
+resize = dict(type='Resize', scale=(416, 320), keep_ratio=True)
 keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 pack = dict(type='PackDetInputs', meta_keys=keys)
-flip = dict(type='RandomFlip', prob=0.5)
+change = [dict(type='RandomFlip', prob=0.5), dict(type='PhotoMetricDistortion')]
 
+coco = dict(data_root=data_root, metainfo=metainfo)
+train_set = dict(
+    type='CocoDataset',
+    ann_file='train.json',
+    data_prefix=dict(img='train/'),
+    pipeline=[*load, resize, *change, pack],
+    **coco,
+)
 train_dataloader = dict(
-    batch_size=batch_size,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='RepeatDataset',
-        times=4,
-        dataset=dict(
-            type='CocoDataset',
-            data_root=data_root,
-            ann_file='train.json',
-            data_prefix=dict(img='train/'),
-            metainfo=metainfo,
-            pipeline=[*load, resize, flip, dict(type='PhotoMetricDistortion'), pack],
-        ),
-    ),
+    dataset=dict(_delete_=True, type='RepeatDataset', times=4, dataset=train_set)
 )
-val_dataloader = dict(
-    batch_size=batch_size,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='CocoDataset',
-        data_root=data_root,
-        ann_file='val.json',
-        data_prefix=dict(img='val/'),
-        metainfo=metainfo,
-        test_mode=True,
-        pipeline=[load[0], resize, load[1], pack],
-    ),
-)
-test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'val.json', metric='bbox')
-test_evaluator = val_evaluator
+val_set = dict(pipeline=[load[0], resize, load[1], pack], **coco)
+val_dataloader = test_dataloader = dict(dataset=val_set)
+val_evaluator = test_evaluator = dict(ann_file=data_root + 'val.json')
