@@ -10,6 +10,7 @@ from ._version import __version__
 from .analysis import Complexity, count
 from .backbones import GGhostRegNet, GhostNet, GhostNetV2, GhostNetV3
 from .deploy import fuse
+from .distill import Distiller
 from .layers.ghost import GhostConv2d, GhostModule
 from .specs import out_channels, out_strides
 from .weights import load_weights
@@ -19,6 +20,7 @@ if _optional.usable('timm'):
 
 __all__ = [
     'Complexity',
+    'Distiller',
     'GGhostRegNet',
     'GhostConv2d',
     'GhostModule',

@@ -19,6 +19,7 @@ from ..backbones import g_ghost, ghostnet
 from ..layers.ghost import GhostConv2d
 from ..registry import MODELS, ROOT
 from ..weights import to_classifier
+from . import distillation  # noqa: F401  registers Distilled
 
 _optional.require('mmengine', 'mmcv')
 

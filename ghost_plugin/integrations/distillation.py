@@ -1,0 +1,110 @@
+"""Distillation in MMEngine: ``dict(type='ghost_plugin.Distilled', student=..., teacher=...)``.
+
+What is built is the student itself, of a class that adds the distance to the teacher to its losses.
+Its parameters, its checkpoints, its predictions and every hook on it stay the student's.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import _optional
+from ..analysis import evaluating
+from ..distill import Distiller, divergence, find, watching
+from ..registry import MODELS
+
+_optional.require('mmengine', 'mmcv')
+
+from mmengine.runner import load_checkpoint
+
+
+class _Outside:
+    """Keeps a module out of its owner's parameters; copies of the owner (EMA) share it."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def __deepcopy__(self, memo: dict) -> '_Outside':
+        return self
+
+
+class Distilled:
+    """Mixed in front of a student's class by :func:`distilled`."""
+
+    def loss(self, inputs: torch.Tensor, data_samples: list, **kwargs: Any) -> dict[str, Any]:
+        """The student's losses, and ``loss_distill``."""
+        teacher, distiller = self.teacher.content, self.distiller.content
+        names = {**distiller.pairs, **self.logits}
+        with watching(self, list(names)) as seen:
+            losses = super().loss(inputs, data_samples, **kwargs)
+        with watching(teacher, list(names.values())) as wanted, evaluating(teacher):
+            pictures = renormalised(inputs, self.data_preprocessor, teacher.data_preprocessor)
+            teacher(pictures, copy.deepcopy(data_samples), mode='tensor')
+        distance = distiller.features(seen, wanted)
+        for mine, theirs in self.logits.items():
+            pairs = zip(seen[mine], wanted[theirs], strict=True)
+            distance = distance + sum(divergence(*pair, distiller.temperature) for pair in pairs)
+        return {**losses, 'loss_distill': distance * self.distill_weight}
+
+    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> nn.Module:
+        self.teacher.content._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
+
+
+@cache
+def _class_of(student: type[nn.Module]) -> type[nn.Module]:
+    return type(f'Distilled{student.__name__}', (Distilled, student), {})
+
+
+def renormalised(inputs: torch.Tensor, mine: nn.Module, theirs: nn.Module) -> torch.Tensor:
+    """Pictures as another data preprocessor would have normalised them."""
+    both = [(getattr(p, 'mean', None), getattr(p, 'std', None)) for p in (mine, theirs)]
+    (mean, std), (other_mean, other_std) = both
+    if other_mean is None or mean is None:
+        return inputs
+    return (inputs * std + mean - other_mean) / other_std
+
+
+@MODELS.register_module(name='Distilled', force=True)
+def distilled(
+    student: dict,
+    teacher: dict,
+    teacher_checkpoint: str | None = None,
+    logits: Sequence[str] | Mapping[str, str] = (),
+    features: Sequence[str] | Mapping[str, str] = (),
+    weight: float = 1.0,
+    temperature: float = 1.0,
+    data_preprocessor: dict | None = None,
+) -> nn.Module:
+    """Build a student that learns from a teacher; classifiers and detectors.
+
+    Args:
+        student, teacher: Configs of models.
+        teacher_checkpoint: File or address of the teacher's weights.
+        logits: Modules whose outputs are compared as logits, such as ``['head.fc']``; or
+            student's name to teacher's.
+        features, temperature: As :class:`ghost_plugin.Distiller`.
+        weight: Of ``loss_distill``.
+        data_preprocessor: Of both, where a model has none of its own.
+
+    Raises:
+        ValueError: A name that a model lacks; nothing to compare.
+    """
+    if not logits and not features:
+        raise ValueError('nothing to compare: name modules in logits or features')
+    defaults = {'data_preprocessor': data_preprocessor} if data_preprocessor else {}
+    pupil, master = (MODELS.build({**defaults, **model}) for model in (student, teacher))
+    if teacher_checkpoint:
+        load_checkpoint(master, teacher_checkpoint, map_location='cpu')
+    pairs = dict(logits if isinstance(logits, Mapping) else zip(logits, logits, strict=True))
+    for mine, theirs in pairs.items():
+        find(pupil, mine), find(master, theirs)
+    distiller = Distiller(pupil, master, features=features, temperature=temperature)
+    pupil.teacher, pupil.distiller = _Outside(master.requires_grad_(False)), _Outside(distiller)
+    pupil.logits, pupil.distill_weight = pairs, weight
+    pupil.__class__ = _class_of(type(pupil))
+    return pupil
