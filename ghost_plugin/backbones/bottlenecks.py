@@ -71,7 +71,8 @@ class GhostBottleneck(Foldable, nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         branch = self.se(self.depthwise(self.ghost1(x)))
-        return self.drop_path(self.ghost2(branch)) + self.shortcut(x)
+        # In place: the projection made these maps and no gradient needs them.
+        return self.drop_path(self.ghost2(branch)).add_(self.shortcut(x))
 
 
 class GhostBottleneckV3(Reparameterized, GhostBottleneck):

@@ -20,6 +20,7 @@ from .common import same_padding
 from .folding import Foldable
 
 NUMBER = 3  # convs of full size side by side
+ENOUGH = 1024  # values per channel from which the joint sum measured faster, on CPU
 
 Norm = Callable[[int], nn.Module]
 
@@ -77,12 +78,17 @@ class Branches(nn.Sequential):
 def joinable(
     x: torch.Tensor, convs: Branches, pixel: Branch | None = None, skip: nn.Module | None = None
 ) -> bool:
-    """Whether :func:`joint_sum` gives what the plain sum does.
+    """Whether :func:`joint_sum` gives what the plain sum does, and pays.
 
-    It does for equal batch norms in training that see more than one value per channel; it is not
-    for tracers and compilers, which follow the plain sum better.
+    It gives the same for equal batch norms in training; it pays on large maps, behind depthwise
+    convs and behind 1x1 convs on few channels. Tracers and compilers follow the plain sum better.
     """
-    if not isinstance(x, torch.Tensor) or torch.compiler.is_compiling():
+    conv = convs[0].conv
+    pays = conv.groups > 1 or (
+        conv.kernel_size == (1, 1) and conv.in_channels <= NUMBER * conv.out_channels
+    )
+    tracing = not isinstance(x, torch.Tensor) or torch.compiler.is_compiling()
+    if tracing or not pays or _values(x, conv) < ENOUGH:
         return False
     norms = _norms(convs, pixel, skip)
     plain = all(type(norm) is nn.BatchNorm2d and norm.training for norm in norms)
@@ -91,7 +97,6 @@ def joinable(
         and all(norm.affine and norm.track_running_stats for norm in norms)
         and len({(norm.eps, norm.momentum) for norm in norms}) == 1
         and norms[0].momentum is not None
-        and _values(x, convs[0].conv) > 1
     )
 
 
@@ -153,15 +158,12 @@ def _moments(
     x: torch.Tensor, conv: nn.Conv2d, kernels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance, (B, C) each, of what convs like ``conv`` give with (B, C, ...) kernels."""
-    options = (conv.stride, conv.padding, conv.dilation, conv.groups)
     if conv.groups > 1:  # wider than its input, a depthwise conv has no fast form
+        options = (conv.stride, conv.padding, conv.dilation, conv.groups)
         each = [_Moments.apply(F.conv2d(x, kernel, None, *options)) for kernel in kernels]
         mean, var = zip(*each, strict=True)
         return torch.stack(mean), torch.stack(var)
-    if conv.kernel_size == (1, 1) and conv.in_channels <= NUMBER * conv.out_channels:
-        return _from_covariance(x[:, :, :: conv.stride[0], :: conv.stride[1]], kernels.flatten(2))
-    mean, var = _Moments.apply(F.conv2d(x, kernels.flatten(0, 1), None, *options))
-    return mean.view(kernels.shape[:2]), var.view(kernels.shape[:2])
+    return _from_covariance(x[:, :, :: conv.stride[0], :: conv.stride[1]], kernels.flatten(2))
 
 
 def _from_covariance(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -172,6 +172,8 @@ class GhostConv2d(Ghost):
         ratio: Output maps per convolved map, 1 or more.
         dw_size: Side of the depthwise kernel, odd, pixels.
         cheap: ``'depthwise'``, ``'shift'`` or ``'linear'``.
+        permuted: Whether a stored order of the output maps follows; a converted conv has its
+            maps in the order of the conv that it stands for.
 
     Shape:
         As ``nn.Conv2d`` with the same arguments.
@@ -198,6 +200,7 @@ class GhostConv2d(Ghost):
         ratio: float = 2,
         dw_size: int = 3,
         cheap: str = 'depthwise',
+        permuted: bool = False,
     ) -> None:
         check_positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if out_channels % groups:
@@ -225,6 +228,11 @@ class GhostConv2d(Ghost):
         self.cheap_operation = build_cheap(
             cheap, primary, copies, dw_size, bias=bias, padding_mode=padding_mode
         )
+        self.register_buffer('order', torch.arange(out_channels) if permuted else None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.maps(x)
+        return maps if self.order is None else maps[:, self.order]
 
     def extra_repr(self) -> str:
         return f'{self.in_channels}, {self.out_channels}, ratio={self.ratio:g}'

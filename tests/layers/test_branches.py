@@ -9,11 +9,15 @@ from ghost_plugin.layers.branches import Branches, joinable
 from ghost_plugin.layers.reparam import GhostModuleV3
 
 
+@pytest.fixture(autouse=True)
+def _any_size(monkeypatch):
+    monkeypatch.setattr(module, 'ENOUGH', 2)
+
+
 def both_ways(net, x, monkeypatch):
     """Output, gradients and buffers by the joint and by the plain sum."""
     results = []
     for allowed in (True, False):
-        monkeypatch.undo()
         if not allowed:
             for place in ('ghost_plugin.layers.branches', 'ghost_plugin.layers.reparam'):
                 monkeypatch.setattr(f'{place}.joinable', lambda *args: False)
@@ -25,11 +29,13 @@ def both_ways(net, x, monkeypatch):
     return results
 
 
-@pytest.mark.parametrize('size', [(6, 8, 1), (24, 4, 1), (6, 6, 3), (6, 4, 5)])
+@pytest.mark.parametrize('size', [(6, 8, 1, 1), (12, 4, 1, 1), (6, 6, 3, 6), (6, 12, 5, 6)])
 @pytest.mark.parametrize('stride', [1, 2])
 def test_joint_sum_is_the_plain_sum(size, stride, monkeypatch):
-    in_channels, out_channels, kernel = size
-    net = Branches(in_channels, out_channels, kernel, nn.BatchNorm2d, stride).double()
+    in_channels, out_channels, kernel, groups = size
+    net = Branches(
+        in_channels, out_channels, kernel, nn.BatchNorm2d, stride, groups=groups
+    ).double()
     x = torch.randn(3, in_channels, 9, 7, dtype=torch.float64) + 2
     assert joinable(x, net)
     torch.testing.assert_close(*both_ways(net, x, monkeypatch), rtol=1e-9, atol=1e-9)
@@ -57,6 +63,8 @@ def test_not_where_it_would_differ():
     assert not joinable(x, Branches(4, 4, 1, nn.SyncBatchNorm))
     assert not joinable(x, Branches(4, 4, 1, lambda c: nn.BatchNorm2d(c, momentum=None)))
     assert not joinable(x[:1, :, :1, :1], Branches(4, 4, 1, nn.BatchNorm2d))
+    assert not joinable(x, Branches(4, 4, 3, nn.BatchNorm2d))
+    assert not joinable(x, Branches(4, 1, 1, nn.BatchNorm2d))
     frozen = Branches(4, 4, 1, nn.BatchNorm2d)
     frozen[1].bn1.eval()
     assert not joinable(x, frozen)
@@ -66,7 +74,7 @@ def test_not_where_it_would_differ():
 
 
 def test_second_derivatives_are_refused():
-    net = Branches(4, 4, 3, nn.BatchNorm2d)
+    net = Branches(4, 4, 3, nn.BatchNorm2d, groups=4)
     x = torch.randn(2, 4, 5, 5, requires_grad=True)
     (grad,) = torch.autograd.grad(net(x).sum() ** 2, x, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
