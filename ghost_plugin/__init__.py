@@ -9,6 +9,7 @@ from . import _optional
 from ._version import __version__
 from .analysis import Complexity, count
 from .backbones import GGhostRegNet, GhostNet, GhostNetV2, GhostNetV3
+from .conversion import ConversionPlan, convert, plan
 from .deploy import fuse
 from .distill import Distiller
 from .layers.ghost import GhostConv2d, GhostModule
@@ -20,6 +21,7 @@ if _optional.usable('timm'):
 
 __all__ = [
     'Complexity',
+    'ConversionPlan',
     'Distiller',
     'GGhostRegNet',
     'GhostConv2d',
@@ -28,9 +30,11 @@ __all__ = [
     'GhostNetV2',
     'GhostNetV3',
     '__version__',
+    'convert',
     'count',
     'fuse',
     'load_weights',
     'out_channels',
     'out_strides',
+    'plan',
 ]

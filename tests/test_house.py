@@ -18,7 +18,7 @@ ARROWS = {
     'layers': set(),
     'backbones': {'layers', 'specs'},
     'weights': {'specs'},
-    'conversion': {'layers', 'analysis'},
+    'conversion': {'layers', 'analysis', '_version'},
     'distill': {'layers', 'analysis'},
     'deploy': {'layers', 'analysis'},
     'registry': set(),

@@ -161,8 +161,8 @@ def test_benchmark_prints_ratios_and_writes_figures(tmp_path):
     done = run('benchmark.py', 'ghostnet_plugin_050', 'ghostnet_050', '--batch', 2, '--side', 32,
                '--rounds', 2, '--warmup', 1, '--json', figures)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count('| best of both |') == 2
-    assert len(json.loads(figures.read_text())) == 8
+    assert done.stdout.count('| best of both |') == 3
+    assert len(json.loads(figures.read_text())) == 12
     assert 'two models or family' in error_of(run('benchmark.py', 'ghostnet_100'))
 
 

@@ -1,0 +1,5 @@
+"""Networks that somebody already has, with Ghost convs that inherit their weights."""
+
+from .plan import ConversionPlan, convert, plan
+
+__all__ = ['ConversionPlan', 'convert', 'plan']

@@ -1,0 +1,228 @@
+"""Which convs of a network a plan converts, and why it leaves the others alone."""
+
+import difflib
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from ..analysis import call, evaluating
+from ..layers.ghost import GhostConv2d, split_channels
+
+Pattern = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+# What a pattern may set for the convs that it matches, and the default of each.
+SETTINGS = {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}
+
+# Reason codes of kept convs, as a plan shows them.
+REASONS = {
+    'first': 'the first conv of the network (keep_first)',
+    'last': 'the last conv of the network (keep_last)',
+    'not_included': 'no pattern of include matches',
+    'excluded': 'a pattern of exclude matches',
+    'subclass': 'not a plain nn.Conv2d',
+    'no_gain': 'its Ghost would cost as much or more',
+    'groups': 'its groups do not divide the convolved maps',
+    'parametrized': 'its weight is computed (parametrize, weight norm, pruning): remove that first',
+    'hooks': 'hooks of others hang on it: remove them first',
+    'tied': 'its weight is also that of another layer',
+    'unused': 'the example input never reached it',
+    'converted': 'it is a part of a Ghost conv already',
+}
+
+
+@dataclass
+class Found:
+    """A conv of a network and what one forward pass told about it."""
+
+    name: str
+    conv: nn.Conv2d
+    aliases: tuple[str, ...] = ()
+    pixels: int = 0  # output pixels of all calls, per picture
+    calls: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    reason: str = ''  # code of REASONS, '' for a conv that is converted
+
+
+def find_convs(model: nn.Module, example_input: Any) -> list[Found]:
+    """All convs in the order in which the forward pass calls them, those never called last."""
+    found: dict[int, Found] = {}
+    ghosts = [m for m in model.modules() if isinstance(m, GhostConv2d)]
+    inside = {id(part) for ghost in ghosts for part in ghost.modules()}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if id(module) in found:
+            found[id(module)].aliases += (name,)
+        else:
+            found[id(module)] = Found(name, module)
+        if id(module) in inside:
+            found[id(module)].reason = 'converted'
+    order = _run(model, example_input, found)
+    return sorted(found.values(), key=lambda f: order.get(id(f.conv), len(order)))
+
+
+def _run(model: nn.Module, example_input: Any, found: Mapping[int, Found]) -> dict[int, int]:
+    """Fill in pixels and calls; the order of the first calls."""
+    order: dict[int, int] = {}
+
+    def seen(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        record = found[id(module)]
+        order.setdefault(id(module), len(order))
+        record.calls += 1
+        record.pixels += output.shape[-2] * output.shape[-1]
+
+    handles = [record.conv.register_forward_hook(seen) for record in found.values()]
+    try:
+        with evaluating(model):
+            call(model, example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order
+
+
+def select(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    include: Any = None,
+    exclude: Any = None,
+    keep_first: bool = True,
+    keep_last: bool = True,
+    **settings: Any,
+) -> list[Found]:
+    """Find all convs and give each its settings, or the reason why it stays.
+
+    Args:
+        model, example_input: A network, and what to call it with once.
+        include, exclude: A pattern, several, or (include only) a mapping from patterns to
+            settings; later ones win. A pattern is a module's name (a container stands for all
+            inside), a glob, a regular expression behind ``re:`` that fits the whole name, a type
+            or a function of name and module.
+        keep_first, keep_last: Leave the first and the last conv of the forward pass alone, unless
+            include names them.
+        settings: ``ratio``, ``dw_size``, ``cheap`` where no pattern says otherwise.
+
+    Raises:
+        ValueError: A pattern matches no conv; the error names the nearest modules.
+        TypeError: A setting that does not exist.
+    """
+    convs = find_convs(model, example_input)
+    defaults = _checked({**SETTINGS, **settings})
+    wanted = _patterns(include)
+    for pattern, _ in (*wanted, *_patterns(exclude)):
+        _check_matches(pattern, model, convs)
+    called = [f for f in convs if f.calls]
+    ends = {id(f.conv): code for f, code in _ends(called, keep_first, keep_last)}
+    owners = Counter(id(f.conv.weight) for f in convs)
+    for f in convs:
+        matching = [own for pattern, own in wanted if _matches(pattern, f)]
+        f.settings = defaults if not matching else _checked({**defaults, **matching[-1]})
+        if f.reason:
+            continue
+        if any(_matches(pattern, f) for pattern, _ in _patterns(exclude)):
+            f.reason = 'excluded'
+        elif wanted and not matching:
+            f.reason = 'not_included'
+        elif id(f.conv) in ends and not matching:
+            f.reason = ends[id(f.conv)]
+        elif owners[id(f.conv.weight)] > 1:
+            f.reason = 'tied'
+        else:
+            f.reason = hazard(f)
+    return convs
+
+
+def hazard(f: Found) -> str:
+    """Why a conv cannot be converted or would not gain, '' if neither."""
+    conv = f.conv
+    if is_parametrized(conv) or 'weight' not in conv._parameters:
+        return 'parametrized'
+    if type(conv) is not nn.Conv2d:
+        return 'subclass'
+    if any(hooks for key, hooks in vars(conv).items() if key.endswith('_hooks') and key in _HOOKS):
+        return 'hooks'
+    if not f.calls:
+        return 'unused'
+    primary, copies = split_channels(conv.out_channels, f.settings['ratio'], conv.groups)
+    if conv.groups > 1 and (conv.out_channels % primary or primary % conv.groups):
+        return 'groups'
+    before, after = costs(f)
+    return '' if copies and after[1] < before[1] else 'no_gain'
+
+
+_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+
+
+def costs(f: Found) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(parameters, multiply-adds per picture) of a conv and of its Ghost."""
+    conv, settings = f.conv, f.settings
+    filter_size = conv.in_channels // conv.groups * conv.kernel_size[0] * conv.kernel_size[1]
+    primary, copies = split_channels(conv.out_channels, settings['ratio'], conv.groups)
+    side = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[settings['cheap']]
+    ghosts = primary * copies
+    bias = conv.bias is not None
+    cheap_bias = {'depthwise': bias, 'linear': True, 'shift': False}[settings['cheap']]
+    before = conv.out_channels * filter_size
+    after = primary * filter_size + ghosts * side
+    return (
+        (before + conv.out_channels * bias, f.pixels * before),
+        (after + primary * bias + ghosts * cheap_bias, f.pixels * after),
+    )
+
+
+def _ends(called: list[Found], first: bool, last: bool) -> Iterator[tuple[Found, str]]:
+    if called and last:
+        yield called[-1], 'last'
+    if called and first:
+        yield called[0], 'first'
+
+
+def _patterns(given: Any) -> list[tuple[Pattern, dict[str, Any]]]:
+    if given is None:
+        return []
+    if isinstance(given, Mapping):
+        return [(pattern, dict(own)) for pattern, own in given.items()]
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [(pattern, {}) for pattern in given]
+    return [(given, {})]
+
+
+def _checked(settings: dict[str, Any]) -> dict[str, Any]:
+    unknown = settings.keys() - SETTINGS.keys()
+    if unknown:
+        raise TypeError(f'unknown settings {sorted(unknown)}, known are {sorted(SETTINGS)}')
+    # The layer itself knows what it allows.
+    GhostConv2d(4, 4, 1, **settings)
+    return settings
+
+
+def _matches(pattern: Pattern, f: Found) -> bool:
+    if isinstance(pattern, str):
+        return any(_fits(pattern, name) for name in (f.name, *f.aliases))
+    if isinstance(pattern, type):
+        return isinstance(f.conv, pattern)
+    return bool(pattern(f.name, f.conv))
+
+
+def _fits(pattern: str, name: str) -> bool:
+    if pattern.startswith('re:'):
+        return re.fullmatch(pattern[3:], name) is not None
+    return name == pattern or name.startswith(f'{pattern}.') or fnmatch.fnmatchcase(name, pattern)
+
+
+def _check_matches(pattern: Pattern, model: nn.Module, convs: list[Found]) -> None:
+    if any(_matches(pattern, f) for f in convs):
+        return
+    names = [name for name, _ in model.named_modules() if name]
+    near = difflib.get_close_matches(str(pattern).removeprefix('re:'), names, n=3, cutoff=0.3)
+    raise ValueError(
+        f'{pattern!r} matches no conv of {type(model).__name__}; '
+        f'near it are {near or names[:3]}, and globs, re: and types match too'
+    )

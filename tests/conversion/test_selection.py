@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import ghost_plugin as gp
+from ghost_plugin.conversion.selection import REASONS, select
+
+
+class Net(nn.Module):
+    """Every kind of conv that a plan must tell apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.body = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3, groups=32))
+        self.point = nn.Conv2d(32, 32, 1)
+        self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=4)
+        self.normed = parametrizations.weight_norm(nn.Conv2d(32, 32, 1))
+        self.never = nn.Conv2d(4, 4, 3)
+        self.again = self.point
+        self.tied = nn.Conv2d(32, 32, 1)
+        self.tied2 = nn.Conv2d(32, 32, 1)
+        self.tied2.weight = self.tied.weight
+        self.hooked = nn.Conv2d(32, 32, 1)
+        self.hooked.register_forward_hook(lambda *args: None)
+        self.head = nn.Conv2d(32, 10, 1)
+
+    def forward(self, x):
+        x = self.grouped(self.again(self.point(self.body(self.stem(x)))))
+        return self.head(self.hooked(self.tied2(self.tied(self.normed(x)))))
+
+
+X = torch.randn(1, 3, 12, 12)
+
+
+def reasons(**options):
+    return {f.name: f.reason for f in select(Net(), X, **options)}
+
+
+def test_every_conv_has_its_reason():
+    assert reasons() == {
+        'stem': 'first', 'body.0': '', 'body.2': 'no_gain', 'point': '', 'grouped': '',
+        'normed': 'parametrized', 'tied': 'tied', 'tied2': 'tied', 'hooked': 'hooks',
+        'head': 'last', 'never': 'unused',
+    }  # fmt: skip
+    assert set(reasons().values()) - {''} <= set(REASONS)
+
+
+def test_convs_stand_in_the_order_of_their_calls():
+    found = select(Net(), X)
+    assert [f.name for f in found][:3] == ['stem', 'body.0', 'body.2']
+    point = next(f for f in found if f.name == 'point')
+    assert (point.calls, point.aliases, point.pixels) == (2, ('again',), 2 * 36)
+
+
+@pytest.mark.parametrize(
+    'pattern, names',
+    [
+        ('body', ['body.0']),
+        ('body.*', ['body.0']),
+        ('re:po.*|stem', ['stem', 'point']),
+        ('again', ['point']),
+        (['stem', 'head'], ['stem', 'head']),
+        (nn.Conv2d, ['stem', 'body.0', 'point', 'grouped', 'head']),
+        (lambda name, conv: conv.kernel_size == (1, 1), ['point', 'head']),
+    ],
+)
+def test_patterns(pattern, names):
+    chosen = reasons(include=pattern)
+    assert [name for name, reason in chosen.items() if not reason] == names
+
+
+def test_exclude_wins_and_settings_follow_the_last_pattern():
+    found = {
+        f.name: f
+        for f in select(
+            Net(), X, include={'body': {'ratio': 3}, '*': {}, 'point': {'ratio': 4}},
+            exclude='grouped', ratio=2,
+        )
+    }  # fmt: skip
+    assert found['grouped'].reason == 'excluded'
+    assert found['point'].settings['ratio'] == 4
+    assert found['body.0'].settings['ratio'] == 2
+
+
+@pytest.mark.parametrize(
+    'options, error, said',
+    [
+        ({'include': 'bodi'}, ValueError, "near it are .*'body'"),
+        ({'exclude': 're:x+'}, ValueError, 'matches no conv of Net'),
+        ({'ratio': 0}, ValueError, 'ratio'),
+        ({'dw_size': 2}, ValueError, 'dw_size'),
+        ({'macs': 0.5}, TypeError, 'unknown settings'),
+        ({'include': {'body': {'ratoi': 2}}}, TypeError, 'ratoi'),
+    ],
+)
+def test_bad_input_is_named(options, error, said):
+    with pytest.raises(error, match=said):
+        gp.plan(Net(), X, **options)
