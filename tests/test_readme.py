@@ -21,7 +21,7 @@ def test_python_runs(code, tmp_path):
         assert config.fromfile(tmp_path / 'mine.py').model.backbone.type.startswith('ghost_plugin.')
         return
     for framework in ('timm', 'torchvision'):
-        if f'import {framework}' in code or f'from {framework}' in code:
+        if framework in code:
             pytest.importorskip(framework)
     exec(compile(code, 'README.md', 'exec'), {})
 
