@@ -180,7 +180,11 @@ def parse_args(description: str) -> argparse.Namespace:
         command = commands.add_parser(name, help=text, description=text)
         fill(command)
         command.add_argument('--json', action='store_true', help='print JSON only')
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()
+    if args.command == 'finetune' and not args.plan and len(more) == 1 and more[0][0] != '-':
+        args.plan = Path(more.pop())  # argparse misses a PLAN that stands behind options
+    if more:
+        fail(f'unknown arguments: {" ".join(more)}; see --help')
     if args.command == 'report':
         return args
     if len(args.size or ()) > 2:

@@ -54,15 +54,15 @@ class Pictures:
         classes: Mapping[str, int] | None = None,
     ) -> None:
         self.source = Path(source)
-        self.names = _in_split(_listed(self.source), split, self.source)
+        self._archive: zipfile.ZipFile | None = None
+        self._opener = 0
+        self.names = _in_split(self._listed(), split, self.source)
         kinds = _kinds(self.names, classes)
         self.classes = dict(classes or {kind: i for i, kind in enumerate(sorted(set(kinds)))})
         unknown = sorted(set(kinds) - self.classes.keys())
         if unknown:
             raise ValueError(f'{self.source} has a class {unknown[0]!r} that has no index')
         self.labels = [self.classes[kind] for kind in kinds] if kinds else None
-        self._archive: zipfile.ZipFile | None = None
-        self._opener = 0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -96,33 +96,35 @@ class Pictures:
                 'tools/prepare_folder.py leaves broken pictures out'
             ) from error
 
+    def _listed(self) -> list[PurePosixPath]:
+        """Paths of all pictures relative to the source, sorted; hidden ones are passed over."""
+        source = self.source
+        if source.is_dir():
+            found = [PurePosixPath(p.relative_to(source).as_posix()) for p in source.rglob('*')]
+        elif not source.exists():
+            raise FileNotFoundError(f'no folder or zip at {source}')
+        elif zipfile.is_zipfile(source):
+            found = [PurePosixPath(name) for name in self._zip().namelist()]
+        else:
+            raise ValueError(f'{source} is neither a folder nor a zip')
+        pictures = [p for p in found if p.suffix.lower() in _SUFFIXES and not _hidden(p)]
+        if not pictures:
+            raise ValueError(f'no pictures ({", ".join(_SUFFIXES)}) in {source}')
+        return sorted(pictures)
+
     def _bytes(self, name: str) -> bytes:
         if self.source.is_dir():
             return (self.source / name).read_bytes()
+        return self._zip().read(name)
+
+    def _zip(self) -> zipfile.ZipFile:
         # Each worker process needs a file position of its own.
         if self._archive is None or self._opener != os.getpid():
             self._archive, self._opener = zipfile.ZipFile(self.source), os.getpid()
-        return self._archive.read(name)
+        return self._archive
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, '_archive': None}
-
-
-def _listed(source: Path) -> list[PurePosixPath]:
-    """Paths of all pictures relative to the source, sorted; hidden ones are passed over."""
-    if source.is_dir():
-        found = [PurePosixPath(p.relative_to(source).as_posix()) for p in source.rglob('*')]
-    elif not source.exists():
-        raise FileNotFoundError(f'no folder or zip at {source}')
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            found = [PurePosixPath(name) for name in archive.namelist()]
-    else:
-        raise ValueError(f'{source} is neither a folder nor a zip')
-    pictures = [p for p in found if p.suffix.lower() in _SUFFIXES and not _hidden(p)]
-    if not pictures:
-        raise ValueError(f'no pictures ({", ".join(_SUFFIXES)}) in {source}')
-    return sorted(pictures)
+        return {**self.__dict__, '_archive': None}  # for processes that are not forked
 
 
 def _hidden(path: PurePosixPath) -> bool:
