@@ -1,66 +1,15 @@
 """What ``convert.py`` takes on the command line."""
 
 import argparse
-import math
-import re
 from pathlib import Path
-from typing import NoReturn
 
-import torch
 from _cli import fail
+from _options import Parser, above, amount, device, milliseconds, ratio, whole
 
 from ghost_plugin.integrations.recipes import OPTIMIZERS
 from ghost_plugin.integrations.sources import FORMS
 
-_UNITS = {'': 1, 'k': 1e3, 'm': 1e6, 'g': 1e9}
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every tool here does."""
-
-    def error(self, message: str) -> NoReturn:
-        fail(message)
-
-
-def amount(text: str) -> float | int:
-    """A share of the whole (0.6) or a number with or without a unit (240M)."""
-    match = re.fullmatch(r'(\d+\.?\d*|\.\d+)([kmg]?)', text.strip().lower())
-    value = float(match[1]) * _UNITS[match[2]] if match else math.nan
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is neither a share (0.6) nor a number (240M)')
-    return value if value <= 1 and not match[2] else round(value)
-
-
-def milliseconds(text: str) -> float:
-    """A share of the whole (0.6) or milliseconds (12, 12ms)."""
-    try:
-        value = float(text.strip().lower().removesuffix('ms'))
-    except ValueError:
-        value = math.nan
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is neither a share (0.6) nor a time (12ms)')
-    return value
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
-    return int(text)
-
-
-def _above(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
-    return value
-
-
-def _ratio(text: str) -> float | int:
-    value = _above(text)
-    return int(value) if value == int(value) else value
+BUDGETS = ('macs', 'params', 'latency')
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +17,8 @@ def _model(parser: argparse.ArgumentParser) -> None:
     add('model', help=FORMS)
     add('--checkpoint', type=Path, metavar='FILE', help='weights of the model')
     add('--pretrained', action='store_true', help='published weights of timm or torchvision')
-    add('--num-classes', type=_whole, metavar='N', help='outputs of its classifier')
-    add('--size', type=_whole, nargs='+', metavar='PX', help='side, or height and width')
+    add('--num-classes', type=whole, metavar='N', help='outputs of its classifier')
+    add('--size', type=whole, nargs='+', metavar='PX', help='side, or height and width')
     add('--mean', type=float, nargs=3, help='of values within 0..1; the model may know its own')
     add('--std', type=float, nargs=3, help='of values within 0..1; the model may know its own')
     add('--seed', type=int, default=0, help='of everything random')
@@ -80,19 +29,18 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _model(parser)
     add('-o', '--out', type=Path, required=True, metavar='PLAN', help='JSON file to write')
-    add('--ratio', type=_ratio, default=2, help='output maps per convolved map')
-    add('--dw-size', type=_whole, default=3, help='side of the cheap kernels, odd')
+    add('--ratio', type=ratio, default=2, help='output maps per convolved map')
+    add('--dw-size', type=whole, default=3, help='side of the cheap kernels, odd')
     add('--cheap', choices=['depthwise', 'shift', 'linear'], default='depthwise')
-    patterns = 'name, glob or re:... of modules'
-    add('--include', nargs='+', metavar='P', help=f'convert only these: {patterns}')
-    add('--exclude', nargs='+', metavar='P', help=f'leave these alone: {patterns}')
+    add('--include', nargs='+', metavar='P', help='convert only these: name, glob or re:...')
+    add('--exclude', nargs='+', metavar='P', help='leave these alone: name, glob or re:...')
     add('--no-keep-first', action='store_true', help='the first conv may be converted, too')
     add('--no-keep-last', action='store_true', help='the last conv may be converted, too')
     add('--macs', type=amount, help='multiply-adds at most: share (0.6) or number (240M)')
     add('--params', type=amount, help='parameters at most: share or number')
     add('--latency', type=milliseconds, help='time at most: share or milliseconds (12ms)')
     _data(parser, '--data', 'pictures that a budget is scored on', False)
-    add('--pictures', type=_whole, default=256, help='of them')
+    add('--pictures', type=whole, default=256, help='of them')
 
 
 def _apply(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +51,7 @@ def _apply(parser: argparse.ArgumentParser) -> None:
     _data(
         parser, '--data', 'pictures, no labels needed; without them the kernels are fitted', False
     )
-    add('--pictures', type=_whole, default=1024, help='of them')
+    add('--pictures', type=whole, default=1024, help='of them')
     add('--reconstruct', choices=['layer', 'block'], help='gradient steps towards the original')
 
 
@@ -123,20 +71,20 @@ def _finetune(parser: argparse.ArgumentParser) -> None:
     _data(parser, '--data', 'training pictures', True)
     _data(parser, '--val', 'validation pictures', True)
     _labels(parser)
-    add('--epochs', type=_above, default=1.5, help='may be a fraction')
+    add('--epochs', type=above, default=1.5, help='may be a fraction')
     add('--optimizer', choices=list(OPTIMIZERS), default='sgd')
-    add('--lr', type=_above, help='highest learning rate')
+    add('--lr', type=above, help='highest learning rate')
     add('--weight-decay', type=float)
-    add('--batch', type=_whole, default=128, help='pictures per forward pass')
-    add('--accumulate', type=_whole, default=1, metavar='N', help='batches per step')
+    add('--batch', type=whole, default=128, help='pictures per forward pass')
+    add('--accumulate', type=whole, default=1, metavar='N', help='batches per step')
     add('--hard', type=float, default=0.1, help='weight of the labels beside a teacher')
     add('--soft', type=float, default=0.9, help="weight of the teacher's logits")
-    add('--temperature', type=_above, default=4.0, help='of the logits')
+    add('--temperature', type=above, default=4.0, help='of the logits')
     add('--features', nargs='+', default=(), metavar='NAME', help='modules that are compared, too')
     add('--amp', action='store_true', help='mixed precision')
     add('--ema', type=float, default=0.0, metavar='DECAY', help='average the weights, 0.999')
     add('--no-flip', action='store_true', help='no mirrored pictures (digits)')
-    add('--min-area', type=_above, default=0.35, help='seen of large pictures at least, a share')
+    add('--min-area', type=above, default=0.35, help='seen of large pictures at least, a share')
     add('--workers', type=int, help='processes that decode large pictures')
     add('--resume', action='store_true', help='go on with an interrupted run')
 
@@ -148,7 +96,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     add('--weights', type=Path, metavar='FILE', help='of the converted model')
     _data(parser, '--data', 'pictures in class folders; without them costs only', False)
     _labels(parser)
-    add('--batch', type=_whole, default=128, help='pictures per forward pass')
+    add('--batch', type=whole, default=128, help='pictures per forward pass')
     add('--workers', type=int, help='processes that decode large pictures')
 
 
@@ -160,7 +108,8 @@ def _data(parser: argparse.ArgumentParser, name: str, text: str, required: bool)
 
 
 def _labels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--labels', type=Path, metavar='JSON', help='index of each class by name')
+    text = 'index of each class by name; imagenet-1k for WordNet ids'
+    parser.add_argument('--labels', type=Path, metavar='JSON', help=text)
 
 
 _COMMANDS = {
@@ -185,15 +134,20 @@ def parse_args(description: str) -> argparse.Namespace:
         args.plan = Path(more.pop())  # argparse misses a PLAN that stands behind options
     if more:
         fail(f'unknown arguments: {" ".join(more)}; see --help')
-    if args.command == 'report':
-        return args
+    return args if args.command == 'report' else _checked(args)
+
+
+def _checked(args: argparse.Namespace) -> argparse.Namespace:
+    """What one option alone cannot know; better said now than after the work."""
+    if 'out' in args and args.out.is_dir():
+        fail(f'{args.out} is a folder, give a file to write')
+    if 'weights' in args and bool(args.plan) != bool(args.weights):
+        fail('a plan and --weights go together, apply writes them; without both it is the model '
+             'itself')  # fmt: skip
     if len(args.size or ()) > 2:
         fail(f'--size takes a side, or height and width, got {args.size}')
-    if args.command == 'finetune' and bool(args.plan) != bool(args.weights):
-        fail('PLAN and --weights go together: apply writes the weights; without both the model '
-             'itself is trained')  # fmt: skip
-    if args.command == 'evaluate' and bool(args.plan) != bool(args.weights):
-        fail('--plan and --weights go together')
+    if 'out' in args:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     args.size = args.size and tuple(args.size * 2)[:2]
-    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    args.device = device(args.device)
     return args

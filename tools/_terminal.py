@@ -30,7 +30,7 @@ class Meter:
         self.label, self.started, self.shown = '', 0.0, 0.0
         self.first = 0
         self.bars: Any = None
-        self.task: Any = None
+        self.tasks: dict[str, Any] = {}  # rich's bars by label
 
     def __enter__(self) -> 'Meter':
         if self.terminal and rich_progress:
@@ -53,15 +53,17 @@ class Meter:
         if label != self.label:
             self._begin(label, done, total)
         if self.bars:
-            self.bars.update(self.task, completed=done, total=total, note=note)
+            self.bars.update(self.tasks[label], completed=done, total=total, note=note)
         else:
             self._line(done, total, note)
 
     def _begin(self, label: str, done: int, total: int) -> None:
         self.label, self.first = label, done - 1
         self.started = self.shown = time.monotonic()
-        if self.bars:
-            self.task = self.bars.add_task(label, total=total, note='')
+        if self.bars and label not in self.tasks:
+            self.tasks[label] = self.bars.add_task(label, total=total, note='')
+        elif self.bars and done < self.bars.tasks[self.tasks[label]].completed:
+            self.bars.reset(self.tasks[label])
 
     def _line(self, done: int, total: int, note: str) -> None:
         now = time.monotonic()
@@ -95,6 +97,31 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+
+
+# Figures that tables show, in this order: head of the column, format of the cell, unit.
+_COLUMNS = {
+    'model': ('Model', '', 1),
+    'epoch': ('Epoch', '', 1),
+    'loss': ('Loss', '.4f', 1),
+    'top1': ('Top-1 (%)', '.2f', 1),
+    'top5': ('Top-5 (%)', '.2f', 1),
+    'pictures': ('Pictures', '', 1),
+    'params': ('Params (M)', '.3f', 1e6),
+    'macs': ('MACs (M)', '.2f', 1e6),
+    'latency_ms': ('Latency (ms)', '.2f', 1),
+}
+
+
+def figures(rows: list[dict[str, Any]]) -> str:
+    """A table of those figures that all rows have."""
+    columns = [key for key in _COLUMNS if all(row.get(key) is not None for row in rows)]
+    cells = [[_cell(row[key], *_COLUMNS[key][1:]) for key in columns] for row in rows]
+    return table([_COLUMNS[key][0] for key in columns], cells)
+
+
+def _cell(value: Any, form: str, unit: float) -> str:
+    return format(value if unit == 1 else value / unit, form)
 
 
 def show(text: str) -> None:

@@ -1,7 +1,9 @@
 """A model out of an OpenMMLab config, and the look that its data preprocessor gives pictures."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from .. import _optional
@@ -14,9 +16,11 @@ from mmengine.registry import MODELS, init_default_scope
 
 from .swap import load_config
 
+Wrap = Callable[[torch.Tensor], Any]
 
-def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Look]:
-    """The model of a config, without its weights, and how it wants its pictures.
+
+def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Look, Wrap]:
+    """The model of a config without its weights, how it wants its pictures, and how it is called.
 
     Args:
         source: File, or ``mmdet::...`` / ``mmpretrain::...`` of an installed package.
@@ -35,10 +39,27 @@ def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Look]
     if num_classes is not None:
         _set_classes(model, num_classes, source)
     try:
-        return MODELS.build(model), _look(model.get('data_preprocessor') or {}, cfg)
+        built = MODELS.build(model)
+        look = _look(model.get('data_preprocessor') or {}, cfg)
+        return built, look, _with_samples if cfg.get('default_scope') == 'mmdet' else _alone
     except Exception as error:  # foreign constructors raise whatever they like
         reason = ' '.join(str(error).split())
         raise ValueError(f'cannot build {source}: {type(error).__name__}: {reason}') from error
+
+
+def _alone(images: torch.Tensor) -> torch.Tensor:
+    return images
+
+
+def _with_samples(images: torch.Tensor) -> dict[str, Any]:
+    """What detectors of two stages and transformers ask for besides: sizes."""
+    from mmdet.structures import DetDataSample
+
+    shape = tuple(images.shape[-2:])
+    names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
+    info = {**dict.fromkeys(names, shape), 'scale_factor': (1.0, 1.0)}
+    samples = [DetDataSample(metainfo=info) for _ in images]
+    return {'inputs': images, 'data_samples': samples, 'mode': 'tensor'}
 
 
 def _config(source: str) -> Config:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..analysis import count, evaluating, time_together
+from ..analysis import call, count, evaluating, time_together
 from .feeding import Feed, Tick, silent
 
 
@@ -39,6 +39,11 @@ def accuracy(model: nn.Module, feed: Feed, batch: int = 128, tick: Tick = silent
             tick('evaluating', seen, len(feed), f'top-1 {100 * found[0] / seen:.2f} %')
     top1, top5 = (100 * found.double() / seen).tolist()
     return Accuracy(top1, top5 if logits.shape[1] > 5 else None, seen)
+
+
+def top1(model: nn.Module, feed: Feed, batch: int = 128, tick: Tick = silent) -> dict[str, float]:
+    """Top-1 as a figure by name, for :func:`.finetuning.finetune`."""
+    return {'top1': accuracy(model, feed, batch, tick).top1}
 
 
 def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -77,8 +82,9 @@ def check_classes(model: nn.Module, feed: Feed, mapped: bool = False) -> None:
     pictures = feed.pictures
     if pictures.labels is None:
         raise ValueError(f'{pictures.source} has no class folders, and labels are needed')
+    image = torch.zeros(1, 3, *feed.look.size, device=feed.device)
     with evaluating(model):
-        outputs = logits_of(model(example(feed.look.size, feed.device))).shape[1]
+        outputs = logits_of(model(image)).shape[1]
     known = max(pictures.classes.values()) + 1
     if known > outputs or (known < outputs and not mapped):
         raise ValueError(
@@ -88,47 +94,40 @@ def check_classes(model: nn.Module, feed: Feed, mapped: bool = False) -> None:
         )
 
 
-def example(size: tuple[int, int], device: torch.device | str = 'cpu') -> torch.Tensor:
-    """One black picture: (1, 3, *size)."""
-    return torch.zeros(1, 3, *size, device=device)
-
-
-def costs(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
-    """(parameters, multiply-adds) for one picture.
+def costs(model: nn.Module, example_input: Any) -> dict[str, int]:
+    """``params`` and ``macs`` of one call.
 
     Raises:
-        ValueError: The model does not run on such a picture.
+        ValueError: The model cannot be called so.
     """
     try:
-        counted = count(model, example(size, next(model.parameters()).device))
-    except (RuntimeError, IndexError) as error:
+        counted = count(model, example_input)
+    except Exception as error:  # foreign code raises whatever it likes
         reason = ' '.join(str(error).split())
         raise ValueError(
-            f'the model does not run on pictures of {size[0]} x {size[1]} px: {reason}'
+            f'the model does not run on such a picture, --size gives another: {reason}'
         ) from error
-    return counted.params, counted.macs
+    return {'params': counted.params, 'macs': counted.macs}
 
 
-def expenses(model: nn.Module, size: tuple[int, int], rounds: int = 30) -> dict[str, Any]:
-    """What one picture costs in eval mode, float32, on the model's device.
+def expenses(model: nn.Module, example_input: Any, rounds: int = 30) -> dict[str, Any]:
+    """What one call costs in eval mode on the model's device.
 
     Returns:
         ``params``, ``macs``, ``latency_ms`` (the median) with its quartiles ``latency_low`` and
         ``latency_high``, ``setup`` (how that was measured, in words).
     """
-    params, macs = costs(model, size)
-    device = next(model.parameters()).device
-    image = torch.randn(1, 3, *size, device=device)
+    counted = costs(model, example_input)
     with evaluating(model):
-        timing = time_together({'model': lambda: model(image)}, rounds)[0]
+        timing = time_together({'model': lambda: call(model, example_input)}, rounds)[0]
+    parameter = next(model.parameters())
     return {
-        'params': params,
-        'macs': macs,
+        **counted,
         'latency_ms': timing.median,
         'latency_low': timing.low,
         'latency_high': timing.high,
-        'setup': f'{device_name(device)}, torch {torch.__version__}, eager, float32, batch 1, '
-        f'{size[0]} x {size[1]} px, median of {rounds}',
+        'setup': f'{device_name(parameter.device)}, torch {torch.__version__}, eager, '
+        f'{parameter.dtype}, batch 1, median of {rounds}',
     }
 
 

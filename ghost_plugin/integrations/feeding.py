@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -175,11 +176,19 @@ def move(
 
 
 class Calibration:
-    """Iterable of batches without labels, the same ones each time."""
+    """Iterable of batches without labels, the same ones each time.
 
-    def __init__(self, feed: Feed, batch: int = 64) -> None:
-        self.feed, self.batch = feed, batch
+    Args:
+        feed: The pictures.
+        batch: Of them.
+        wrap: Turns (N, 3, H, W) into what the model is called with.
+    """
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def __init__(
+        self, feed: Feed, batch: int = 64, wrap: Callable[[torch.Tensor], Any] | None = None
+    ) -> None:
+        self.feed, self.batch, self.wrap = feed, batch, wrap
+
+    def __iter__(self) -> Iterator[Any]:
         for images, _ in self.feed.ordered(self.batch):
-            yield images
+            yield self.wrap(images) if self.wrap else images

@@ -112,7 +112,8 @@ class Training:
         batches = islice(feed.shuffled(self.recipe.batch, _mixed(self.recipe.seed, number)), left)
         for group in _grouped(batches, self.recipe.accumulate):
             total += self._update(group)
-            note = f'epoch {number + 1}/{math.ceil(self.recipe.epochs)}, loss {total / left:.3f}'
+            mean = total / (self.step - number * self.per_epoch)
+            note = f'epoch {number + 1}/{math.ceil(self.recipe.epochs)}, loss {mean:.3f}'
             tick('training', self.step, self.steps, note)
         seconds = time.monotonic() - start
         self.history.append({'epoch': number + 1, 'loss': total / left, 'seconds': seconds})
@@ -270,5 +271,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 def save(content: Any, path: str | os.PathLike) -> None:
     """``torch.save`` that never leaves half a file."""
-    with whole_file(path) as partial:
-        torch.save(content, partial)
+    try:
+        with whole_file(path) as partial:
+            torch.save(content, partial)
+    except RuntimeError as error:  # how torch reports a full disk
+        raise OSError(f'cannot write {os.fspath(path)!r}: {error}') from error

@@ -160,11 +160,15 @@ def _kinds(paths: Sequence[PurePosixPath], classes: Mapping[str, int] | None) ->
 def read_labels(path: str | os.PathLike | None) -> dict[str, int] | None:
     """A JSON map from names of classes to indices; None for no path.
 
+    ``imagenet-1k`` stands for timm's map of WordNet ids.
+
     Raises:
         ValueError: It is something else.
     """
     if path is None:
         return None
+    if str(path) == 'imagenet-1k':
+        return _imagenet()
     try:
         labels = json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
@@ -173,3 +177,11 @@ def read_labels(path: str | os.PathLike | None) -> dict[str, int] | None:
     if not numbers or not all(type(n) is int and n >= 0 for n in numbers):
         raise ValueError(f'{path} must map names of classes to numbers from 0: {{"cat": 0}}')
     return labels
+
+
+def _imagenet() -> dict[str, int]:
+    _optional.require('timm')
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo('imagenet-1k')
+    return {info.index_to_label_name(index): index for index in range(info.num_classes())}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .. import _optional
@@ -21,12 +22,29 @@ from .looks import Look, look_of
 FORMS = 'timm:NAME, torchvision:NAME, an OpenMMLab config, mmdet::..., mmpretrain::... or FILE.py:FUNCTION'  # noqa: E501
 
 
+def _itself(images: torch.Tensor) -> torch.Tensor:
+    return images
+
+
 @dataclass(frozen=True)
 class Source:
-    """A model in eval mode and how it wants its pictures."""
+    """A model in eval mode and how it wants its pictures.
+
+    Attributes:
+        model: Any module.
+        look: What becomes of its pictures.
+        wrap: Turns (N, 3, H, W) into what the model is called with.
+    """
 
     model: nn.Module
     look: Look
+    wrap: Callable[[torch.Tensor], Any] = _itself
+
+    def example(self) -> Any:
+        """What to call the model with: noise as one picture, on its device."""
+        device = next(self.model.parameters()).device
+        generator = torch.Generator().manual_seed(0)
+        return self.wrap(torch.randn(1, 3, *self.look.size, generator=generator).to(device))
 
     def adjusted(
         self,
@@ -40,7 +58,7 @@ class Source:
             look = replace(look, crop=1.0)
         given = {'mean': mean, 'std': std}
         new = {name: tuple(values) for name, values in given.items() if values is not None}
-        return Source(self.model, replace(look, **new))
+        return replace(self, look=replace(look, **new))
 
 
 def load(
@@ -100,10 +118,12 @@ def _known_names() -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str], number: int = 3) -> str:
-    """The names most like one, as a sentence's part."""
-    bare = {k.rpartition(':')[2]: k for k in known}
-    found = difflib.get_close_matches(name.rpartition(':')[2], bare, n=number, cutoff=0.5)
-    return ', '.join(bare[key] for key in found)
+    """The names most like one, whatever stands in front of their colon, as a sentence's part."""
+    named: dict[str, list[str]] = {}
+    for one in known:
+        named.setdefault(one.rpartition(':')[2], []).append(one)
+    found = difflib.get_close_matches(name.rpartition(':')[2], named, n=number, cutoff=0.5)
+    return ', '.join([one for bare in found for one in named[bare]][:number])
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
@@ -221,8 +241,7 @@ def _from_config(name: str, num_classes: int | None, pretrained: bool) -> Source
 
     if pretrained:
         raise ValueError(f'{name} names no published weights; give a checkpoint')
-    model, look = build(name, num_classes)
-    return Source(model, look)
+    return Source(*build(name, num_classes))
 
 
 _BUILDERS: dict[str, Builder] = {'timm': _from_timm, 'torchvision': _from_torchvision}
