@@ -19,8 +19,8 @@ def _model(parser: argparse.ArgumentParser) -> None:
     add('--pretrained', action='store_true', help='published weights of timm or torchvision')
     add('--num-classes', type=whole, metavar='N', help='outputs of its classifier')
     add('--size', type=whole, nargs='+', metavar='PX', help='side, or height and width')
-    add('--mean', type=float, nargs=3, help='of values within 0..1; the model may know its own')
-    add('--std', type=float, nargs=3, help='of values within 0..1; the model may know its own')
+    for name in ('--mean', '--std'):
+        add(name, type=float, nargs=3, metavar='X', help='of values in 0..1; or as the model says')
     add('--seed', type=int, default=0, help='of everything random')
     add('--device', help='cuda where there is one, else cpu')
 
@@ -48,9 +48,7 @@ def _apply(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     add('plan', type=Path, help='what plan wrote')
     add('-o', '--out', type=Path, required=True, help='state dict to write; OUT.plan.json, too')
-    _data(
-        parser, '--data', 'pictures, no labels needed; without them the kernels are fitted', False
-    )
+    _data(parser, '--data', 'pictures, no labels needed; or the kernels are fitted', False)
     add('--pictures', type=whole, default=1024, help='of them')
     add('--reconstruct', choices=['layer', 'block'], help='gradient steps towards the original')
 
@@ -63,9 +61,7 @@ def _report(parser: argparse.ArgumentParser) -> None:
 def _finetune(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _model(parser)
-    add(
-        'plan', type=Path, nargs='?', help='what plan wrote; without it the model itself is trained'
-    )
+    add('plan', type=Path, nargs='?', help='what plan wrote; or the model itself is trained')
     add('--weights', type=Path, metavar='FILE', help='what apply wrote; needed with a plan')
     add('-o', '--out', type=Path, required=True, help='state dict to write')
     _data(parser, '--data', 'training pictures', True)
@@ -104,7 +100,7 @@ def _data(parser: argparse.ArgumentParser, name: str, text: str, required: bool)
     split = 'train' if name == '--data' and parser.prog.split()[-1] != 'evaluate' else 'val'
     parser.add_argument(name, type=Path, required=required, metavar='DIR_OR_ZIP', help=text)
     option = '--val-split' if name == '--val' else '--split'
-    parser.add_argument(option, default=split, help=f'split folder of {name}, where it has some')
+    parser.add_argument(option, default=split, help='split folder, where there are some')
 
 
 def _labels(parser: argparse.ArgumentParser) -> None:
@@ -139,14 +135,13 @@ def parse_args(description: str) -> argparse.Namespace:
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:
     """What one option alone cannot know; better said now than after the work."""
-    if 'out' in args and args.out.is_dir():
-        fail(f'{args.out} is a folder, give a file to write')
     if 'weights' in args and bool(args.plan) != bool(args.weights):
-        fail('a plan and --weights go together, apply writes them; without both it is the model '
-             'itself')  # fmt: skip
+        fail('a plan and --weights go together; without both it is the model itself')
     if len(args.size or ()) > 2:
         fail(f'--size takes a side, or height and width, got {args.size}')
     if 'out' in args:
+        if args.out.is_dir():
+            fail(f'{args.out} is a folder, give a file to write')
         args.out.parent.mkdir(parents=True, exist_ok=True)
     args.size = args.size and tuple(args.size * 2)[:2]
     args.device = device(args.device)

@@ -41,7 +41,8 @@ def milliseconds(text: str) -> float:
 def whole(text: str) -> int:
     """A whole number above 0."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+        hint = '' if text.lstrip('-').isdigit() else '; options of several values go last'
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0{hint}')
     return int(text)
 
 

@@ -57,7 +57,7 @@ class Look:
 
     def fit(self, image: Image.Image) -> torch.Tensor:
         """The middle of a picture, resized: (3, height, width), uint8."""
-        if image.size != self.size[::-1]:
+        if image.size != self.size[::-1] or self.crop != 1:
             image = self._middle(image)
         return to_tensor(image)
 
