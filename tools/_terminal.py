@@ -2,6 +2,7 @@
 
 import sys
 import time
+from itertools import groupby
 from types import TracebackType
 from typing import Any
 
@@ -83,14 +84,8 @@ def _bars() -> Any:
     from rich.console import Console
 
     p = rich_progress
-    columns = (
-        p.TextColumn('{task.description}'),
-        p.BarColumn(),
-        p.TaskProgressColumn(),
-        p.TimeRemainingColumn(),
-        p.TextColumn('{task.fields[note]}'),
-    )
-    return p.Progress(*columns, console=Console(stderr=True))
+    parts = ('{task.description}', p.BarColumn(), p.TaskProgressColumn(), p.TimeRemainingColumn())
+    return p.Progress(*parts, '{task.fields[note]}', console=Console(stderr=True))
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -125,14 +120,28 @@ def _cell(value: Any, form: str, unit: float) -> str:
 
 
 def show(text: str) -> None:
-    """Print text whose Markdown tables a terminal with rich draws."""
+    """Print text; a terminal with rich draws the Markdown tables in it."""
     if not (sys.stdout.isatty() and rich_progress):
         print(text, flush=True)
         return
-    from rich.console import Console
-    from rich.markdown import Markdown
+    for is_table, lines in groupby(text.splitlines(), key=lambda line: line.startswith('|')):
+        if is_table:
+            _draw([[cell.strip() for cell in line[1:-1].split(' |')] for line in lines])
+        else:
+            print('\n'.join(lines), flush=True)
 
-    # Markdown would join lines that stand one below the other.
-    lines = text.splitlines()
-    spaced = [line if line.startswith('|') else f'\n{line}\n' for line in lines]
-    Console().print(Markdown('\n'.join(spaced)))
+
+def _draw(rows: list[list[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    head, _, *body = rows
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(head):
+        # Names are there to be copied, so the first column keeps them whole.
+        drawn.add_column(name, no_wrap=number == 0, justify='left' if number < 2 else 'right')
+    for row in body:
+        drawn.add_row(*map(Text, row))
+    Console().print(drawn)

@@ -189,6 +189,9 @@ class Calibration:
     ) -> None:
         self.feed, self.batch, self.wrap = feed, batch, wrap
 
+    def __len__(self) -> int:
+        return -(-len(self.feed) // self.batch)
+
     def __iter__(self) -> Iterator[Any]:
         for images, _ in self.feed.ordered(self.batch):
             yield self.wrap(images) if self.wrap else images
