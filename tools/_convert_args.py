@@ -51,6 +51,7 @@ def _apply(parser: argparse.ArgumentParser) -> None:
     _data(parser, '--data', 'pictures, no labels needed; or the kernels are fitted', False)
     add('--pictures', type=whole, default=1024, help='of them')
     add('--reconstruct', choices=['layer', 'block'], help='gradient steps towards the original')
+    add('--steps', type=whole, metavar='N', help='of them, each layer or block')
 
 
 def _report(parser: argparse.ArgumentParser) -> None:

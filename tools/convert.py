@@ -66,7 +66,7 @@ def apply(args: argparse.Namespace, meter: Meter) -> Result:
     """Convert by a plan."""
     source, made = load(args), gp.ConversionPlan.load(args.plan)
     options = calibration(args, source, meter)
-    options |= {'reconstruct': args.reconstruct} if args.reconstruct else {}
+    options |= {key: vars(args)[key] for key in ('reconstruct', 'steps') if vars(args)[key]}
     model = made.apply(source.model, **options)
     save(model.state_dict(), args.out)
     kept = args.out.with_suffix('.plan.json')

@@ -120,15 +120,23 @@ def expenses(model: nn.Module, example_input: Any, rounds: int = 30) -> dict[str
     counted = costs(model, example_input)
     with evaluating(model):
         timing = time_together({'model': lambda: call(model, example_input)}, rounds)[0]
-    parameter = next(model.parameters())
+    parameter, (batch, _, *size) = next(model.parameters()), _pictures(example_input).shape
     return {
         **counted,
         'latency_ms': timing.median,
         'latency_low': timing.low,
         'latency_high': timing.high,
         'setup': f'{device_name(parameter.device)}, torch {torch.__version__}, eager, '
-        f'{parameter.dtype}, batch 1, median of {rounds}',
+        f'{str(parameter.dtype).removeprefix("torch.")}, batch {batch}, {size[0]} x {size[1]} px, '
+        f'median of {rounds}',
     }
+
+
+def _pictures(example_input: Any) -> torch.Tensor:
+    """The (N, C, H, W) in what a model is called with."""
+    parts = example_input.values() if isinstance(example_input, Mapping) else example_input
+    parts = [example_input] if isinstance(example_input, torch.Tensor) else parts
+    return next(part for part in parts if isinstance(part, torch.Tensor) and part.ndim == 4)
 
 
 def device_name(device: torch.device | str) -> str:
