@@ -211,7 +211,7 @@ def _loss(
         return lambda images, labels: hard(model(images), labels)
     distiller = Distiller(
         model,
-        teacher.requires_grad_(False),
+        teacher,
         logits=recipe.soft,
         temperature=recipe.temperature,
         features=recipe.features,

@@ -52,6 +52,7 @@ def test_plain_training_learns_the_colours(feed, held):
 def test_a_converted_student_learns_from_its_teacher_without_labels(feed, held, pictures):
     teacher = net()
     finetune(teacher, feed, Recipe(epochs=8, batch=12, lr=0.1))
+    teacher.zero_grad()
     student, _ = gp.convert(teacher.eval(), torch.zeros(1, 3, 32, 32), inherit=False,
                             keep_last=False, include=['3'])  # fmt: skip
     for path in (pictures / 'train').rglob('*.png'):
@@ -67,6 +68,7 @@ def test_a_converted_student_learns_from_its_teacher_without_labels(feed, held, 
     finetune(student, flat, recipe, teacher=teacher, validate=None)
     assert evaluation.top1(student.eval(), held)['top1'] > 90
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
 
 
 class StopError(Exception):
