@@ -179,8 +179,11 @@ class Training:
         if other:
             changes = ', '.join(f'{key} {there.get(key)} there, {here[key]} here' for key in other)
             raise ValueError(f'{path} is of another training: {changes}; without resume it is new')
+        try:
+            self.model.load_state_dict(saved['model'])
+        except RuntimeError as error:
+            raise ValueError(f'{path} is of the training of another model; remove it') from error
         self.step, self.history = saved['step'], saved['history']
-        self.model.load_state_dict(saved['model'])
         if self.average is not None:
             self.average.load_state_dict(saved['average'])
         self.optimizer.load_state_dict(saved['optimizer'])

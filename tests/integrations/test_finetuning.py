@@ -126,6 +126,8 @@ def test_another_state_is_refused(feed, tmp_path):
     finetune(net(), feed, Recipe(epochs=1, batch=12), state=state)
     with pytest.raises(ValueError, match=r'another training: lr None there, 0\.3 here'):
         finetune(net(), feed, Recipe(epochs=1, batch=12, lr=0.3), state=state, resume=True)
+    with pytest.raises(ValueError, match='of another model'):
+        finetune(net(4), feed, Recipe(epochs=1, batch=12), state=state, resume=True)
     state.write_text('x')
     with pytest.raises(ValueError, match='not the state of a training'):
         finetune(net(), feed, Recipe(epochs=1, batch=12), state=state, resume=True)
