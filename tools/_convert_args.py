@@ -29,9 +29,9 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _model(parser)
     add('-o', '--out', type=Path, required=True, metavar='PLAN', help='JSON file to write')
-    add('--ratio', type=ratio, default=2, help='output maps per convolved map')
-    add('--dw-size', type=whole, default=3, help='side of the cheap kernels, odd')
-    add('--cheap', choices=['depthwise', 'shift', 'linear'], default='depthwise')
+    add('--ratio', type=ratio, default=2, help='output maps per convolved map (%(default)s)')
+    add('--dw-size', type=whole, default=3, help='side of the cheap kernels, odd (%(default)s)')
+    add('--cheap', choices=['depthwise', 'shift', 'linear'], default='depthwise', help='operation')
     add('--include', nargs='+', metavar='P', help='convert only these: name, glob or re:...')
     add('--exclude', nargs='+', metavar='P', help='leave these alone: name, glob or re:...')
     add('--no-keep-first', action='store_true', help='the first conv may be converted, too')
@@ -40,7 +40,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     add('--params', type=amount, help='parameters at most: share or number')
     add('--latency', type=milliseconds, help='time at most: share or milliseconds (12ms)')
     _data(parser, '--data', 'pictures that a budget is scored on', False)
-    add('--pictures', type=whole, default=256, help='of them')
+    add('--pictures', type=whole, default=256, help='how many of them (%(default)s)')
 
 
 def _apply(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +49,9 @@ def _apply(parser: argparse.ArgumentParser) -> None:
     add('plan', type=Path, help='what plan wrote')
     add('-o', '--out', type=Path, required=True, help='state dict to write; OUT.plan.json, too')
     _data(parser, '--data', 'pictures, no labels needed; or the kernels are fitted', False)
-    add('--pictures', type=whole, default=1024, help='of them')
+    add('--pictures', type=whole, default=1024, help='how many of them (%(default)s)')
     add('--reconstruct', choices=['layer', 'block'], help='gradient steps towards the original')
-    add('--steps', type=whole, metavar='N', help='of them, each layer or block')
+    add('--steps', type=whole, metavar='N', help='how many, each layer or block')
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
@@ -68,20 +68,20 @@ def _finetune(parser: argparse.ArgumentParser) -> None:
     _data(parser, '--data', 'training pictures', True)
     _data(parser, '--val', 'validation pictures', True)
     _labels(parser)
-    add('--epochs', type=above, default=1.5, help='may be a fraction')
-    add('--optimizer', choices=list(OPTIMIZERS), default='sgd')
-    add('--lr', type=above, help='highest learning rate')
-    add('--weight-decay', type=float)
-    add('--batch', type=whole, default=128, help='pictures per forward pass')
+    add('--epochs', type=above, default=1.5, help='may be a fraction (%(default)s)')
+    add('--optimizer', choices=list(OPTIMIZERS), default='sgd', help='%(default)s without it')
+    add('--lr', type=above, help="highest learning rate; or the optimizer's")
+    add('--weight-decay', type=float, help='not of norms and biases')
+    add('--batch', type=whole, default=128, help='pictures per forward pass (%(default)s)')
     add('--accumulate', type=whole, default=1, metavar='N', help='batches per step')
-    add('--hard', type=float, default=0.1, help='weight of the labels beside a teacher')
-    add('--soft', type=float, default=0.9, help="weight of the teacher's logits")
-    add('--temperature', type=above, default=4.0, help='of the logits')
+    add('--hard', type=float, default=0.1, help='weight of the labels (%(default)s)')
+    add('--soft', type=float, default=0.9, help="weight of the teacher's logits (%(default)s)")
+    add('--temperature', type=above, default=4.0, help='of the logits (%(default)s)')
     add('--features', nargs='+', default=(), metavar='NAME', help='modules that are compared, too')
     add('--amp', action='store_true', help='mixed precision')
     add('--ema', type=float, default=0.0, metavar='DECAY', help='average the weights, 0.999')
     add('--no-flip', action='store_true', help='no mirrored pictures (digits)')
-    add('--min-area', type=above, default=0.35, help='seen of large pictures at least, a share')
+    add('--min-area', type=above, default=0.35, help='least share of a large picture')
     add('--workers', type=int, help='processes that decode large pictures')
     add('--resume', action='store_true', help='go on with an interrupted run')
 
@@ -93,7 +93,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     add('--weights', type=Path, metavar='FILE', help='of the converted model')
     _data(parser, '--data', 'pictures in class folders; without them costs only', False)
     _labels(parser)
-    add('--batch', type=whole, default=128, help='pictures per forward pass')
+    add('--batch', type=whole, default=128, help='pictures per forward pass (%(default)s)')
     add('--workers', type=int, help='processes that decode large pictures')
 
 
@@ -101,7 +101,7 @@ def _data(parser: argparse.ArgumentParser, name: str, text: str, required: bool)
     split = 'train' if name == '--data' and parser.prog.split()[-1] != 'evaluate' else 'val'
     parser.add_argument(name, type=Path, required=required, metavar='DIR_OR_ZIP', help=text)
     option = '--val-split' if name == '--val' else '--split'
-    parser.add_argument(option, default=split, help='split folder, where there are some')
+    parser.add_argument(option, default=split, help='split folder, if any (%(default)s)')
 
 
 def _labels(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,10 @@ from .. import _optional
 from ..weights import load_weights
 from .looks import Look, look_of
 
-FORMS = 'timm:NAME, torchvision:NAME, an OpenMMLab config, mmdet::..., mmpretrain::... or FILE.py:FUNCTION'  # noqa: E501
+FORMS = (
+    'timm:NAME, torchvision:NAME, an OpenMMLab config, mmdet::..., mmpretrain::... or '
+    'FILE.py:FUNCTION'
+)
 
 
 def _itself(images: torch.Tensor) -> torch.Tensor:
@@ -200,9 +203,10 @@ def _from_file(name: str, num_classes: int | None, pretrained: bool) -> Source:
     path, _, function = name.rpartition(':')
     if pretrained:
         raise ValueError(f'{name} has no published weights; give a checkpoint')
-    make = getattr(_module(Path(path)), function, None)
+    module = _module(Path(path))
+    make = getattr(module, function, None)
     if not callable(make):
-        known = [n for n, f in vars(_module(Path(path))).items() if inspect.isfunction(f)]
+        known = [n for n, f in vars(module).items() if inspect.isfunction(f)]
         near = nearest(function, known) or ', '.join(known[:3])
         raise ValueError(f'{path} has no function {function!r}; it has {near or "none"}')
     options = {} if num_classes is None else {'num_classes': num_classes}
