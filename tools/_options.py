@@ -8,8 +8,6 @@ from typing import NoReturn
 import torch
 from _cli import fail
 
-_UNITS = {'': 1, 'k': 1e3, 'm': 1e6, 'g': 1e9}
-
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as every tool here does."""
@@ -18,24 +16,27 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
-def amount(text: str) -> float | int:
-    """A share of the whole (0.6) or a number with or without a unit (240M)."""
+def amount(text: str) -> float | str:
+    """A share of the whole (0.6), or a number with or without a unit (240M), as gp.plan takes it."""
     match = re.fullmatch(r'(\d+\.?\d*|\.\d+)([kmg]?)', text.strip().lower())
-    value = float(match[1]) * _UNITS[match[2]] if match else math.nan
-    if not value > 0 or (value > 1 and value != round(value)):
+    value = float(match[1]) if match else math.nan
+    if not value > 0 or (not match[2] and value > 1 and value != round(value)):
         raise argparse.ArgumentTypeError(f'{text!r} is neither a share (0.6) nor a number (240M)')
-    return value if value <= 1 and not match[2] else round(value)
+    if match[2]:
+        return match[1] + {'k': 'k', 'm': 'M', 'g': 'G'}[match[2]]
+    return value if value <= 1 else f'{value / 1000:.15g}k'
 
 
-def milliseconds(text: str) -> float:
-    """A share of the whole (0.6) or milliseconds (12, 12ms)."""
+def milliseconds(text: str) -> float | str:
+    """A share of the whole (0.6), or milliseconds (12, 12ms), as gp.plan takes it."""
+    bare = text.strip().lower().removesuffix('ms')
     try:
-        value = float(text.strip().lower().removesuffix('ms'))
+        value = float(bare)
     except ValueError:
         value = math.nan
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f'{text!r} is neither a share (0.6) nor a time (12ms)')
-    return value
+    return value if value <= 1 and bare == text.strip() else f'{value:.15g}ms'
 
 
 def whole(text: str) -> int:

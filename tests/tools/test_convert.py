@@ -16,6 +16,7 @@ pytest.importorskip('PIL')
 TOOLS = Path(__file__).parents[2] / 'tools'
 sys.path.insert(0, str(TOOLS))
 
+import _options
 import convert as tool
 
 import ghost_plugin as gp
@@ -119,8 +120,8 @@ def test_options_reach_the_plan(ok, model, tmp_path, monkeypatch):
     others = ['--exclude', 'a', 're:b', '--no-keep-first', '--seed', 3, '--size', 24, 40]
     ok('plan', model[0], '-o', tmp_path / 'p.json', *budgets, *others)
     assert seen == {
-        'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise', 'exclude': ['a', 're:b'], 'macs': 240000000,
-        'params': 0.5, 'latency': 12.0, 'seed': 3, 'keep_first': False, 'keep_last': True,
+        'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise', 'exclude': ['a', 're:b'], 'macs': '240M',
+        'params': 0.5, 'latency': '12ms', 'seed': 3, 'keep_first': False, 'keep_last': True,
         'shape': (1, 3, 24, 40),
     }  # fmt: skip
 
@@ -239,6 +240,26 @@ def test_the_command_line_itself(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ''
     assert done.stderr.count('\n') == 1 and done.stderr.startswith('error: ')
+
+
+@pytest.mark.parametrize(
+    'kind, text, given',
+    [
+        ('amount', '0.6', 0.6),
+        ('amount', '1', 1.0),
+        ('amount', '1.5g', '1.5G'),
+        ('amount', '.5k', '.5k'),
+        ('amount', '30123456', '30123.456k'),
+        ('milliseconds', '0.6', 0.6),
+        ('milliseconds', '0.6ms', '0.6ms'),
+        ('milliseconds', '12', '12ms'),
+        ('ratio', '2.0', 2),
+        ('ratio', '2.5', 2.5),
+    ],
+)
+def test_kinds_of_options(kind, text, given):
+    value = getattr(_options, kind)(text)
+    assert (type(value), value) == (type(given), given)
 
 
 @pytest.mark.parametrize(
