@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def amount(text: str) -> float | str:
-    """A share of the whole (0.6), or a number with or without a unit (240M), as gp.plan takes it."""
+    """A share of the whole (0.6) or a number, also with a unit (240M), as gp.plan takes it."""
     match = re.fullmatch(r'(\d+\.?\d*|\.\d+)([kmg]?)', text.strip().lower())
     value = float(match[1]) if match else math.nan
     if not value > 0 or (not match[2] and value > 1 and value != round(value)):

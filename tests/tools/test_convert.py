@@ -159,7 +159,7 @@ torch.save(model(torch.ones(2, 3, 32, 32)), {str(tmp_path / 'there.pth')!r})
 
 
 def test_report(ok, made):
-    assert '| all convs |' in ok('report', made[0])
+    assert '| Conv | Kind | Decision |' in ok('report', made[0])
     assert json.loads(ok('report', made[0], '--json'))['rows'][0]['name'] == '0'
 
 
