@@ -10,11 +10,19 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .._version import __version__
-from .selection import REASONS, Found, costs, select
-from .surgery import Replacement, replace
+from .fitting import Fit, from_statistics, from_weights, on_inputs, settle
+from .reconstruct import STEPS, Reconstruction
+from .selection import REASONS, costs, select
+from .surgery import build_ghosts, repair, swap
+from .tracing import Found
+
+RECONSTRUCT = ('layer', 'block')
+# Options of gp.convert that belong to ConversionPlan.apply.
+APPLY = ('calibration', 'reconstruct', 'steps', 'inherit', 'inplace', 'optimizers')
 
 
 @dataclass
@@ -32,6 +40,7 @@ class Row:
     params_after: int
     macs_before: int
     macs_after: int
+    norm: str = ''  # that follows, and can take a shift of the maps
     error: float | None = None  # relative squared error of the maps, once applied
 
     @property
@@ -119,8 +128,11 @@ class ConversionPlan:
         model: nn.Module,
         *,
         calibration: Iterable[Any] | None = None,
+        reconstruct: str | None = None,
+        steps: int = STEPS,
         inherit: bool = True,
         inplace: bool = False,
+        optimizers: Iterable[torch.optim.Optimizer] = (),
     ) -> nn.Module:
         """Put Ghost convs into a model, with the weights of the convs that they replace.
 
@@ -128,8 +140,13 @@ class ConversionPlan:
             model: The model that the plan was made for, or one of the same shape.
             calibration: Batches to call the model with; without them the kernels speak for the
                 maps, as on white noise.
+            reconstruct: ``'layer'`` or ``'block'`` adds gradient steps on the calibration batches,
+                towards what the original gives there; labels are not needed.
+            steps: Of each layer or block.
             inherit: Without it the Ghost convs are initialised anew from the plan's seed.
             inplace: Change ``model`` itself.
+            optimizers: Built before, with parameters of ``model``; with ``inplace`` they get the
+                new ones in the place of the old.
 
         Returns:
             The converted model. Rows hold the error of each conv's maps afterwards.
@@ -139,12 +156,19 @@ class ConversionPlan:
         """
         self._check(model)
         model = model if inplace else copy.deepcopy(model)
-        replacements = [
-            Replacement(row.name, row.settings) for row in self.rows if row.decision == 'convert'
-        ]
-        errors = replace(model, replacements, calibration, inherit, self.seed)
+        chosen = [row for row in self.rows if row.decision == 'convert']
+        ghosts = build_ghosts(model, {row.name: row.settings for row in chosen}, self.seed)
+        fit = Fit(model, ghosts, {row.name: row.norm for row in chosen})
+        learnt = _fitted(fit, calibration, reconstruct, steps, self.seed) if inherit else None
+        dense = [(fit.conv(name), ghost) for name, ghost in ghosts.items()]
+        model = swap(model, ghosts)
+        settle(model, fit)
+        if learnt is not None:
+            learnt.settle(model)
+        if optimizers:
+            repair(optimizers, dense)
         for row in self.rows:
-            row.error = errors.get(row.name)
+            row.error = fit.errors.get(row.name)
         return model
 
     def _check(self, model: nn.Module) -> None:
@@ -180,16 +204,35 @@ def plan(model: nn.Module, example_input: Any, *, seed: int = 0, **options: Any)
 def convert(
     model: nn.Module,
     example_input: Any,
-    *,
-    calibration: Iterable[Any] | None = None,
-    inherit: bool = True,
-    inplace: bool = False,
     **options: Any,
 ) -> tuple[nn.Module, ConversionPlan]:
     """:func:`plan` and :meth:`ConversionPlan.apply` in one; the converted model and its plan."""
+    taken = {name: options.pop(name) for name in APPLY if name in options}
     made = plan(model, example_input, **options)
-    converted = made.apply(model, calibration=calibration, inherit=inherit, inplace=inplace)
-    return converted, made
+    return made.apply(model, **taken), made
+
+
+def _fitted(
+    fit: Fit, calibration: Iterable[Any] | None, reconstruct: str | None, steps: int, seed: int
+) -> Reconstruction | None:
+    """Give the Ghosts of ``fit`` their weights; what was learnt beyond them, if anything."""
+    if reconstruct not in (None, *RECONSTRUCT):
+        raise ValueError(f'reconstruct must be None or one of {RECONSTRUCT}, got {reconstruct!r}')
+    if calibration is None:
+        if reconstruct:
+            raise ValueError(f'reconstruct={reconstruct!r} needs calibration batches')
+        from_weights(fit)
+        return None
+    batches = list(calibration)
+    if not batches:
+        raise ValueError('calibration holds no batch; leave it out to go without data')
+    from_statistics(fit, batches)
+    if reconstruct is None:
+        on_inputs(fit, batches)
+        return None
+    learnt = Reconstruction(fit, batches, steps, seed)
+    {'layer': learnt.layers, 'block': learnt.blocks}[reconstruct]()
+    return learnt
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -212,6 +255,7 @@ def _row(found: Found) -> Row:
         params_after=after[0],
         macs_before=before[1],
         macs_after=after[1],
+        norm=found.norm,
         **found.settings,
     )
 

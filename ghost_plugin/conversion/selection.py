@@ -5,15 +5,13 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..analysis import call, evaluating
 from ..layers.ghost import GhostConv2d, split_channels
+from .tracing import Found, find_convs
 
 Pattern = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 # What a pattern may set for the convs that it matches, and the default of each.
@@ -31,60 +29,13 @@ REASONS = {
     'parametrized': 'its weight is computed (parametrize, weight norm, pruning): remove that first',
     'hooks': 'hooks of others hang on it: remove them first',
     'tied': 'its weight is also that of another layer',
+    'weight_read': 'somebody else reads its weight in the forward pass',
+    'padding': 'its maps are too small for a depthwise filter with its padding mode',
+    'budget': 'the budget is met without it',
+    'slower': 'its Ghost measured slower here',
     'unused': 'the example input never reached it',
     'converted': 'it is a part of a Ghost conv already',
 }
-
-
-@dataclass
-class Found:
-    """A conv of a network and what one forward pass told about it."""
-
-    name: str
-    conv: nn.Conv2d
-    aliases: tuple[str, ...] = ()
-    pixels: int = 0  # output pixels of all calls, per picture
-    calls: int = 0
-    settings: dict[str, Any] = field(default_factory=dict)
-    reason: str = ''  # code of REASONS, '' for a conv that is converted
-
-
-def find_convs(model: nn.Module, example_input: Any) -> list[Found]:
-    """All convs in the order in which the forward pass calls them, those never called last."""
-    found: dict[int, Found] = {}
-    ghosts = [m for m in model.modules() if isinstance(m, GhostConv2d)]
-    inside = {id(part) for ghost in ghosts for part in ghost.modules()}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, nn.Conv2d):
-            continue
-        if id(module) in found:
-            found[id(module)].aliases += (name,)
-        else:
-            found[id(module)] = Found(name, module)
-        if id(module) in inside:
-            found[id(module)].reason = 'converted'
-    order = _run(model, example_input, found)
-    return sorted(found.values(), key=lambda f: order.get(id(f.conv), len(order)))
-
-
-def _run(model: nn.Module, example_input: Any, found: Mapping[int, Found]) -> dict[int, int]:
-    """Fill in pixels and calls; the order of the first calls."""
-    order: dict[int, int] = {}
-
-    def seen(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        record = found[id(module)]
-        order.setdefault(id(module), len(order))
-        record.calls += 1
-        record.pixels += output.shape[-2] * output.shape[-1]
-
-    handles = [record.conv.register_forward_hook(seen) for record in found.values()]
-    try:
-        with evaluating(model):
-            call(model, example_input)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return order
 
 
 def select(
@@ -139,17 +90,33 @@ def select(
     return convs
 
 
+# Subclasses that differ from nn.Conv2d in how they pad, or for empty input only.
+_PLAIN = ('Conv2d', 'Conv2dSame', 'Conv2dAdaptivePadding')
+
+
+def plain(conv: nn.Module) -> bool:
+    """Whether a conv does with its weight what ``nn.Conv2d`` does."""
+    kind = type(conv)
+    origin = kind.__module__.split('.')[0]
+    return kind is nn.Conv2d or (origin in ('timm', 'mmcv') and kind.__name__ in _PLAIN)
+
+
 def hazard(f: Found) -> str:
     """Why a conv cannot be converted or would not gain, '' if neither."""
     conv = f.conv
     if is_parametrized(conv) or 'weight' not in conv._parameters:
         return 'parametrized'
-    if type(conv) is not nn.Conv2d:
+    if not plain(conv):
         return 'subclass'
     if any(hooks for key, hooks in vars(conv).items() if key.endswith('_hooks') and key in _HOOKS):
         return 'hooks'
     if not f.calls:
         return 'unused'
+    if f.read:
+        return 'weight_read'
+    reach = f.settings['dw_size'] // 2
+    if f.smallest < {'reflect': reach + 1, 'circular': reach}.get(conv.padding_mode, 0):
+        return 'padding'
     primary, copies = split_channels(conv.out_channels, f.settings['ratio'], conv.groups)
     if conv.groups > 1 and (conv.out_channels % primary or primary % conv.groups):
         return 'groups'
