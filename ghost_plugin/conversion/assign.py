@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 Costs = Any  # (n, n) array of scipy's kind
+BEST = 64  # primary maps that a map looks at as its ghost
 
 
 def choose(errors: torch.Tensor, primary: int, copies: int) -> list[list[int]]:
@@ -40,17 +41,31 @@ def _greedy(cost: Costs, primary: int, copies: int) -> dict[int, list[int]]:
     number = len(cost)
     families: dict[int, list[int]] = {}
     ghosts: set[int] = set()
-    for flat in cost.argsort(axis=None, kind='stable'):
+    for p, j in _pairs(cost):
         if len(ghosts) == number - primary:
             break
-        p, j = divmod(int(flat), number)
-        if p == j or p in ghosts or j in ghosts or j in families:
+        if p in ghosts or j in ghosts or j in families:
             continue
         known = p in families or len(families) < primary
         if known and len(families.get(p, ())) < copies:
             families.setdefault(p, []).append(j)
             ghosts.add(j)
-    return {p: families.get(p, []) for p in range(number) if p not in ghosts}
+    rest = [p for p in range(number) if p not in ghosts and p not in families]
+    # Where the best pairs did not make ghosts enough, what is left over is assigned later.
+    chosen = [*families, *rest][:primary]
+    return {p: families.get(p, []) for p in chosen}
+
+
+def _pairs(cost: Costs) -> list[list[int]]:
+    """Pairs (p, j), cheapest first: for each j the best p only, which is where ghosts come from."""
+    import numpy as np
+
+    alone = cost + np.diag(np.full(len(cost), np.inf))
+    best = np.argsort(alone, axis=0, kind='stable')[:BEST]  # (BEST, n) of p
+    js = np.broadcast_to(np.arange(len(cost)), best.shape)
+    order = np.argsort(alone[best, js], axis=None, kind='stable')
+    pairs = np.stack((best.ravel()[order], js.ravel()[order]), axis=1)
+    return pairs[pairs[:, 0] != pairs[:, 1]].tolist()
 
 
 def _assign(cost: Costs, primaries: list[int], copies: int) -> dict[int, list[int]]:

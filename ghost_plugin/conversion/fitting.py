@@ -63,12 +63,16 @@ class Fit:
         """Of its cheap kernels, pixels."""
         return self.ghosts[name].cheap_operation.kernel_size[0]
 
+    def inherit(self, name: str, stats: Correlations) -> None:
+        """Give a Ghost its first weights."""
+        weight = self.importance(name)
+        self.errors[name] = inherit(self.conv(name), self.ghosts[name], stats, weight)
+
 
 def from_weights(fit: Fit) -> None:
     """Fit all Ghosts from the kernels alone."""
     for name in fit.fitted:
-        stats = from_kernels(fit.conv(name), fit.side(name))
-        fit.errors[name] = inherit(fit.conv(name), fit.ghosts[name], stats, fit.importance(name))
+        fit.inherit(name, from_kernels(fit.conv(name), fit.side(name)))
 
 
 def from_statistics(fit: Fit, batches: list[Any]) -> None:
@@ -77,18 +81,38 @@ def from_statistics(fit: Fit, batches: list[Any]) -> None:
     Raises:
         ValueError: The batches never reach one of the convs.
     """
-    for part in _within_memory(fit):
-        for name, stats in _measure(fit, part, batches).items():
-            fit.errors[name] = inherit(
-                fit.conv(name), fit.ghosts[name], stats, fit.importance(name)
-            )
+    for name, stats in measured(fit.model, {n: fit.side(n) for n in fit.fitted}, batches):
+        fit.inherit(name, stats)
 
 
-def _within_memory(fit: Fit) -> Iterator[list[str]]:
+def measured(
+    model: nn.Module, sides: Mapping[str, int], batches: list[Any]
+) -> Iterator[tuple[str, Correlations]]:
+    """Correlations of the maps of convs, by name, for cheap kernels of the given sides.
+
+    As many convs as memory allows share a pass over the batches.
+    """
+    for part in _within_memory(model, sides):
+        statistics = {}
+        for name in part:
+            conv = model.get_submodule(name)
+            free = conv.bias is not None
+            statistics[name] = Statistics(conv, sides[name], free, len(batches))
+        with _listening(model, statistics), evaluating(model):
+            for batch in batches:
+                call(model, batch)
+        lost = [name for name, stats in statistics.items() if not stats.pixels]
+        if lost:
+            raise ValueError(f'the calibration batches never reached {lost[0]!r}; keep it dense')
+        for name in part:
+            yield name, statistics.pop(name).correlations()
+
+
+def _within_memory(model: nn.Module, sides: Mapping[str, int]) -> Iterator[list[str]]:
     part: list[str] = []
     used = 0
-    for name in fit.fitted:
-        size = 4 * fit.conv(name).out_channels ** 2 * fit.side(name) ** 2
+    for name, side in sides.items():
+        size = 4 * model.get_submodule(name).out_channels ** 2 * side**2
         if part and used + size > MEMORY:
             yield part
             part, used = [], 0
@@ -98,30 +122,11 @@ def _within_memory(fit: Fit) -> Iterator[list[str]]:
         yield part
 
 
-def _measure(fit: Fit, part: list[str], batches: list[Any]) -> dict[str, Correlations]:
-    statistics = {}
-    for name in part:
-        conv = fit.conv(name)
-        free = conv.bias is not None
-        statistics[name] = Statistics(conv, fit.side(name), free, len(batches))
-    listeners = {
-        name: lambda module, inputs, maps, s=stats: s.add(maps)
-        for name, stats in statistics.items()
-    }
-    with _listening(fit.model, listeners), evaluating(fit.model):
-        for batch in batches:
-            call(fit.model, batch)
-    lost = [name for name, stats in statistics.items() if not stats.pixels]
-    if lost:
-        raise ValueError(f'the calibration batches never reached {lost[0]!r}; keep it in the plan')
-    return {name: stats.correlations() for name, stats in statistics.items()}
-
-
 @contextmanager
-def _listening(model: nn.Module, listeners: Mapping[str, Callable]) -> Iterator[None]:
+def _listening(model: nn.Module, statistics: Mapping[str, Statistics]) -> Iterator[None]:
     handles = [
-        model.get_submodule(name).register_forward_hook(listener)
-        for name, listener in listeners.items()
+        model.get_submodule(name).register_forward_hook(lambda m, inputs, maps, s=s: s.add(maps))
+        for name, s in statistics.items()
     ]
     try:
         yield

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..layers.ghost import GhostConv2d, split_channels
+from ..layers.ghost import GhostConv2d
+from .costs import Shape
 from .tracing import Found, find_convs
 
 Pattern = str | type[nn.Module] | Callable[[str, nn.Module], bool]
@@ -20,7 +21,7 @@ SETTINGS = {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}
 # Reason codes of kept convs, as a plan shows them.
 REASONS = {
     'first': 'the first conv of the network (keep_first)',
-    'last': 'the last conv of the network (keep_last)',
+    'last': 'the last conv of the network, or one that makes its output (keep_last)',
     'not_included': 'no pattern of include matches',
     'excluded': 'a pattern of exclude matches',
     'subclass': 'not a plain nn.Conv2d',
@@ -56,8 +57,8 @@ def select(
             settings; later ones win. A pattern is a module's name (a container stands for all
             inside), a glob, a regular expression behind ``re:`` that fits the whole name, a type
             or a function of name and module.
-        keep_first, keep_last: Leave the first and the last conv of the forward pass alone, unless
-            include names them.
+        keep_first, keep_last: Leave the first and the last conv of the forward pass, and those
+            whose maps are the output, alone, unless include names them.
         settings: ``ratio``, ``dw_size``, ``cheap`` where no pattern says otherwise.
 
     Raises:
@@ -75,6 +76,7 @@ def select(
     for f in convs:
         matching = [own for pattern, own in wanted if _matches(pattern, f)]
         f.settings = defaults if not matching else _checked({**defaults, **matching[-1]})
+        f.fixed = bool(matching) and 'ratio' in matching[-1]
         if f.reason:
             continue
         if any(_matches(pattern, f) for pattern, _ in _patterns(exclude)):
@@ -117,36 +119,18 @@ def hazard(f: Found) -> str:
     reach = f.settings['dw_size'] // 2
     if f.smallest < {'reflect': reach + 1, 'circular': reach}.get(conv.padding_mode, 0):
         return 'padding'
-    primary, copies = split_channels(conv.out_channels, f.settings['ratio'], conv.groups)
-    if conv.groups > 1 and (conv.out_channels % primary or primary % conv.groups):
+    shape = Shape.of(f)
+    if not shape.splits(f.settings):
         return 'groups'
-    before, after = costs(f)
-    return '' if copies and after[1] < before[1] else 'no_gain'
+    return '' if shape.gains(f.settings) else 'no_gain'
 
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
-def costs(f: Found) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(parameters, multiply-adds per picture) of a conv and of its Ghost."""
-    conv, settings = f.conv, f.settings
-    filter_size = conv.in_channels // conv.groups * conv.kernel_size[0] * conv.kernel_size[1]
-    primary, copies = split_channels(conv.out_channels, settings['ratio'], conv.groups)
-    side = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[settings['cheap']]
-    ghosts = primary * copies
-    bias = conv.bias is not None
-    cheap_bias = {'depthwise': bias, 'linear': True, 'shift': False}[settings['cheap']]
-    before = conv.out_channels * filter_size
-    after = primary * filter_size + ghosts * side
-    return (
-        (before + conv.out_channels * bias, f.pixels * before),
-        (after + primary * bias + ghosts * cheap_bias, f.pixels * after),
-    )
-
-
 def _ends(called: list[Found], first: bool, last: bool) -> Iterator[tuple[Found, str]]:
     if called and last:
-        yield called[-1], 'last'
+        yield from ((f, 'last') for f in called if f.last or f is called[-1])
     if called and first:
         yield called[0], 'first'
 

@@ -78,16 +78,24 @@ def repair(
     optimizers: Iterable[torch.optim.Optimizer],
     pairs: Iterable[tuple[nn.Module, nn.Module]],
 ) -> None:
-    """Put new parameters where the old ones stood in optimizers; their state starts afresh."""
-    for old, new in pairs:
-        gone = {id(p) for p in old.parameters()}
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                place = next((i for i, p in enumerate(group['params']) if id(p) in gone), None)
-                if place is None:
+    """Put new parameters where the old ones stood in optimizers; their state starts afresh.
+
+    Args:
+        optimizers: Built before the conversion.
+        pairs: Dense convs and their Ghosts.
+    """
+    new = {id(p): ghost for conv, ghost in pairs for p in conv.parameters()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            kept: list[nn.Parameter] = []
+            placed: set[int] = set()
+            for parameter in group['params']:
+                ghost = new.get(id(parameter))
+                if ghost is None:
+                    kept.append(parameter)
                     continue
-                for p in group['params']:
-                    if id(p) in gone:
-                        optimizer.state.pop(p, None)
-                kept = [p for p in group['params'] if id(p) not in gone]
-                group['params'] = [*kept[:place], *new.parameters(), *kept[place:]]
+                optimizer.state.pop(parameter, None)
+                if id(ghost) not in placed:
+                    placed.add(id(ghost))
+                    kept.extend(ghost.parameters())
+            group['params'] = kept

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from ..analysis import call, evaluating
 from ..layers.ghost import GhostConv2d
@@ -33,7 +34,9 @@ class Found:
     calls: int = 0
     smallest: int = 0  # side of its smallest map, pixels
     read: bool = False  # somebody but the conv itself looked at its weight
+    last: bool = False  # its maps are outputs of the network
     settings: dict[str, Any] = field(default_factory=dict)
+    fixed: bool = False  # the ratio was asked for, a budget may not choose another
     reason: str = ''  # code of REASONS, '' for a conv that is converted
 
 
@@ -76,9 +79,11 @@ def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[
     with ExitStack() as stack:
         for record in found.values():
             stack.enter_context(_watched(record, order))
-        stack.enter_context(_norms(model, list(found.values())))
+        makers = stack.enter_context(_norms(model, list(found.values())))
         stack.enter_context(evaluating(model))
-        call(model, example_input)
+        for leaf in pytree.tree_leaves(call(model, example_input)):
+            if id(leaf) in makers:
+                makers[id(leaf)][0].last = True
     return order
 
 
@@ -126,8 +131,11 @@ class _Spied(nn.Conv2d):
 
 
 @contextmanager
-def _norms(model: nn.Module, records: list[Found]) -> Iterator[None]:
-    """Find the norm that takes a conv's very output, where it takes nothing else."""
+def _norms(model: nn.Module, records: list[Found]) -> Iterator[dict[int, tuple]]:
+    """Find the norm that takes a conv's very output, where it takes nothing else.
+
+    Yields who made which map, by the map's id.
+    """
     makers: dict[int, tuple[Found, torch.Tensor]] = {}  # keeps the maps, so that no id comes twice
     takers: dict[str, list[Found | None]] = {}
 
@@ -147,7 +155,7 @@ def _norms(model: nn.Module, records: list[Found]) -> Iterator[None]:
         for name, module in model.named_modules():
             if isinstance(getattr(module, 'running_mean', None), torch.Tensor):
                 stack.enter_context(_hooked(module.register_forward_pre_hook(taken(name))))
-        yield
+        yield makers
     for name, given in takers.items():
         if len(given) == 1 and given[0] is not None and given[0].calls == 1:
             given[0].norm = name
