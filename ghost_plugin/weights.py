@@ -143,7 +143,7 @@ def load_weights(
     for name, part in model.named_modules():
         if hasattr(part, 'accept'):  # knows other forms of its own weights
             part.accept(best, f'{name}.' if name else '')
-    adapted = _adapt_input(best, own)
+    adapted = adapt_input(best, own)
     fitting = {k: v for k, v in best.items() if k in own and v.shape == own[k].shape}
     missing = tuple(k for k in own if k not in fitting and not k.endswith('num_batches_tracked'))
     unused = tuple(k for k in best if k not in fitting)
@@ -163,7 +163,7 @@ def _is_classifier(name: str) -> bool:
     return name.startswith(_CLASSIFIERS)
 
 
-def _adapt_input(found: StateDict, own: StateDict) -> tuple[str, ...]:
+def adapt_input(found: StateDict, own: StateDict) -> tuple[str, ...]:
     """Fit the first conv to another number of input channels: one gets the sum, more repeat."""
     name = next((k for k, v in own.items() if v.ndim == 4), '')
     if name not in found or found[name].ndim != 4 or found[name].shape[1] != 3:
@@ -219,16 +219,16 @@ def unwrap(checkpoint: Mapping) -> StateDict:
             checkpoint = checkpoint[wrapper]
             break
     return {
-        _own_name(name): tensor
+        name.removeprefix('module.'): tensor
         for name, tensor in checkpoint.items()
         if isinstance(tensor, torch.Tensor) and not name.endswith(_COUNTERS) and name != 'steps'
     }
 
 
-def _own_name(name: str) -> str:
-    """Without ``module.``; norms of branches are ``bn`` in the authors' V3 and ``bn1`` in timm."""
-    name = name.removeprefix('module.')
-    return name.replace('.bn.', '.bn1.') if '_rpr_' in name else name
+def drop_counters(weights: StateDict) -> None:
+    """Remove in place what the thop counter left in a state dict."""
+    for name in [name for name in weights if name.endswith(_COUNTERS)]:
+        del weights[name]
 
 
 def to_classifier(weights: Mapping[str, torch.Tensor]) -> StateDict:

@@ -68,6 +68,44 @@ def test_wrapped_and_polluted_checkpoints_load(tmp_path):
     torch.testing.assert_close(dict(other.state_dict()), dict(net.state_dict()), rtol=0, atol=0)
 
 
+def wrong(state):
+    return {name: torch.full_like(tensor, 7) for name, tensor in state.items()}
+
+
+LAYOUTS = {
+    'bare': lambda state: state,
+    'data parallel': lambda state: {f'module.{k}': v for k, v in state.items()},
+    'counted': lambda state: {**state, 'blocks.0.total_ops': torch.zeros(1)},
+    'authors': lambda state: {'state_dict': wrong(state), 'state_dict_ema': state, 'epoch': 3},
+    'norms named bn': lambda state: {k.replace('bn1', 'bn') if '_rpr_' in k else k: v
+                                     for k, v in state.items()},
+    'mmengine': lambda state: {'state_dict': {f'backbone.{k}': v for k, v in state.items()},
+                               'ema_state_dict': wrong(state), 'meta': {}},
+    'averaged only': lambda state: {'ema_state_dict': {f'module.backbone.{k}': v
+                                                       for k, v in state.items()}},
+    'script': lambda state: {'model': state, 'args': argparse.Namespace()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('build', [gp.GhostNetV3, gp.GhostNetV2])
+def test_every_layout_loads(layout, build, tmp_path):
+    net, other = build(0.5), build(0.5)
+    torch.save(LAYOUTS[layout](net.state_dict()), tmp_path / 'w.pth')
+    report = gp.load_weights(other, tmp_path / 'w.pth')
+    assert (report.missing, report.unused) == ((), ())
+    torch.testing.assert_close(dict(other.state_dict()), dict(net.state_dict()), rtol=0, atol=0)
+
+
+def test_a_classifier_goes_into_a_backbone_and_says_what_is_over(caplog):
+    timm = pytest.importorskip('timm')
+    net = gp.GhostNet(0.5, out_indices=(1, 4))
+    report = gp.load_weights(net, timm.create_model('ghostnet_050').state_dict())
+    assert report.missing == ()
+    assert {'classifier.weight', 'conv_head.weight'} <= set(report.unused)
+    assert len(caplog.records) == 1
+
+
 def test_wrong_width_is_refused_and_nothing_changes():
     net = gp.GhostNet(0.5)
     before = {k: v.clone() for k, v in net.state_dict().items()}

@@ -11,6 +11,7 @@ from .. import _optional
 from ..layers.common import init_weights
 from ..layers.folding import fold_pair
 from ..specs import FINAL_LEVEL, check_out_indices, out_strides
+from ..weights import drop_counters
 
 _optional.require('timm')
 
@@ -101,6 +102,12 @@ class TimmDoor:
     @torch.jit.ignore
     def _fold_stem(self) -> None:
         fold_pair(self, *self.stem)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
+    ) -> None:
+        drop_counters(state_dict)  # timm's checkpoint_path= loads strictly
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """(N, in_chans, H, W) -> (N, num_features, ceil(H / 32), ceil(W / 32))"""

@@ -165,6 +165,43 @@ def test_init_cfg_loads_a_timm_file_and_rules_over_our_init(tmp_path):
     assert (net.conv_stem.weight == 0.25).all()
 
 
+def authors_file(path, net, **more):
+    """A state dict with the authors' names of the norms in branches, and thop's counters."""
+    state = {k.replace('bn1', 'bn') if '_rpr_' in k else k: v for k, v in net.state_dict().items()}
+    torch.save({'state_dict': {**state, 'total_ops': torch.zeros(1)}, **more}, path)
+    return str(path)
+
+
+@family
+def test_the_frameworks_own_loader_takes_the_authors_files(name, tmp_path, caplog):
+    theirs, ours = backbone(name), backbone(name)
+    load_checkpoint(ours, authors_file(tmp_path / 'w.pth', theirs), strict=True)
+    torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)
+    grey = backbone(name, in_channels=1)
+    load_checkpoint(grey, str(tmp_path / 'w.pth'), strict=True)
+    first, weight = next(iter(theirs.named_parameters()))
+    torch.testing.assert_close(grey.state_dict()[first], weight.detach().sum(1, keepdim=True))
+    assert f'{first}: adapted to 1 input channels' in caplog.text
+
+
+def test_init_cfg_prefers_averaged_weights_and_runs_no_code(tmp_path, capsys):
+    theirs, averaged = backbone('GhostNetV3'), backbone('GhostNetV3')
+    path = authors_file(tmp_path / 'w.pth', theirs, state_dict_ema=averaged.state_dict())
+    cfg = dict(type='Pretrained', checkpoint=path)
+    ours = backbone('GhostNetV3', init_cfg=[dict(type='Kaiming', layer='Conv2d'), cfg])
+    ours.init_weights()
+    torch.testing.assert_close(dict(ours.state_dict()), dict(averaged.state_dict()), rtol=0, atol=0)
+    torch.save({'state_dict': Hostile()}, path)
+    with pytest.raises(ValueError, match='not a checkpoint of plain tensors'):
+        backbone(init_cfg=cfg).init_weights()
+    assert 'owned' not in capsys.readouterr().out
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ('owned',))
+
+
 def test_conv_cfg_ghosts_a_whole_resnet():
     pytest.importorskip('mmdet')
     init_default_scope('mmdet')

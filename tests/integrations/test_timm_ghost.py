@@ -112,6 +112,15 @@ def test_timms_weights_give_timms_logits(name, randomise_norms, tmp_path):
         torch.testing.assert_close(model(x), theirs(x), rtol=0, atol=1e-5)
 
 
+def test_the_authors_file_goes_through_timms_own_loader(tmp_path):
+    net = timm.create_model('ghostnet_plugin_v3_050')
+    state = {k.replace('bn1', 'bn') if '_rpr_' in k else k: v for k, v in net.state_dict().items()}
+    torch.save({'state_dict_ema': {**state, 'total_ops': torch.zeros(1)}}, tmp_path / 'w.pth')
+    path = str(tmp_path / 'w.pth')
+    other = timm.create_model('ghostnet_plugin_v3_050', checkpoint_path=path)
+    torch.testing.assert_close(dict(other.state_dict()), dict(net.state_dict()), rtol=0, atol=0)
+
+
 def test_offline_and_unpublished_say_what_to_do(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError('no network')
