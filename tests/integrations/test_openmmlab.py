@@ -1,3 +1,5 @@
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -59,6 +61,10 @@ def test_cost_is_the_published_one(width, params, macs):
         ('ghostnet_130', 'GhostNet', 1.3),
         ('ghostnetv2_100', 'GhostNetV2', 1.0),
         ('ghostnetv3_050', 'GhostNetV3', 0.5),
+        *(
+            pytest.param(f'ghostnetv{v}_{int(100 * w)}', f'GhostNetV{v}', w, marks=pytest.mark.slow)
+            for v, w in ((2, 1.3), (2, 1.6), (3, 1.0), (3, 1.3), (3, 1.6))
+        ),
     ],
 )
 def test_timms_weights_give_timms_logits(theirs, name, width, randomise_norms, tmp_path):
@@ -151,6 +157,57 @@ def test_other_norms_and_activations(name, norm_cfg, kind):
     assert any(isinstance(m, kind) for m in net.modules())
     assert any(isinstance(m, nn.SiLU) for m in net.modules())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+
+
+@family
+def test_with_cp_changes_no_value(name):
+    plain, frugal = (backbone(name, drop_path_rate=0.2, with_cp=cp) for cp in (False, True))
+    frugal.load_state_dict(plain.state_dict())
+    x, outputs = torch.randn(4, 3, 64, 64), []
+    for net in (plain, frugal):
+        torch.manual_seed(1)
+        outputs.append(net(x))
+        sum(m.square().mean() for m in outputs[-1]).backward()
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
+    grads = [{n: p.grad for n, p in net.named_parameters()} for net in (plain, frugal)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+@family
+@pytest.mark.parametrize('size', [(1, 1), (32, 32), (33, 33), (97, 131)])
+@pytest.mark.parametrize('in_channels', [1, 4])
+def test_any_picture_trains_every_parameter(name, size, in_channels):
+    net = backbone(name, in_channels=in_channels)
+    maps = net(torch.randn(2, in_channels, *size))
+    assert [m.shape[1] for m in maps] == gp.out_channels(name, **SIZES[name])
+    sum(m.square().mean() for m in maps).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@family
+def test_one_picture_bf16_and_copies(name):
+    net = backbone(name, norm_cfg=dict(type='BN', momentum=0.01))
+    with torch.autocast('cpu', torch.bfloat16):
+        sum(m.float().mean() for m in net(torch.randn(1, 3, 64, 64))).backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+    net, x = net.eval(), torch.randn(1, 3, 64, 64)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(twin(x), net(x), rtol=0, atol=0)
+
+
+@family
+@pytest.mark.parametrize('output_stride', [8, 16])
+def test_dilated_features(name, output_stride):
+    net = backbone(name, output_stride=output_stride, out_indices=(0, 1, 2, 3, 4)).eval()
+    strides = [64 // m.shape[2] for m in net(torch.randn(1, 3, 64, 64))]
+    assert strides == [min(s, output_stride) for s in (2, 4, 8, 16, 32)]
+
+
+@pytest.mark.parametrize('out_indices', [(), (-1,), (6,), (2, 1), ('1',)])
+@family
+def test_out_indices_out_of_range(name, out_indices):
+    with pytest.raises((ValueError, TypeError), match='out_indices'):
+        backbone(name, out_indices=out_indices)
 
 
 def test_init_cfg_loads_a_timm_file_and_rules_over_our_init(tmp_path):
