@@ -88,7 +88,10 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to drop the guard
         return 'a checkpoint is damaged, or holds more than tensors and plain values; not loaded'
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    if lines or not error.__traceback__:
+        return lines[-1] if lines else type(error).__name__
+    place = traceback.extract_tb(error.__traceback__)[-1]  # a bare assertion says it by its code
+    return f'{type(error).__name__}: {place.line} ({place.filename}:{place.lineno})'
 
 
 def fail_in(folder: Path, error: BaseException) -> NoReturn:

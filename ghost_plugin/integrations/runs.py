@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .. import _optional
+from ..specs import SPECS, out_channels
 from ..weights import read
 
 _optional.require('mmengine')
@@ -49,7 +50,7 @@ def load_run(config: str | os.PathLike, work_dir: Path, options: dict | None = N
 
     Raises:
         FileNotFoundError: No config, or no folder where it looks for its data.
-        ValueError: A config that cannot be read, or of only a part.
+        ValueError: A config that cannot be read, of only a part, or whose neck does not fit.
     """
     cfg = read_config(config)
     cfg.merge_from_dict(options or {})
@@ -57,8 +58,25 @@ def load_run(config: str | os.PathLike, work_dir: Path, options: dict | None = N
     for part in ('model', 'train_dataloader', 'test_dataloader'):
         if part not in cfg:
             raise ValueError(f'{config} has no {part}; it is part of a config, inherit from it')
+    _check_neck(cfg.model)
     _check_data(cfg)
     return cfg
+
+
+def _check_neck(model: dict) -> None:
+    """Raise when a neck wants other maps than the backbone of ours in front of it gives."""
+    backbone, neck = model.get('backbone') or {}, model.get('neck') or {}
+    wanted = neck.get('in_channels') if isinstance(neck, dict) else None
+    scope, _, name = str(backbone.get('type')).rpartition('.')
+    if scope != 'ghost_plugin' or name not in SPECS or not isinstance(wanted, list | tuple):
+        return
+    size = {key: backbone[key] for key in ('out_indices', 'width', 'arch') if key in backbone}
+    given = out_channels(name, **size)
+    if list(wanted) != given:
+        raise ValueError(
+            f'the neck {neck.get("type")} wants maps of {wanted} channels and the backbone gives '
+            f'{given}; change out_indices, or ask ghost_plugin.out_channels for in_channels'
+        )
 
 
 def _check_data(cfg: Config) -> None:

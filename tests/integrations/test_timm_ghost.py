@@ -142,6 +142,14 @@ def test_features_only(name, indices):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
+@pytest.mark.parametrize('indices', [(5,), (-6,), (0, 9)])
+def test_levels_out_of_range(indices):
+    with pytest.raises(ValueError, match=r'0\.\.4'):
+        make(SMALL[0], features_only=True, out_indices=indices)
+    with pytest.raises(ValueError, match=r'0\.\.4'):
+        make(SMALL[0]).forward_intermediates(torch.randn(1, 3, 32, 32), indices)
+
+
 def test_features_keep_the_whole_trunk():
     ours = timm.create_model('ghostnet_plugin', features_only=True)
     theirs = timm.create_model('ghostnet_100', features_only=True)

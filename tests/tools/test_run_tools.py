@@ -181,6 +181,13 @@ def test_interrupted_training_goes_on_where_it_was(digits, tmp_path):
     assert report.missing == ()
 
 
+def test_neck_that_wants_other_maps_is_named(tmp_path):
+    options = ['--cfg-options', 'model.backbone.out_indices=[2,3,4]']
+    bccd = ROOT / 'configs/detection/retinanet_ghostnet-100_fpn_bccd.py'
+    line = error_of(run('train.py', bccd, '--work-dir', tmp_path, *options))
+    assert '[24, 40, 112, 160]' in line and 'gives [40, 112, 160]' in line
+
+
 def test_full_disk_ends_in_one_line(digits, tmp_path):
     def no_large_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
