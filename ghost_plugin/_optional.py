@@ -15,6 +15,7 @@ PIP = {
     'mmdet': "pip install 'ghost_plugin[openmmlab]'",
     'mmpretrain': "pip install 'ghost_plugin[openmmlab]'",
     'matplotlib': 'pip install matplotlib',
+    'PIL': 'pip install pillow',
     'sklearn': 'pip install scikit-learn',
 }
 
