@@ -22,6 +22,27 @@ def shared():
     return SHARED
 
 
+def _paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int], seed: int) -> None:
+    image_module = pytest.importorskip('PIL.Image')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(0, 60, (size[1], size[0], 3), generator=generator)
+    pixels = (noise + torch.tensor(colour)).to(torch.uint8)
+    image_module.frombytes('RGB', size, bytes(pixels.flatten().tolist())).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """train/ and val/ with 12 and 4 noisy pictures of 32 px in each of red, green and blue."""
+    colours = {'red': (150, 60, 60), 'green': (60, 150, 60), 'blue': (60, 60, 150)}
+    for split, number in (('train', 12), ('val', 4)):
+        for kind, colour in colours.items():
+            for index in range(number):
+                path = tmp_path / 'pictures' / split / kind / f'{index}.png'
+                _paint(path, colour, (32, 32), 100 * number + 10 * len(kind) + index)
+    return tmp_path / 'pictures'
+
+
 @pytest.fixture
 def randomise_norms():
     """Give norms the statistics of a trained net, so that a lost one shows."""

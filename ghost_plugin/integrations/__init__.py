@@ -1,1 +1,4 @@
-"""Doors to other frameworks: timm and OpenMMLab. Nothing here is imported without them."""
+"""Doors to other frameworks, timm and OpenMMLab, and what stands on Pillow: pictures and training.
+
+Nothing here is imported without them.
+"""

@@ -1,0 +1,326 @@
+"""convert.py as a user runs it: plan, apply, report, evaluate, finetune, and what goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('PIL')
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+sys.path.insert(0, str(TOOLS))
+
+import convert as tool
+
+import ghost_plugin as gp
+
+NETS = """
+from torch import nn
+
+def net(num_classes=3):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+
+def other():
+    return nn.Conv2d(3, 8, 3)
+"""
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the tool in this process: exit status, standard output, standard error."""
+    monkeypatch.setattr(os, 'dup2', lambda *args: None)  # the error stream is pytest's
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+
+    def call(*args):
+        monkeypatch.setattr(sys, 'argv', ['convert.py', *map(str, args)])
+        try:
+            tool.main()
+            status = 0
+        except SystemExit as leaving:
+            status = leaving.code or 0
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def ok(run):
+    def call(*args):
+        status, out, err = run(*args)
+        assert status == 0, err
+        return out
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    def call(*args):
+        status, out, err = run(*args)
+        lines = err.splitlines()
+        assert (status, out, len(lines)) == (2, '', 1), (status, out, err)
+        assert lines[0].startswith('error: ')
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path):
+    """What the command line calls the model."""
+    (tmp_path / 'nets.py').write_text(NETS)
+    return [f'{tmp_path}/nets.py:net', '--size', 32]
+
+
+@pytest.fixture
+def made(ok, model, tmp_path):
+    """A plan and the converted weights."""
+    plan, weights = tmp_path / 'plan.json', tmp_path / 'converted.pth'
+    ok('plan', *model, '--no-keep-last', '-o', plan)
+    ok('apply', model[0], plan, *model[1:], '-o', weights)
+    return plan, weights
+
+
+def training(pictures, out, *more):
+    return ['--data', pictures, '--val', pictures, '--batch', 12, '-o', out, *more]
+
+
+def test_plan_shows_and_saves(ok, model, tmp_path):
+    out = ok('plan', *model, '-o', tmp_path / 'deep/plan.json', '--ratio', 4, '--dw-size', 1)
+    assert '| 3 | 8 to 16, 3x3 | convert | 4 |' in out and 'keep (first)' in out
+    plan = gp.ConversionPlan.load(tmp_path / 'deep/plan.json')
+    assert [row.decision for row in plan.rows] == ['keep', 'convert', 'keep']
+    assert plan.rows[1].dw_size == 1
+    found = json.loads(ok('plan', *model, '-o', tmp_path / 'p.json', '--json', '--include', '6'))
+    assert [row['decision'] for row in found['rows']] == ['keep', 'keep', 'convert']
+    assert found['totals']['macs_after'] < found['totals']['macs_before']
+
+
+def test_options_reach_the_plan(ok, model, tmp_path, monkeypatch):
+    seen = {}
+
+    def plan(net, example_input, **options):
+        seen.update(options, shape=tuple(example_input.shape))
+        return real(net, example_input)
+
+    real = gp.plan
+    monkeypatch.setattr(gp, 'plan', plan)
+    budgets = ['--macs', '240M', '--params', '0.5', '--latency', '12ms']
+    others = ['--exclude', 'a', 're:b', '--no-keep-first', '--seed', 3, '--size', 24, 40]
+    ok('plan', model[0], '-o', tmp_path / 'p.json', *budgets, *others)
+    assert seen == {
+        'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise', 'exclude': ['a', 're:b'], 'macs': 240000000,
+        'params': 0.5, 'latency': 12.0, 'seed': 3, 'keep_first': False, 'keep_last': True,
+        'shape': (1, 3, 24, 40),
+    }  # fmt: skip
+
+
+def test_a_budget_is_scored_on_pictures(ok, model, pictures, tmp_path, monkeypatch):
+    seen = {}
+    real = gp.plan
+    monkeypatch.setattr(gp, 'plan', lambda net, x, **options: seen.update(options) or real(net, x))
+    budget = ['--macs', '0.6', '--data', pictures / 'train/red', '--pictures', 5]
+    ok('plan', *model, '-o', tmp_path / 'p.json', *budget)
+    assert [x.shape for x in seen['calibration']] == [(5, 3, 32, 32)]
+
+
+def test_apply_fits_to_flat_pictures_and_a_new_process_restores_it(ok, model, pictures, tmp_path):
+    plan, weights = tmp_path / 'plan.json', tmp_path / 'converted.pth'
+    ok('plan', *model, '--no-keep-last', '-o', plan)
+    out = ok('apply', model[0], plan, '--data', pictures / 'train/red', '--size', 32, '-o', weights)
+    assert '| original | 0.004 | 0.28 |' in out and '| converted |' in out
+    errors = [row.error for row in gp.ConversionPlan.load(tmp_path / 'converted.plan.json').rows]
+    assert errors[0] is None and all(0 < error < 1 for error in errors[1:])
+    code = f"""
+import sys, torch
+sys.path.insert(0, {str(TOOLS)!r})
+from ghost_plugin.integrations.restoring import converted
+from ghost_plugin.integrations.sources import load
+model = converted(load({model[0]!r}).model, {str(plan)!r}, {str(weights)!r})
+torch.save(model(torch.ones(2, 3, 32, 32)), {str(tmp_path / 'there.pth')!r})
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)
+    here = gp.ConversionPlan.load(plan).apply(tool.sources.load(model[0]).model, inherit=False)
+    here.load_state_dict(torch.load(weights, weights_only=True), strict=True)
+    there = torch.load(tmp_path / 'there.pth', weights_only=True)
+    assert torch.equal(there, here.eval()(torch.ones(2, 3, 32, 32)))
+    assert sorted(p.name for p in tmp_path.glob('*.partial')) == []
+
+
+def test_report(ok, made):
+    assert '| all convs |' in ok('report', made[0])
+    assert json.loads(ok('report', made[0], '--json'))['rows'][0]['name'] == '0'
+
+
+def test_report_draws(ok, made, tmp_path):
+    if not hasattr(gp.ConversionPlan, 'draw'):
+        pytest.skip('plans cannot be drawn yet')
+    ok('report', made[0], '--picture', tmp_path / 'plan.png')
+    assert (tmp_path / 'plan.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_evaluate(ok, model, made, pictures):
+    found = json.loads(ok('evaluate', *model, '--data', pictures, '--json'))
+    assert found['pictures'] == 12 and 0 <= found['top1'] <= 100 and found['top5'] is None
+    options = ['--plan', made[0], '--weights', made[1]]
+    ghost = json.loads(ok('evaluate', *model, *options, '--json'))
+    assert ghost['macs'] < found['macs'] and ghost['params'] < found['params']
+    assert ghost['latency_ms'] > 0 and 'torch' in ghost['setup'] and 'top1' not in ghost
+    out = ok('evaluate', *model, *options, '--data', pictures, '--split', 'train')
+    assert '| Top-1 (%) | Pictures | Params (M) | MACs (M) | Latency (ms) |' in out
+    assert '| 36 |' in out and 'latency: ' in out
+
+
+def test_classes_may_have_indices_of_their_own(ok, model, pictures, tmp_path):
+    labels = tmp_path / 'labels.json'
+    labels.write_text('{"red": 4, "green": 0, "blue": 6}')
+    classes = ['--num-classes', 8, '--labels', labels]
+    found = json.loads(ok('evaluate', *model, *classes, '--data', pictures, '--json'))
+    assert found['top5'] is not None
+    ok('finetune', *model, *classes, *training(pictures, tmp_path / 'w.pth', '--epochs', 1))
+
+
+def test_the_original_is_trained_then_teaches(ok, model, pictures, tmp_path):
+    teacher, plan = tmp_path / 'teacher.pth', tmp_path / 'plan.json'
+    options = ['--epochs', 8, '--lr', 0.1, '--json']
+    history = json.loads(ok('finetune', *model, *training(pictures, teacher, *options)))['history']
+    assert history[-1]['top1'] > 90 and len(history) == 8
+    model = [*model, '--checkpoint', teacher]
+    ok('plan', *model, '-o', plan)
+    ok('apply', model[0], plan, *model[1:], '--data', pictures, '-o', tmp_path / 'c.pth')
+    out = ok('finetune', *model, plan, '--weights', tmp_path / 'c.pth',
+             *training(pictures, tmp_path / 't.pth', '--epochs', 2.5, '--ema', 0.9, '--no-flip',
+                       '--optimizer', 'adamw', '--accumulate', 2, '--amp'))  # fmt: skip
+    assert out.count('\n| ') == 4 and '| 3 |' in out
+    again = ['--plan', plan, '--weights', tmp_path / 't.pth', '--data', pictures, '--json']
+    found = json.loads(ok('evaluate', model[0], *again, '--size', 32))
+    assert out.splitlines()[-3].endswith(f'| {found["top1"]:.2f} |')
+
+
+def test_a_killed_training_goes_on_and_ends_the_same(ok, model, made, pictures, tmp_path):
+    whole, cut = tmp_path / 'whole.pth', tmp_path / 'cut.pth'
+    start = ['finetune', model[0], made[0], '--weights', made[1], *model[1:]]
+    ok(*start, *training(pictures, whole, '--epochs', 60))
+    command = [
+        sys.executable,
+        TOOLS / 'convert.py',
+        *start,
+        *training(pictures, cut, '--epochs', 60),
+    ]
+    env = {**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())}  # sums in equal order
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL, env=env)
+    deadline = time.monotonic() + 120
+    while not cut.with_name('cut.pth.state').exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not cut.exists()
+    state = torch.load(cut.with_name('cut.pth.state'), weights_only=True)
+    assert 0 < state['step'] < 180
+    ok(*start, *training(pictures, cut, '--epochs', 60, '--resume'))
+    one, other = (torch.load(path, weights_only=True) for path in (whole, cut))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_the_command_line_itself(tmp_path):
+    command = [sys.executable, str(TOOLS / 'convert.py'), 'report', str(tmp_path / 'none.json')]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.count('\n') == 1 and done.stderr.startswith('error: ')
+
+
+@pytest.mark.parametrize(
+    'options, said',
+    [
+        (['--macs', '240X'], "'240X' is neither a share (0.6) nor a number (240M)"),
+        (['--macs', '1.5'], "'1.5' is neither"),
+        (['--macs', '0'], "'0' is neither"),
+        (['--latency', 'soon'], "'soon' is neither a share (0.6) nor a time (12ms)"),
+        (['--ratio', '-1'], "'-1' is not a number above 0"),
+        (['--size', '1', '2', '3'], '--size takes a side'),
+        (['--size', 'big'], 'not a whole number'),
+        (['--num-classes', '0'], 'not a whole number'),
+        (['--include', 'layer9'], "'layer9' matches no conv"),
+        (['--dw-size', '2'], 'odd'),
+        (['--std', '0', '0', '0'], 'std above 0'),
+        (['--device', 'abacus'], "no device 'abacus' here"),
+        (['--checkpoint', 'none.pth'], "no checkpoint at 'none.pth'"),
+        (['--pretrained'], 'no published weights'),
+        (['--fast'], 'unknown arguments: --fast'),
+    ],
+    ids=str,
+)
+def test_bad_options(refused, model, tmp_path, options, said):
+    assert said in refused('plan', *model, '-o', tmp_path / 'p.json', *options)
+    assert not (tmp_path / 'p.json').exists()
+
+
+def test_bad_models(refused, model, tmp_path):
+    out = ['-o', tmp_path / 'p.json']
+    assert "no function 'nets'; it has net" in refused('plan', f'{tmp_path}/nets.py:nets', *out)
+    assert 'no file at' in refused('plan', 'none.py:net', *out)
+    assert 'a model is timm:NAME' in refused('plan', 'ghost', *out)
+    assert 'does not run on such a picture' in refused('plan', model[0].replace(':net', ':other'),
+                                                       '--size', 2, *out)  # fmt: skip
+    assert 'is a folder' in refused('plan', *model, '-o', tmp_path)
+
+
+def test_bad_plans_and_weights(refused, model, made, pictures, tmp_path):
+    plan = made[0]
+    apply = ['-o', tmp_path / 'w.pth', *model[1:]]
+    other = model[0].replace(':net', ':other')
+    assert 'made for another' in refused('apply', other, plan, *apply)
+    assert 'none.json' in refused('apply', model[0], 'none.json', *apply)
+    assert 'not a conversion plan' in refused('apply', model[0], tmp_path / 'nets.py', *apply)
+    assert 'no folder or zip' in refused('apply', model[0], plan, *apply, '--data', 'none')
+    assert not (tmp_path / 'w.pth').exists()
+    evaluate = ['evaluate', *model, '--plan', plan]
+    assert 'go together' in refused(*evaluate)
+    assert 'no checkpoint at' in refused(*evaluate, '--weights', 'none.pth')
+    torch.save(tool.sources.load(model[0]).model.state_dict(), tmp_path / 'dense.pth')
+    assert 'holds other weights' in refused(*evaluate, '--weights', tmp_path / 'dense.pth')
+    tune = ['finetune', *model, *training(pictures, tmp_path / 'w.pth'), plan]
+    assert 'go together' in refused(*tune)
+    assert 'of several values go last' in refused('apply', *model, plan, '-o', tmp_path / 'w.pth')
+
+
+def test_bad_pictures(refused, model, pictures, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    evaluate = ['evaluate', *model, '--data']
+    assert 'no pictures' in refused(*evaluate, tmp_path / 'empty')
+    assert 'no class folders' in refused(*evaluate, pictures / 'train/red')
+    assert "no split 'extra'" in refused(*evaluate, pictures, '--split', 'extra')
+    wrong = refused(*evaluate, pictures, '--num-classes', 5)
+    assert '3 classes and the model 5 outputs; --num-classes 3' in wrong
+    tune = ['finetune', *model, *training(pictures, tmp_path / 'w.pth')]
+    assert 'must be 0 or more and below 1' in refused(*tune, '--ema', 2)
+    (pictures / 'val/pink').mkdir()
+    (pictures / 'val/red/0.png').rename(pictures / 'val/pink/0.png')
+    assert "class 'pink' that has no index" in refused(*tune)
+
+
+def test_another_training_is_not_resumed(ok, refused, model, pictures, tmp_path):
+    tune = ['finetune', *model, *training(pictures, tmp_path / 'w.pth', '--epochs', 1)]
+    ok(*tune)
+    assert 'is of another training: lr' in refused(*tune, '--lr', 0.3, '--resume')
+
+
+def test_interrupt(run, model, pictures, tmp_path, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, 'finetune', interrupted)
+    status, _, err = run('finetune', *model, *training(pictures, tmp_path / 'w.pth'))
+    assert status == 2 and '--resume goes on' in err and err.count('\n') == 1

@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Convert a network that you have: plan, apply, report, finetune, evaluate.
+
+    convert.py plan timm:resnet18 -o plan.json
+    convert.py apply timm:resnet18 plan.json --checkpoint mine.pth --data pictures -o converted.pth
+    convert.py finetune timm:resnet18 plan.json --checkpoint mine.pth --weights converted.pth \
+        --data pictures --val pictures -o tuned.pth
+    convert.py evaluate timm:resnet18 --plan plan.json --weights tuned.pth --data pictures
+"""
+
+import argparse
+import dataclasses
+import json
+from functools import partial
+from typing import Any
+
+import torch
+from _cli import fail, quiet_workers, tool
+from _convert_args import BUDGETS, parse_args
+from _terminal import Meter, figures, show
+
+import ghost_plugin as gp
+from ghost_plugin.integrations import evaluation, sources
+from ghost_plugin.integrations.feeding import Augmentation, Calibration, Feed
+from ghost_plugin.integrations.finetuning import finetune, save
+from ghost_plugin.integrations.folders import Pictures, read_labels
+from ghost_plugin.integrations.recipes import Recipe
+from ghost_plugin.integrations.restoring import converted
+
+Result = tuple[dict[str, Any], list[str]]  # for machines, for people
+
+
+def load(args: argparse.Namespace) -> sources.Source:
+    """The model of the command line on its device, and the look of its pictures."""
+    torch.manual_seed(args.seed)
+    source = sources.load(args.model, args.num_classes, args.checkpoint, args.pretrained)
+    source = source.adjusted(args.size, args.mean, args.std)
+    source.model.to(args.device)
+    evaluation.costs(source.model, source.example())  # says so where it does not run at all
+    return source
+
+
+def calibration(args: argparse.Namespace, source: sources.Source, meter: Meter) -> dict[str, Any]:
+    """The pictures that a conversion may see, as an argument, if there are any."""
+    if args.data is None:
+        return {}
+    pictures = Pictures(args.data, args.split).some(args.pictures, args.seed)
+    feed = Feed(pictures, source.look, device=args.device, keep=True, tick=meter)
+    return {'calibration': Calibration(feed, wrap=source.wrap)}
+
+
+def plan(args: argparse.Namespace, meter: Meter) -> Result:
+    """Make a plan."""
+    source = load(args)
+    names = ('ratio', 'dw_size', 'cheap', 'include', 'exclude', *BUDGETS, 'seed')
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if any(name in options for name in BUDGETS):
+        options |= calibration(args, source, meter)
+    options |= {'keep_first': not args.no_keep_first, 'keep_last': not args.no_keep_last}
+    made = gp.plan(source.model, source.example(), **options)
+    made.save(args.out)
+    return made.as_dict(), [made.report(), '', f'plan: {args.out}']
+
+
+def apply(args: argparse.Namespace, meter: Meter) -> Result:
+    """Convert by a plan."""
+    source, made = load(args), gp.ConversionPlan.load(args.plan)
+    options = calibration(args, source, meter)
+    options |= {key: vars(args)[key] for key in ('reconstruct', 'steps') if vars(args)[key]}
+    model = made.apply(source.model, **options)
+    save(model.state_dict(), args.out)
+    kept = args.out.with_suffix('.plan.json')
+    made.save(kept)
+    nets = {'original': source.model, 'converted': model}
+    costs = {name: evaluation.costs(net, source.example()) for name, net in nets.items()}
+    rows = figures([{'model': name, **cost} for name, cost in costs.items()])
+    where = f'weights: {args.out}, plan with errors: {kept}'
+    return {**costs, 'plan': made.as_dict()}, [made.report(), '', rows, '', where]
+
+
+def report(args: argparse.Namespace, meter: Meter) -> Result:
+    """Show a plan, and draw it."""
+    made = gp.ConversionPlan.load(args.plan)
+    if args.picture:
+        made.draw(args.picture)
+    return made.as_dict(), [made.report()]
+
+
+def tune(args: argparse.Namespace, meter: Meter) -> Result:
+    """Train with the original as teacher or, without a plan, the original itself."""
+    source = load(args)
+    model, teacher = source.model, None
+    if args.plan:
+        model, teacher = converted(source.model, args.plan, args.weights), source.model
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name in args]
+    recipe = Recipe(**{name: getattr(args, name) for name in names})
+    labels = read_labels(args.labels)
+    train = Pictures(args.data, args.split, labels)
+    val = Pictures(args.val, args.val_split, labels or train.classes)
+    common = {'look': source.look, 'device': args.device, 'workers': args.workers, 'tick': meter}
+    change = Augmentation(flip=not args.no_flip, min_area=args.min_area)
+    feed, held = Feed(train, augmentation=change, **common), Feed(val, **common)
+    for one in (feed, held):
+        evaluation.check_classes(model, one, mapped=labels is not None)
+
+    validate = partial(evaluation.top1, feed=held, batch=args.batch, tick=meter)
+    state = args.out.with_name(f'{args.out.name}.state')
+    try:
+        history = finetune(model, feed, recipe, teacher=teacher, state=state, resume=args.resume,
+                           validate=validate, tick=meter)  # fmt: skip
+    except KeyboardInterrupt:
+        fail('interrupted, finished epochs are kept; the same command with --resume goes on')
+    save(model.state_dict(), args.out)
+    return {'history': history, 'weights': str(args.out)}, [
+        figures(history),
+        '',
+        f'weights: {args.out}',
+    ]
+
+
+def evaluate(args: argparse.Namespace, meter: Meter) -> Result:
+    """Measure a model."""
+    source = load(args)
+    model = converted(source.model, args.plan, args.weights) if args.plan else source.model
+    found = {}
+    if args.data:
+        labels = read_labels(args.labels)
+        pictures = Pictures(args.data, args.split, labels)
+        held = Feed(pictures, source.look, device=args.device, workers=args.workers, tick=meter)
+        evaluation.check_classes(model, held, mapped=labels is not None)
+        found = dataclasses.asdict(evaluation.accuracy(model, held, args.batch, meter))
+    found |= evaluation.expenses(model, source.example())
+    return found, [figures([found]), '', f'latency: {found["setup"]}']
+
+
+COMMANDS = {'plan': plan, 'apply': apply, 'report': report, 'finetune': tune, 'evaluate': evaluate}
+
+
+@tool
+def main() -> None:
+    args = parse_args(__doc__.splitlines()[0])
+    quiet_workers()
+    with Meter() as meter:
+        found, lines = COMMANDS[args.command](args, meter)
+    print(json.dumps(found, indent=1)) if args.json else show('\n'.join(lines))
+
+
+if __name__ == '__main__':
+    main()
