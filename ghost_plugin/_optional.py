@@ -17,6 +17,7 @@ PIP = {
     'PIL': 'pip install pillow',
     'torchvision': 'pip install torchvision',
     'matplotlib': 'pip install matplotlib',
+    'PIL': 'pip install pillow',
     'sklearn': 'pip install scikit-learn',
 }
 

@@ -23,7 +23,8 @@ _WRAPPERS = ('state_dict_ema', 'state_dict', 'ema_state_dict', 'model')
 # Left behind by the thop counter in the authors' files.
 _COUNTERS = ('total_ops', 'total_params')
 # What checkpoints of training scripts hold besides tensors: read as empty boxes, never run.
-_INERT = ('argparse.Namespace', 'mmengine.', 'numpy.')
+# mmengine's log buffers name their own methods by getattr.
+_INERT = ('argparse.Namespace', 'builtins.getattr', 'mmengine.', 'numpy.')
 # The layers behind the last feature, in timm's and the authors' names and in those of MMPretrain's
 # StackedLinearClsHead(mid_channels=[1280]) and LinearClsHead.
 _HEAD = {
@@ -143,7 +144,7 @@ def load_weights(
     for name, part in model.named_modules():
         if hasattr(part, 'accept'):  # knows other forms of its own weights
             part.accept(best, f'{name}.' if name else '')
-    adapted = _adapt_input(best, own)
+    adapted = adapt_input(best, own)
     fitting = {k: v for k, v in best.items() if k in own and v.shape == own[k].shape}
     missing = tuple(k for k in own if k not in fitting and not k.endswith('num_batches_tracked'))
     unused = tuple(k for k in best if k not in fitting)
@@ -163,7 +164,7 @@ def _is_classifier(name: str) -> bool:
     return name.startswith(_CLASSIFIERS)
 
 
-def _adapt_input(found: StateDict, own: StateDict) -> tuple[str, ...]:
+def adapt_input(found: StateDict, own: StateDict) -> tuple[str, ...]:
     """Fit the first conv to another number of input channels: one gets the sum, more repeat."""
     name = next((k for k, v in own.items() if v.ndim == 4), '')
     if name not in found or found[name].ndim != 4 or found[name].shape[1] != 3:
@@ -180,14 +181,19 @@ def read(path: str | os.PathLike) -> Mapping:
     """A checkpoint file as a mapping; nothing in it is executed."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at {os.fspath(path)!r}')
+    names = _unknown(path)
+    foreign = [name for name in names if not name.startswith(_INERT)]
+    if foreign:
+        raise ValueError(_refused(path, f'loading it would run {_some(tuple(foreign))}'))
     try:
-        with torch.serialization.safe_globals(_inert(path)):
+        with torch.serialization.safe_globals([(_Box, name) for name in names]):
             content = torch.load(path, map_location='cpu', weights_only=True)
+    except OSError:  # not readable, which says itself
+        raise
     except Exception as error:  # what the unpickler meets in a foreign file can raise anything
-        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-        raise ValueError(
-            f'{os.fspath(path)!r} is not a checkpoint of plain tensors: {reason}'
-        ) from error
+        # Not in torch's own words: they advise to drop the guard.
+        reason = f'damaged, or no file of torch ({type(error).__name__})'
+        raise ValueError(_refused(path, reason)) from error
     if not isinstance(content, Mapping):
         raise ValueError(f'{os.fspath(path)!r} holds a {type(content).__name__}, not a state dict')
     return content
@@ -203,13 +209,16 @@ class _Box:
         pass
 
 
-def _inert(path: str | os.PathLike) -> list[tuple[type, str]]:
-    """The harmless names in a checkpoint that torch does not know, each with a box to put there."""
+def _unknown(path: str | os.PathLike) -> list[str]:
+    """The names of classes and functions in a checkpoint that torch does not know."""
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # not a file of torch; loading says so
         return []
-    return [(_Box, name) for name in names if name.startswith(_INERT)]
+
+
+def _refused(path: str | os.PathLike, reason: str) -> str:
+    return f'{os.fspath(path)!r} is not a checkpoint of plain tensors: {reason}'
 
 
 def unwrap(checkpoint: Mapping) -> StateDict:
@@ -219,16 +228,16 @@ def unwrap(checkpoint: Mapping) -> StateDict:
             checkpoint = checkpoint[wrapper]
             break
     return {
-        _own_name(name): tensor
+        name.removeprefix('module.'): tensor
         for name, tensor in checkpoint.items()
         if isinstance(tensor, torch.Tensor) and not name.endswith(_COUNTERS) and name != 'steps'
     }
 
 
-def _own_name(name: str) -> str:
-    """Without ``module.``; norms of branches are ``bn`` in the authors' V3 and ``bn1`` in timm."""
-    name = name.removeprefix('module.')
-    return name.replace('.bn.', '.bn1.') if '_rpr_' in name else name
+def drop_counters(weights: StateDict) -> None:
+    """Remove in place what the thop counter left in a state dict."""
+    for name in [name for name in weights if name.endswith(_COUNTERS)]:
+        del weights[name]
 
 
 def to_classifier(weights: Mapping[str, torch.Tensor]) -> StateDict:

@@ -68,6 +68,44 @@ def test_wrapped_and_polluted_checkpoints_load(tmp_path):
     torch.testing.assert_close(dict(other.state_dict()), dict(net.state_dict()), rtol=0, atol=0)
 
 
+def wrong(state):
+    return {name: torch.full_like(tensor, 7) for name, tensor in state.items()}
+
+
+LAYOUTS = {
+    'bare': lambda state: state,
+    'data parallel': lambda state: {f'module.{k}': v for k, v in state.items()},
+    'counted': lambda state: {**state, 'blocks.0.total_ops': torch.zeros(1)},
+    'authors': lambda state: {'state_dict': wrong(state), 'state_dict_ema': state, 'epoch': 3},
+    'norms named bn': lambda state: {k.replace('bn1', 'bn') if '_rpr_' in k else k: v
+                                     for k, v in state.items()},
+    'mmengine': lambda state: {'state_dict': {f'backbone.{k}': v for k, v in state.items()},
+                               'ema_state_dict': wrong(state), 'meta': {}},
+    'averaged only': lambda state: {'ema_state_dict': {f'module.backbone.{k}': v
+                                                       for k, v in state.items()}},
+    'script': lambda state: {'model': state, 'args': argparse.Namespace()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('build', [gp.GhostNetV3, gp.GhostNetV2])
+def test_every_layout_loads(layout, build, tmp_path):
+    net, other = build(0.5), build(0.5)
+    torch.save(LAYOUTS[layout](net.state_dict()), tmp_path / 'w.pth')
+    report = gp.load_weights(other, tmp_path / 'w.pth')
+    assert (report.missing, report.unused) == ((), ())
+    torch.testing.assert_close(dict(other.state_dict()), dict(net.state_dict()), rtol=0, atol=0)
+
+
+def test_a_classifier_goes_into_a_backbone_and_says_what_is_over(caplog):
+    timm = pytest.importorskip('timm')
+    net = gp.GhostNet(0.5, out_indices=(1, 4))
+    report = gp.load_weights(net, timm.create_model('ghostnet_050').state_dict())
+    assert report.missing == ()
+    assert {'classifier.weight', 'conv_head.weight'} <= set(report.unused)
+    assert len(caplog.records) == 1
+
+
 def test_wrong_width_is_refused_and_nothing_changes():
     net = gp.GhostNet(0.5)
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -81,12 +119,13 @@ class Hostile:
         return (print, ('owned',))
 
 
-def test_files_that_are_no_checkpoints_are_refused(tmp_path):
+def test_files_that_are_no_checkpoints_are_refused(tmp_path, capsys):
     torch.save({'state_dict': Hostile()}, tmp_path / 'hostile.pth')
     (tmp_path / 'text.pth').write_text('hello')
-    for name in ('hostile.pth', 'text.pth'):
-        with pytest.raises(ValueError, match=name):
-            gp.load_weights(gp.GhostNet(0.5), tmp_path / name)
+    for name, said in (('hostile', 'loading it would run builtins.print'), ('text', 'damaged')):
+        with pytest.raises(ValueError, match=rf'{name}\.pth.*{said}'):
+            gp.load_weights(gp.GhostNet(0.5), tmp_path / f'{name}.pth')
+    assert 'owned' not in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match=r'none\.pth'):
         gp.load_weights(gp.GhostNet(0.5), tmp_path / 'none.pth')
 
@@ -98,6 +137,7 @@ def test_objects_of_training_scripts_are_read_as_nothing(tmp_path):
         {
             'args': argparse.Namespace(lr=1.0),
             'epoch': np.float64(3),
+            'history': np.zeros(3),
             'state_dict': net.state_dict(),
             'state_dict_ema': averaged,
         },

@@ -2,8 +2,10 @@
 
 import argparse
 import functools
+import importlib
 import multiprocessing
 import os
+import pickle
 import shutil
 import sys
 import traceback
@@ -14,7 +16,24 @@ from types import TracebackType
 from typing import NoReturn
 
 # What OpenMMLab, torch and our own code raise for bad input; anything else is a bug and shows.
-USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
+USER_ERRORS = (
+    ValueError, TypeError, KeyError, OSError, ImportError, AssertionError, pickle.UnpicklingError
+)  # fmt: skip
+INTERRUPTED = 'interrupted; what was finished is kept, run the same command again to go on'
+
+
+def needs(*names: str) -> None:
+    """Leave with status 2 and what to install, unless every package can be imported."""
+    try:
+        for name in names:
+            importlib.import_module(name)
+    except Exception:  # broken binaries raise anything
+        from ghost_plugin._optional import require  # slow, and only its words are wanted
+
+        try:
+            require(*names)
+        except ImportError as error:
+            fail(error)
 
 
 def parse_run(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -28,8 +47,20 @@ def parse_run(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torchrun')
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    tensors_only()
     args.work_dir = Path(args.work_dir or f'work_dirs/{Path(args.config).stem}')
     return args
+
+
+def tensors_only() -> None:
+    """Let no checkpoint run code: mmengine loads it once more, unguarded, where a guard refuses.
+
+    Older ones know no list of what their own files hold and could not resume; they stay.
+    """
+    from mmengine.runner import checkpoint
+
+    if hasattr(checkpoint, 'get_torch_safe_globals'):
+        os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
 
 
 def fail(message: object) -> NoReturn:
@@ -54,8 +85,13 @@ def quiet_workers() -> None:
 
 def one_line(error: BaseException) -> str:
     """The last line of an error, which is the cause where frameworks wrap one in another."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to drop the guard
+        return 'a checkpoint is damaged, or holds more than tensors and plain values; not loaded'
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    if lines or not error.__traceback__:
+        return lines[-1] if lines else type(error).__name__
+    place = traceback.extract_tb(error.__traceback__)[-1]  # a bare assertion says it by its code
+    return f'{type(error).__name__}: {place.line} ({place.filename}:{place.lineno})'
 
 
 def fail_in(folder: Path, error: BaseException) -> NoReturn:
@@ -78,7 +114,7 @@ def tool(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except KeyboardInterrupt:
-            fail('interrupted; what was finished is kept, run the same command again to go on')
+            fail(INTERRUPTED)
         except USER_ERRORS as error:
             if os.environ.get('GHOST_DEBUG'):
                 raise

@@ -3,6 +3,10 @@
 import zipfile
 from pathlib import Path
 
+from _cli import needs
+
+needs('PIL')
+
 from PIL import Image
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')

@@ -10,8 +10,11 @@ import argparse
 import json
 from pathlib import Path
 
+from _cli import needs, tool, whole_folder
+
+needs('numpy', 'PIL', 'sklearn')
+
 import numpy as np
-from _cli import tool, whole_folder
 from PIL import Image, ImageDraw, ImageFilter
 from sklearn.datasets import load_digits
 

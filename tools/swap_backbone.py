@@ -3,7 +3,10 @@
 
 import argparse
 
-from _cli import tool
+from _cli import needs, tool
+
+needs('mmengine', 'mmcv')
+
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 

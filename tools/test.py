@@ -3,13 +3,15 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 
-from _cli import USER_ERRORS, fail_in, parse_run
+from _cli import INTERRUPTED, USER_ERRORS, fail, fail_in, needs, parse_run
+
+needs('mmengine', 'mmcv')
+
 from mmengine.runner import Runner
 
-from ghost_plugin.integrations.runs import load_run
+from ghost_plugin.integrations.runs import check_checkpoint, load_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,12 +27,13 @@ def main() -> None:
     try:
         cfg = load_run(args.config, args.work_dir, args.cfg_options)
         cfg.launcher = args.launcher
-        if not os.path.isfile(args.checkpoint):
-            raise FileNotFoundError(f'no checkpoint at {args.checkpoint!r}')
+        check_checkpoint(args.checkpoint)
         cfg.load_from = args.checkpoint
         metrics = Runner.from_cfg(cfg).test()
         if args.json:
             args.json.write_text(json.dumps(metrics, indent=1))
+    except KeyboardInterrupt:
+        fail(INTERRUPTED)
     except (*USER_ERRORS, RuntimeError) as error:
         fail_in(args.work_dir, error)
 

@@ -3,10 +3,13 @@
 
 import argparse
 
-from _cli import USER_ERRORS, fail, fail_in, parse_run, quiet_workers
+from _cli import USER_ERRORS, fail, fail_in, needs, parse_run, quiet_workers
+
+needs('mmengine', 'mmcv')
+
 from mmengine.runner import Runner
 
-from ghost_plugin.integrations.runs import load_run
+from ghost_plugin.integrations.runs import check_checkpoint, load_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,6 +36,8 @@ def main() -> None:
         if args.resume:
             cfg.resume = True
             cfg.load_from = None if args.resume == 'auto' else args.resume
+        if cfg.get('load_from'):
+            check_checkpoint(cfg.load_from)
         Runner.from_cfg(cfg).train()
     except KeyboardInterrupt:
         again = f'python tools/train.py {args.config} --work-dir {args.work_dir} --resume'

@@ -5,15 +5,14 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..analysis import call, evaluating
-from ..layers.ghost import GhostConv2d, split_channels
+from ..layers.ghost import GhostConv2d
+from .costs import Shape
+from .tracing import Found, find_convs
 
 Pattern = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 # What a pattern may set for the convs that it matches, and the default of each.
@@ -22,7 +21,7 @@ SETTINGS = {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}
 # Reason codes of kept convs, as a plan shows them.
 REASONS = {
     'first': 'the first conv of the network (keep_first)',
-    'last': 'the last conv of the network (keep_last)',
+    'last': 'the last conv of the network, or one that makes its output (keep_last)',
     'not_included': 'no pattern of include matches',
     'excluded': 'a pattern of exclude matches',
     'subclass': 'not a plain nn.Conv2d',
@@ -31,60 +30,13 @@ REASONS = {
     'parametrized': 'its weight is computed (parametrize, weight norm, pruning): remove that first',
     'hooks': 'hooks of others hang on it: remove them first',
     'tied': 'its weight is also that of another layer',
+    'weight_read': 'somebody else reads its weight in the forward pass',
+    'padding': 'its maps are too small for a depthwise filter with its padding mode',
+    'budget': 'the budget is met without it',
+    'slower': 'its Ghost measured slower here',
     'unused': 'the example input never reached it',
     'converted': 'it is a part of a Ghost conv already',
 }
-
-
-@dataclass
-class Found:
-    """A conv of a network and what one forward pass told about it."""
-
-    name: str
-    conv: nn.Conv2d
-    aliases: tuple[str, ...] = ()
-    pixels: int = 0  # output pixels of all calls, per picture
-    calls: int = 0
-    settings: dict[str, Any] = field(default_factory=dict)
-    reason: str = ''  # code of REASONS, '' for a conv that is converted
-
-
-def find_convs(model: nn.Module, example_input: Any) -> list[Found]:
-    """All convs in the order in which the forward pass calls them, those never called last."""
-    found: dict[int, Found] = {}
-    ghosts = [m for m in model.modules() if isinstance(m, GhostConv2d)]
-    inside = {id(part) for ghost in ghosts for part in ghost.modules()}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, nn.Conv2d):
-            continue
-        if id(module) in found:
-            found[id(module)].aliases += (name,)
-        else:
-            found[id(module)] = Found(name, module)
-        if id(module) in inside:
-            found[id(module)].reason = 'converted'
-    order = _run(model, example_input, found)
-    return sorted(found.values(), key=lambda f: order.get(id(f.conv), len(order)))
-
-
-def _run(model: nn.Module, example_input: Any, found: Mapping[int, Found]) -> dict[int, int]:
-    """Fill in pixels and calls; the order of the first calls."""
-    order: dict[int, int] = {}
-
-    def seen(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        record = found[id(module)]
-        order.setdefault(id(module), len(order))
-        record.calls += 1
-        record.pixels += output.shape[-2] * output.shape[-1]
-
-    handles = [record.conv.register_forward_hook(seen) for record in found.values()]
-    try:
-        with evaluating(model):
-            call(model, example_input)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return order
 
 
 def select(
@@ -105,8 +57,8 @@ def select(
             settings; later ones win. A pattern is a module's name (a container stands for all
             inside), a glob, a regular expression behind ``re:`` that fits the whole name, a type
             or a function of name and module.
-        keep_first, keep_last: Leave the first and the last conv of the forward pass alone, unless
-            include names them.
+        keep_first, keep_last: Leave the first and the last conv of the forward pass, and those
+            whose maps are the output, alone, unless include names them.
         settings: ``ratio``, ``dw_size``, ``cheap`` where no pattern says otherwise.
 
     Raises:
@@ -124,6 +76,7 @@ def select(
     for f in convs:
         matching = [own for pattern, own in wanted if _matches(pattern, f)]
         f.settings = defaults if not matching else _checked({**defaults, **matching[-1]})
+        f.fixed = bool(matching) and 'ratio' in matching[-1]
         if f.reason:
             continue
         if any(_matches(pattern, f) for pattern, _ in _patterns(exclude)):
@@ -139,47 +92,45 @@ def select(
     return convs
 
 
+# Subclasses that differ from nn.Conv2d in how they pad, or for empty input only.
+_PLAIN = ('Conv2d', 'Conv2dSame', 'Conv2dAdaptivePadding')
+
+
+def plain(conv: nn.Module) -> bool:
+    """Whether a conv does with its weight what ``nn.Conv2d`` does."""
+    kind = type(conv)
+    origin = kind.__module__.split('.')[0]
+    return kind is nn.Conv2d or (origin in ('timm', 'mmcv') and kind.__name__ in _PLAIN)
+
+
 def hazard(f: Found) -> str:
     """Why a conv cannot be converted or would not gain, '' if neither."""
     conv = f.conv
     if is_parametrized(conv) or 'weight' not in conv._parameters:
         return 'parametrized'
-    if type(conv) is not nn.Conv2d:
+    if not plain(conv):
         return 'subclass'
     if any(hooks for key, hooks in vars(conv).items() if key.endswith('_hooks') and key in _HOOKS):
         return 'hooks'
     if not f.calls:
         return 'unused'
-    primary, copies = split_channels(conv.out_channels, f.settings['ratio'], conv.groups)
-    if conv.groups > 1 and (conv.out_channels % primary or primary % conv.groups):
+    if f.read:
+        return 'weight_read'
+    reach = f.settings['dw_size'] // 2
+    if f.smallest < {'reflect': reach + 1, 'circular': reach}.get(conv.padding_mode, 0):
+        return 'padding'
+    shape = Shape.of(f)
+    if not shape.splits(f.settings):
         return 'groups'
-    before, after = costs(f)
-    return '' if copies and after[1] < before[1] else 'no_gain'
+    return '' if shape.gains(f.settings) else 'no_gain'
 
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
-def costs(f: Found) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(parameters, multiply-adds per picture) of a conv and of its Ghost."""
-    conv, settings = f.conv, f.settings
-    filter_size = conv.in_channels // conv.groups * conv.kernel_size[0] * conv.kernel_size[1]
-    primary, copies = split_channels(conv.out_channels, settings['ratio'], conv.groups)
-    side = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[settings['cheap']]
-    ghosts = primary * copies
-    bias = conv.bias is not None
-    cheap_bias = {'depthwise': bias, 'linear': True, 'shift': False}[settings['cheap']]
-    before = conv.out_channels * filter_size
-    after = primary * filter_size + ghosts * side
-    return (
-        (before + conv.out_channels * bias, f.pixels * before),
-        (after + primary * bias + ghosts * cheap_bias, f.pixels * after),
-    )
-
-
 def _ends(called: list[Found], first: bool, last: bool) -> Iterator[tuple[Found, str]]:
     if called and last:
-        yield called[-1], 'last'
+        yield from ((f, 'last') for f in called if f.last or f is called[-1])
     if called and first:
         yield called[0], 'first'
 

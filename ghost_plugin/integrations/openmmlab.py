@@ -7,6 +7,7 @@ names work without their scope too.
 
 import copy
 import logging
+import os
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,14 @@ from .. import _optional
 from ..backbones import g_ghost, ghostnet
 from ..layers.ghost import GhostConv2d
 from ..registry import MODELS, ROOT
-from ..weights import to_classifier
+from ..weights import adapt_input, drop_counters, load_weights, to_classifier
 from . import distillation  # noqa: F401  registers Distilled
 
 _optional.require('mmengine', 'mmcv')
 
 from mmcv.cnn import build_activation_layer, build_norm_layer
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit, update_init_info
+from mmengine.runner import CheckpointLoader
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +50,9 @@ class OpenMMLabDoor:
             (level as in ``out_indices``); frozen norms stay in eval mode.
         norm_eval: Keep all norms in eval mode while training.
         with_cp: Compute inner maps again in backward instead of keeping them.
-        init_cfg: As everywhere in OpenMMLab; without it the backbone's own init stays.
+        init_cfg: As everywhere in OpenMMLab; without it the backbone's own init stays. A
+            ``Pretrained`` checkpoint goes through :func:`ghost_plugin.load_weights`, unless it
+            names a ``prefix``.
         kwargs: As the backbone.
 
     Raises:
@@ -101,6 +105,34 @@ class OpenMMLabDoor:
                     module.eval()
         return self
 
+    def init_weights(self) -> None:
+        """As everywhere in OpenMMLab, with checkpoints read by ``load_weights``."""
+        given = self.init_cfg
+        rows = [given] if isinstance(given, dict) else list(given or ())
+        foreign = [] if self.is_init else [row for row in rows if _is_foreign(row)]
+        self.init_cfg = [row for row in rows if row not in foreign]
+        super().init_weights()
+        self.init_cfg = given
+        for row in foreign:
+            self._load_foreign(row['checkpoint'])
+
+    def _load_foreign(self, source: str) -> None:
+        local = os.path.isfile(source)
+        content = source if local else CheckpointLoader.load_checkpoint(source, map_location='cpu')
+        load_weights(self, content, strict=False)
+        if hasattr(self, '_params_init_info'):  # a model around this one reports its init
+            update_init_info(self, init_info=f'load_weights: {source}')
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
+    ) -> None:
+        """Let the frameworks' loaders take other numbers of input channels, and counted files."""
+        drop_counters(state_dict)
+        first, weight = next(iter(self.named_parameters()))
+        if adapt_input(state_dict, {prefix + first: weight}):
+            _logger.warning('%s%s: adapted to %d input channels', prefix, first, weight.shape[1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _checkpoint_filter(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
     ) -> None:
@@ -110,6 +142,10 @@ class OpenMMLabDoor:
             renamed = to_classifier({k.removeprefix(prefix): v for k, v in state_dict.items()})
             state_dict.clear()
             state_dict.update({prefix + name: tensor for name, tensor in renamed.items()})
+
+
+def _is_foreign(row: dict) -> bool:
+    return row['type'] in ('Pretrained', PretrainedInit) and not row.get('prefix')
 
 
 # force: a module that a notebook reloads registers again.

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from .. import _optional
+from ..specs import SPECS, out_channels
+from ..weights import read
 
 _optional.require('mmengine')
 
@@ -16,23 +18,65 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
 
+def read_config(path: str | os.PathLike) -> Config:
+    """A config file.
+
+    Raises:
+        FileNotFoundError: No such file. ValueError: It cannot be read.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'no config at {os.fspath(path)!r}')
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # it is a program, and can go wrong in any way
+        reason = (str(error).splitlines() or [''])[0]
+        raise ValueError(
+            f'cannot read config {os.fspath(path)!r}: {type(error).__name__}: {reason}'
+        ) from error
+
+
+def check_checkpoint(source: str) -> None:
+    """Refuse a file that mmengine would have to run code of; an address is left to mmengine.
+
+    Raises:
+        FileNotFoundError: No such file. ValueError: Not a checkpoint of tensors and plain values.
+    """
+    if '://' not in source:
+        read(source)
+
+
 def load_run(config: str | os.PathLike, work_dir: Path, options: dict | None = None) -> Config:
     """A config file with changes, ready for a Runner that writes into ``work_dir``.
 
     Raises:
         FileNotFoundError: No config, or no folder where it looks for its data.
-        ValueError: A config of only a part.
+        ValueError: A config that cannot be read, of only a part, or whose neck does not fit.
     """
-    if not os.path.isfile(config):
-        raise FileNotFoundError(f'no config at {os.fspath(config)!r}')
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     cfg.merge_from_dict(options or {})
     cfg.work_dir = str(work_dir)
     for part in ('model', 'train_dataloader', 'test_dataloader'):
         if part not in cfg:
             raise ValueError(f'{config} has no {part}; it is part of a config, inherit from it')
+    _check_neck(cfg.model)
     _check_data(cfg)
     return cfg
+
+
+def _check_neck(model: dict) -> None:
+    """Raise when a neck wants other maps than the backbone of ours in front of it gives."""
+    backbone, neck = model.get('backbone') or {}, model.get('neck') or {}
+    wanted = neck.get('in_channels') if isinstance(neck, dict) else None
+    scope, _, name = str(backbone.get('type')).rpartition('.')
+    if scope != 'ghost_plugin' or name not in SPECS or not isinstance(wanted, list | tuple):
+        return
+    size = {key: backbone[key] for key in ('out_indices', 'width', 'arch') if key in backbone}
+    given = out_channels(name, **size)
+    if list(wanted) != given:
+        raise ValueError(
+            f'the neck {neck.get("type")} wants maps of {wanted} channels and the backbone gives '
+            f'{given}; change out_indices, or ask ghost_plugin.out_channels for in_channels'
+        )
 
 
 def _check_data(cfg: Config) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import _optional, specs
+from .runs import read_config
 
 _optional.require('mmengine', 'mmcv')
 
@@ -27,16 +28,22 @@ def load_config(source: str | os.PathLike) -> Config:
 
     Raises:
         FileNotFoundError: No such config. ImportError: The package is not installed.
+        ValueError: It cannot be read.
     """
-    source = os.fspath(source)
-    if '::' not in source and not os.path.isfile(source):
-        raise FileNotFoundError(f'no config at {source!r}')
-    return Config.fromfile(resolve(source))
+    return read_config(resolve(os.fspath(source)))
 
 
 def resolve(source: str) -> str:
     """The path of a config, with ``package::`` looked up among the installed packages."""
-    return Config._get_cfg_path(source, '')[0] if '::' in source else source
+    if '::' not in source:
+        return source
+    try:
+        return Config._get_cfg_path(source, '')[0]
+    except (ValueError, OSError, AssertionError) as error:
+        raise FileNotFoundError(
+            f'no config {source!r} in an installed package; a name such as '
+            "'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py' is wanted"
+        ) from error
 
 
 def build_backbone(cfg: dict, scope: str) -> nn.Module:

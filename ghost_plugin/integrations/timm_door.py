@@ -11,13 +11,14 @@ from .. import _optional
 from ..layers.common import init_weights
 from ..layers.folding import fold_pair
 from ..specs import FINAL_LEVEL, check_out_indices, out_strides
+from ..weights import drop_counters
 
 _optional.require('timm')
 
 from timm.layers import SelectAdaptivePool2d, get_act_layer, get_norm_layer
 
 
-def _levels(indices: int | Sequence[int] | None) -> list[int]:
+def chosen_levels(indices: int | Sequence[int] | None) -> list[int]:
     """timm's ways to name levels 0..4: None for all, n for the last n, negative from the end."""
     every = list(range(FINAL_LEVEL))
     if indices is None:
@@ -102,6 +103,12 @@ class TimmDoor:
     def _fold_stem(self) -> None:
         fold_pair(self, *self.stem)
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
+    ) -> None:
+        drop_counters(state_dict)  # timm's checkpoint_path= loads strictly
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """(N, in_chans, H, W) -> (N, num_features, ceil(H / 32), ceil(W / 32))"""
         x, _ = self.trunk(x, self.taps, self.taps[-1] + 1)
@@ -141,7 +148,7 @@ class TimmDoor:
         """
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        taps = [self.level_taps[level] for level in _levels(indices)]
+        taps = [self.level_taps[level] for level in chosen_levels(indices)]
         depth = (max(taps) if stop_early else self.taps[-1]) + 1
         x, features = self.trunk(x, taps, depth)
         return features if intermediates_only else (x, features)
@@ -153,7 +160,7 @@ class TimmDoor:
         prune_head: bool = True,
     ) -> list[int]:
         """Drop what the features at ``indices`` do not need; returns them counted from 0."""
-        levels = _levels(indices)
+        levels = chosen_levels(indices)
         self.cut_behind(levels[-1])
         self.taps = [self.level_taps[levels[-1]]]
         self.num_features = self.head_hidden_size = self.level_channels[levels[-1]]

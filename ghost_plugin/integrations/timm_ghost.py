@@ -16,7 +16,7 @@ from ..backbones.ghostnet import GhostNet, GhostNetV2, GhostNetV3
 from ..layers.common import init_weights
 from ..specs import FINAL_LEVEL
 from ..weights import PUBLISHED, from_classifier, unwrap
-from .timm_door import TimmDoor
+from .timm_door import TimmDoor, chosen_levels
 
 _optional.require('timm')
 
@@ -124,7 +124,8 @@ def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build a registered variant; keyword arguments win over the variant's own.
 
     Raises:
-        ValueError: ``pretrained=True`` where nothing is published and no file is given.
+        ValueError: ``pretrained=True`` where nothing is published and no file is given; levels
+            that do not exist.
         OSError: The published weights cannot be downloaded.
     """
     model_class, defaults = VARIANTS[name]
@@ -132,6 +133,8 @@ def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     local = {**(kwargs.get('pretrained_cfg_overlay') or {})}.get('file')
     if pretrained and not local:
         _check_published(name, arguments)
+    if arguments.get('features_only') and arguments.get('out_indices') is not None:
+        chosen_levels(arguments['out_indices'])  # timm takes them without a look
     try:
         model = build_model_with_cfg(
             model_class,

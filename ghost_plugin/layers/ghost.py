@@ -174,6 +174,7 @@ class GhostConv2d(Ghost):
         cheap: ``'depthwise'``, ``'shift'`` or ``'linear'``.
         permuted: Whether a stored order of the output maps follows; a converted conv has its
             maps in the order of the conv that it stands for.
+        conv_layer: Class of the primary conv, with the arguments of ``nn.Conv2d``.
 
     Shape:
         As ``nn.Conv2d`` with the same arguments.
@@ -184,6 +185,9 @@ class GhostConv2d(Ghost):
 
     transposed = False
     output_padding = (0, 0)
+    # What a conversion sets: makes this layer's weights out of those of the dense conv that it
+    # stands for, in a state dict, in place.
+    adopt: Callable[['GhostConv2d', dict[str, Any], str], None] | None = None
 
     def __init__(
         self,
@@ -201,6 +205,7 @@ class GhostConv2d(Ghost):
         dw_size: int = 3,
         cheap: str = 'depthwise',
         permuted: bool = False,
+        conv_layer: type[nn.Conv2d] = nn.Conv2d,
     ) -> None:
         check_positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if out_channels % groups:
@@ -214,16 +219,11 @@ class GhostConv2d(Ghost):
         self.dilation = _pair(dilation)
         self.groups = groups
         self.ratio = ratio
-        self.primary_conv = nn.Conv2d(
-            in_channels,
-            primary,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
+        self.cut = self.cut and not permuted  # the order picks the maps that are used
+        # Subclasses of other libraries take no padding mode.
+        mode = {} if padding_mode == 'zeros' else {'padding_mode': padding_mode}
+        self.primary_conv = conv_layer(
+            in_channels, primary, kernel_size, stride, padding, dilation, groups, bias, **mode
         )
         self.cheap_operation = build_cheap(
             cheap, primary, copies, dw_size, bias=bias, padding_mode=padding_mode
@@ -233,6 +233,15 @@ class GhostConv2d(Ghost):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = self.maps(x)
         return maps if self.order is None else maps[:, self.order]
+
+    def accept(self, weights: dict[str, Any], prefix: str) -> None:
+        """Turn the dense conv's weights in a state dict into this layer's own."""
+        if self.adopt is not None and f'{prefix}weight' in weights:
+            self.adopt(self, weights, prefix)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        self.accept(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f'{self.in_channels}, {self.out_channels}, ratio={self.ratio:g}'

@@ -54,11 +54,15 @@ class Reparameterized(Foldable):
     merged_names: tuple[tuple[str, str, str, str], ...]
 
     def accept(self, weights: dict[str, torch.Tensor], prefix: str) -> None:
-        """Turn tensors of the training form under ``prefix`` into those of the deployed, if it is.
+        """Turn tensors under ``prefix`` into those of this form, whoever wrote them.
+
+        Norms of branches are ``bn`` in the authors' files and ``bn1`` in timm's and here.
 
         Raises:
             ValueError: This is the training form and ``weights`` hold the deployed one.
         """
+        for name in [name for name in weights if name.startswith(prefix) and '_rpr_' in name]:
+            weights[name.replace('.bn.', '.bn1.')] = weights.pop(name)
         for conv, *groups in self.merged_names:
             deployed, trained = f'{prefix}{conv}.weight', f'{prefix}{groups[0]}.0.conv.weight'
             if self.branched and deployed in weights and trained not in weights:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
+from ghost_plugin.specs import G_GHOST
 
 SMALL = {
     'GhostNet': lambda **k: gp.GhostNet(0.5, **k),
@@ -44,6 +45,24 @@ def test_any_size_trains_every_parameter(name, size):
 @family
 def test_one_picture_trains(name):
     SMALL[name]()(torch.randn(1, 3, 64, 64))[-1].sum().backward()
+
+
+@pytest.mark.parametrize(
+    'arch', [pytest.param(a, marks=pytest.mark.slow if a > '040' else ()) for a in G_GHOST]
+)
+def test_every_size_of_g_ghost_trains_on_one_picture(arch):
+    net = gp.GGhostRegNet(arch, out_indices=(0, 1, 2, 3, 4))
+    maps = net(torch.randn(1, 3, 64, 64))
+    channels = gp.out_channels('GGhostRegNet', range(5), arch=arch)
+    assert [m.shape[1] for m in maps] == net.out_channels == channels
+    sum(m.square().mean() for m in maps).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@family
+@pytest.mark.parametrize('in_channels', [1, 4])
+def test_other_pictures(name, in_channels):
+    SMALL[name](in_channels=in_channels)(torch.randn(2, in_channels, 32, 32))
 
 
 @family

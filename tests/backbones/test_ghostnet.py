@@ -39,11 +39,6 @@ def test_dilated_net_holds_the_strided_one(output_stride, randomise_norms):
     torch.testing.assert_close(dilated(x)[0][..., ::step, ::step], strided(x)[0])
 
 
-@pytest.mark.parametrize('in_channels', [1, 4])
-def test_other_pictures(in_channels):
-    gp.GhostNet(0.5, in_channels=in_channels)(torch.randn(2, in_channels, 32, 32))
-
-
 @pytest.mark.parametrize(
     'options, error',
     [

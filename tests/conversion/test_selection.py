@@ -91,7 +91,7 @@ def test_exclude_wins_and_settings_follow_the_last_pattern():
         ({'exclude': 're:x+'}, ValueError, 'matches no conv of Net'),
         ({'ratio': 0}, ValueError, 'ratio'),
         ({'dw_size': 2}, ValueError, 'dw_size'),
-        ({'macs': 0.5}, TypeError, 'unknown settings'),
+        ({'width': 0.5}, TypeError, 'unknown settings'),
         ({'include': {'body': {'ratoi': 2}}}, TypeError, 'ratoi'),
     ],
 )

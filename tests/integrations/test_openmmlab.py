@@ -1,3 +1,5 @@
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -59,6 +61,10 @@ def test_cost_is_the_published_one(width, params, macs):
         ('ghostnet_130', 'GhostNet', 1.3),
         ('ghostnetv2_100', 'GhostNetV2', 1.0),
         ('ghostnetv3_050', 'GhostNetV3', 0.5),
+        *(
+            pytest.param(f'ghostnetv{v}_{int(100 * w)}', f'GhostNetV{v}', w, marks=pytest.mark.slow)
+            for v, w in ((2, 1.3), (2, 1.6), (3, 1.0), (3, 1.3), (3, 1.6))
+        ),
     ],
 )
 def test_timms_weights_give_timms_logits(theirs, name, width, randomise_norms, tmp_path):
@@ -153,6 +159,57 @@ def test_other_norms_and_activations(name, norm_cfg, kind):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
 
 
+@family
+def test_with_cp_changes_no_value(name):
+    plain, frugal = (backbone(name, drop_path_rate=0.2, with_cp=cp) for cp in (False, True))
+    frugal.load_state_dict(plain.state_dict())
+    x, outputs = torch.randn(4, 3, 64, 64), []
+    for net in (plain, frugal):
+        torch.manual_seed(1)
+        outputs.append(net(x))
+        sum(m.square().mean() for m in outputs[-1]).backward()
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
+    grads = [{n: p.grad for n, p in net.named_parameters()} for net in (plain, frugal)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+@family
+@pytest.mark.parametrize('size', [(1, 1), (32, 32), (33, 33), (97, 131)])
+@pytest.mark.parametrize('in_channels', [1, 4])
+def test_any_picture_trains_every_parameter(name, size, in_channels):
+    net = backbone(name, in_channels=in_channels)
+    maps = net(torch.randn(2, in_channels, *size))
+    assert [m.shape[1] for m in maps] == gp.out_channels(name, **SIZES[name])
+    sum(m.square().mean() for m in maps).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@family
+def test_one_picture_bf16_and_copies(name):
+    net = backbone(name, norm_cfg=dict(type='BN', momentum=0.01))
+    with torch.autocast('cpu', torch.bfloat16):
+        sum(m.float().mean() for m in net(torch.randn(1, 3, 64, 64))).backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+    net, x = net.eval(), torch.randn(1, 3, 64, 64)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(twin(x), net(x), rtol=0, atol=0)
+
+
+@family
+@pytest.mark.parametrize('output_stride', [8, 16])
+def test_dilated_features(name, output_stride):
+    net = backbone(name, output_stride=output_stride, out_indices=(0, 1, 2, 3, 4)).eval()
+    strides = [64 // m.shape[2] for m in net(torch.randn(1, 3, 64, 64))]
+    assert strides == [min(s, output_stride) for s in (2, 4, 8, 16, 32)]
+
+
+@pytest.mark.parametrize('out_indices', [(), (-1,), (6,), (2, 1), ('1',)])
+@family
+def test_out_indices_out_of_range(name, out_indices):
+    with pytest.raises((ValueError, TypeError), match='out_indices'):
+        backbone(name, out_indices=out_indices)
+
+
 def test_init_cfg_loads_a_timm_file_and_rules_over_our_init(tmp_path):
     theirs = timm.create_model('ghostnet_050')
     torch.save(theirs.state_dict(), tmp_path / 'w.pth')
@@ -163,6 +220,43 @@ def test_init_cfg_loads_a_timm_file_and_rules_over_our_init(tmp_path):
     net = backbone(init_cfg=dict(type='Constant', layer='Conv2d', val=0.25))
     net.init_weights()
     assert (net.conv_stem.weight == 0.25).all()
+
+
+def authors_file(path, net, **more):
+    """A state dict with the authors' names of the norms in branches, and thop's counters."""
+    state = {k.replace('bn1', 'bn') if '_rpr_' in k else k: v for k, v in net.state_dict().items()}
+    torch.save({'state_dict': {**state, 'total_ops': torch.zeros(1)}, **more}, path)
+    return str(path)
+
+
+@family
+def test_the_frameworks_own_loader_takes_the_authors_files(name, tmp_path, caplog):
+    theirs, ours = backbone(name), backbone(name)
+    load_checkpoint(ours, authors_file(tmp_path / 'w.pth', theirs), strict=True)
+    torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)
+    grey = backbone(name, in_channels=1)
+    load_checkpoint(grey, str(tmp_path / 'w.pth'), strict=True)
+    first, weight = next(iter(theirs.named_parameters()))
+    torch.testing.assert_close(grey.state_dict()[first], weight.detach().sum(1, keepdim=True))
+    assert f'{first}: adapted to 1 input channels' in caplog.text
+
+
+def test_init_cfg_prefers_averaged_weights_and_runs_no_code(tmp_path, capsys):
+    theirs, averaged = backbone('GhostNetV3'), backbone('GhostNetV3')
+    path = authors_file(tmp_path / 'w.pth', theirs, state_dict_ema=averaged.state_dict())
+    cfg = dict(type='Pretrained', checkpoint=path)
+    ours = backbone('GhostNetV3', init_cfg=[dict(type='Kaiming', layer='Conv2d'), cfg])
+    ours.init_weights()
+    torch.testing.assert_close(dict(ours.state_dict()), dict(averaged.state_dict()), rtol=0, atol=0)
+    torch.save({'state_dict': Hostile()}, path)
+    with pytest.raises(ValueError, match='not a checkpoint of plain tensors'):
+        backbone(init_cfg=cfg).init_weights()
+    assert 'owned' not in capsys.readouterr().out
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ('owned',))
 
 
 def test_conv_cfg_ghosts_a_whole_resnet():

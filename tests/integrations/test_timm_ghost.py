@@ -51,29 +51,23 @@ THEIRS = {
 PICTURE = torch.randn(1, 3, 224, 224)
 # The smallest of each family by default, all of them in the slow sweep.
 SMALL = ['ghostnet_plugin_050', 'ghostnet_plugin_v2_100', 'ghostnet_plugin_v3_050',
-         'ghostnet_plugin_gghost_032']  # fmt: skip
+         'ghostnet_plugin_gghost_032, arch 002']  # fmt: skip
 every = pytest.mark.parametrize(
-    'name',
-    [
-        name if name in SMALL else pytest.param(name, marks=pytest.mark.slow)
-        for name in [*SIZES, *G_GHOST]
-    ],
+    'name', SMALL + [pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS if n not in SMALL]
 )
-
-
-def options(name):
-    """A size small enough for G-Ghost's tests."""
-    return {'arch': '002'} if 'gghost_032' in name else {}
+small = pytest.mark.parametrize('name', SMALL)
 
 
 def make(name, **kwargs):
-    return timm.create_model(name, **{**options(name), **kwargs})
+    name, _, arch = name.partition(', arch ')
+    return timm.create_model(name, **{**({'arch': arch} if arch else {}), **kwargs})
 
 
 def channels(name):
-    family = timm.create_model(name, **options(name)).family
-    size = options(name) or VARIANTS[name][1]
-    return gp.out_channels(family, range(5), **{k: size[k] for k in size if k != 'drop_rate'})
+    registered, _, arch = name.partition(', arch ')
+    model_class, size = VARIANTS[registered]
+    size = {'arch': arch} if arch else {k: v for k, v in size.items() if k != 'drop_rate'}
+    return gp.out_channels(model_class.family, range(5), **size)
 
 
 @pytest.mark.parametrize('name', SIZES)
@@ -112,6 +106,15 @@ def test_timms_weights_give_timms_logits(name, randomise_norms, tmp_path):
         torch.testing.assert_close(model(x), theirs(x), rtol=0, atol=1e-5)
 
 
+def test_the_authors_file_goes_through_timms_own_loader(tmp_path):
+    net = timm.create_model('ghostnet_plugin_v3_050')
+    state = {k.replace('bn1', 'bn') if '_rpr_' in k else k: v for k, v in net.state_dict().items()}
+    torch.save({'state_dict_ema': {**state, 'total_ops': torch.zeros(1)}}, tmp_path / 'w.pth')
+    path = str(tmp_path / 'w.pth')
+    other = timm.create_model('ghostnet_plugin_v3_050', checkpoint_path=path)
+    torch.testing.assert_close(dict(other.state_dict()), dict(net.state_dict()), rtol=0, atol=0)
+
+
 def test_offline_and_unpublished_say_what_to_do(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError('no network')
@@ -135,8 +138,16 @@ def test_features_only(name, indices):
     assert [m.shape[1] for m in maps] == net.feature_info.channels()
     assert [m.shape[1] for m in maps] == [want[i] for i in indices or range(5)]
     assert [64 // m.shape[2] for m in maps] == net.feature_info.reduction()
-    sum(m.mean() for m in maps).backward()
-    assert all(p.grad is not None for p in net.parameters())
+    sum(m.square().mean() for m in maps).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize('indices', [(5,), (-6,), (0, 9)])
+def test_levels_out_of_range(indices):
+    with pytest.raises(ValueError, match=r'0\.\.4'):
+        make(SMALL[0], features_only=True, out_indices=indices)
+    with pytest.raises(ValueError, match=r'0\.\.4'):
+        make(SMALL[0]).forward_intermediates(torch.randn(1, 3, 32, 32), indices)
 
 
 def test_features_keep_the_whole_trunk():
@@ -188,12 +199,47 @@ def test_head_can_be_changed(name):
 
 
 @every
+def test_net_without_classifier_or_pooling(name):
+    x = torch.randn(2, 4, 64, 64)
+    net = make(name, num_classes=0, in_chans=4)
+    assert net(x).shape == (2, net.head_hidden_size)
+    assert net.forward_features(x).shape == (2, net.num_features, 2, 2)
+    net = make(name, num_classes=0, in_chans=4, global_pool='')
+    assert net(x).shape == (2, net.head_hidden_size, 2, 2)
+
+
+@every
 @pytest.mark.parametrize('chosen', [{'act_layer': 'hard_swish'}, {'norm_layer': 'groupnorm1'},
-                                    {'output_stride': 16}, {'drop_path_rate': 0.2},
-                                    {'stem_stride': 1}])  # fmt: skip
+                                    {'output_stride': 16}, {'output_stride': 8},
+                                    {'drop_path_rate': 0.2}, {'stem_stride': 1}])  # fmt: skip
 def test_every_option_trains_every_parameter(name, chosen):
     net = make(name, num_classes=3, **chosen)
     net(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@small
+@pytest.mark.parametrize('chosen', [{'ratio': 3, 'dw_size': 5, 'se': False}, {'cheap': 'shift'},
+                                    {'cheap': 'linear'}, {'cheap_ratio': 0.4}])  # fmt: skip
+def test_options_reach_the_family_that_has_them(name, chosen):
+    takes = {'cheap_ratio'} if 'gghost' in name else {'ratio', 'dw_size', 'se', 'cheap'}
+    if not set(chosen) <= takes:
+        with pytest.raises(TypeError, match=next(iter(chosen))):
+            make(name, **chosen)
+    elif 'v3' in name and 'cheap' in chosen:
+        with pytest.raises(ValueError, match='depthwise'):
+            make(name, **chosen)
+    else:
+        make(name, num_classes=3, **chosen)(torch.randn(2, 3, 64, 64)).sum().backward()
+
+
+@every
+def test_one_picture_and_bf16_train_every_parameter(name):
+    net = make(name, num_classes=3)
+    net(torch.randn(1, 3, 64, 64)).square().sum().backward()
+    with torch.autocast('cpu', torch.bfloat16):
+        out = net(torch.randn(2, 3, 64, 64))
+    out.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 

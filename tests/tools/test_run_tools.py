@@ -15,7 +15,10 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmpretrain')
 pytest.importorskip('sklearn')
 
+import torch
 from mmengine.config import Config
+
+import ghost_plugin as gp
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / 'configs/classification/ghostnet-050_digits.py'
@@ -86,6 +89,8 @@ def test_swapped_config_inherits_builds_and_fits(source, part, channels, tmp_pat
         ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', ['--width', 0], 'got 0.0'),
         ('mmdet::_base_/datasets/coco_detection.py', [], 'no model.backbone'),
         ('nowhere.py', [], 'no config at'),
+        ('mmdet::nowhere.py', [], "no config 'mmdet::nowhere.py'"),
+        ('README.md', [], 'cannot read config'),
         (
             'mmpretrain::resnet/resnet18_8xb32_in1k.py',
             ['--backbone', 'ghost_plugin.GostNet'],
@@ -111,6 +116,45 @@ def test_missing_data_and_config_are_named(tmp_path):
     )  # fmt: skip
 
 
+class Hostile:
+    def __reduce__(self):
+        return (print, ('owned',))
+
+
+def test_checkpoints_run_no_code(digits, tmp_path):
+    bad = tmp_path / 'bad.pth'
+    torch.save({'state_dict': Hostile()}, bad)
+    options = ['--work-dir', tmp_path, *small(digits, 1)]
+    pretrained = ['model.init_cfg.type=Pretrained', f'model.init_cfg.checkpoint={bad}']
+    for done, said in (
+        (run('test.py', DIGITS, bad, *options), 'would run builtins.print'),
+        (run('train.py', DIGITS, '--resume', bad, *options), 'would run builtins.print'),
+        (run('train.py', DIGITS, *options, *pretrained), 'more than tensors'),
+    ):
+        assert said in error_of(done)
+        assert 'owned' not in done.stdout
+
+
+@pytest.mark.parametrize(
+    'tool, package, said',
+    [
+        ('train.py', 'mmengine', "pip install 'ghost_plugin[openmmlab]'"),
+        ('test.py', 'mmcv', "pip install 'ghost_plugin[openmmlab]'"),
+        ('swap_backbone.py', 'mmengine', "pip install 'ghost_plugin[openmmlab]'"),
+        ('make_digits.py', 'sklearn', 'pip install scikit-learn'),
+        ('prepare_folder.py', 'PIL', 'pip install pillow'),
+    ],
+)
+def test_missing_packages_are_named(tool, package, said, tmp_path):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / '__init__.py').write_text("raise OSError('broken')")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, str(ROOT / 'tools' / tool), 'a', 'b']
+    env = {**ENV, 'PYTHONPATH': paths}
+    line = error_of(subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT))
+    assert said in line and 'OSError: broken' in line
+
+
 def test_interrupted_training_goes_on_where_it_was(digits, tmp_path):
     command = [sys.executable, 'tools/train.py', str(DIGITS), '--work-dir', str(tmp_path)]
     process = subprocess.Popen([*command, *small(digits, 40)], cwd=ROOT, env=ENV, text=True,
@@ -133,6 +177,15 @@ def test_interrupted_training_goes_on_where_it_was(digits, tmp_path):
     options = ['--work-dir', tmp_path / 'test', '--json', metrics, *small(digits, 1)]
     assert run('test.py', DIGITS, last, *options).returncode == 0
     assert 0 <= json.loads(metrics.read_text())['accuracy/top1'] <= 100
+    report = gp.load_weights(gp.GhostNet(0.5, out_indices=(5,)), last)
+    assert report.missing == ()
+
+
+def test_neck_that_wants_other_maps_is_named(tmp_path):
+    options = ['--cfg-options', 'model.backbone.out_indices=[2,3,4]']
+    bccd = ROOT / 'configs/detection/retinanet_ghostnet-100_fpn_bccd.py'
+    line = error_of(run('train.py', bccd, '--work-dir', tmp_path, *options))
+    assert '[24, 40, 112, 160]' in line and 'gives [40, 112, 160]' in line
 
 
 def test_full_disk_ends_in_one_line(digits, tmp_path):

@@ -1,0 +1,88 @@
+"""Who is computed and who hangs on whom: families of one primary map and its ghosts."""
+
+from typing import Any
+
+import torch
+
+Costs = Any  # (n, n) array of scipy's kind
+BEST = 64  # primary maps that a map looks at as its ghost
+
+
+def choose(errors: torch.Tensor, primary: int, copies: int) -> list[list[int]]:
+    """Who is computed and who hangs on whom: rows of a primary and its ghosts, best use of both.
+
+    Pairs are taken in the order of their errors; then, with the primaries fixed, all ghosts are
+    assigned anew at the least total error, and pairs turn round where that helps, until nothing
+    changes.
+
+    Args:
+        errors: (n, n) relative error of map j as a filter of map p, p first.
+        primary: Maps to compute.
+        copies: Ghosts that a primary map can have.
+
+    Returns:
+        One list per primary map, those with most ghosts first.
+    """
+    cost = errors.double().cpu().numpy()
+    families = _greedy(cost, primary, copies)
+    total = float('inf')
+    while True:
+        families = _assign(cost, sorted(families), copies)
+        families = dict(_turned(cost, family) for family in families.items())
+        now = sum(cost[p, j] for p, ghosts in families.items() for j in ghosts)
+        if now >= total - 1e-9:
+            break
+        total = now
+    rows = [[p, *ghosts] for p, ghosts in families.items()]
+    return sorted(rows, key=lambda row: (-len(row), row[0]))
+
+
+def _greedy(cost: Costs, primary: int, copies: int) -> dict[int, list[int]]:
+    number = len(cost)
+    families: dict[int, list[int]] = {}
+    ghosts: set[int] = set()
+    for p, j in _pairs(cost):
+        if len(ghosts) == number - primary:
+            break
+        if p in ghosts or j in ghosts or j in families:
+            continue
+        known = p in families or len(families) < primary
+        if known and len(families.get(p, ())) < copies:
+            families.setdefault(p, []).append(j)
+            ghosts.add(j)
+    rest = [p for p in range(number) if p not in ghosts and p not in families]
+    # Where the best pairs did not make ghosts enough, what is left over is assigned later.
+    chosen = [*families, *rest][:primary]
+    return {p: families.get(p, []) for p in chosen}
+
+
+def _pairs(cost: Costs) -> list[list[int]]:
+    """Pairs (p, j), cheapest first: for each j the best p only, which is where ghosts come from."""
+    import numpy as np
+
+    alone = cost + np.diag(np.full(len(cost), np.inf))
+    best = np.argsort(alone, axis=0, kind='stable')[:BEST]  # (BEST, n) of p
+    js = np.broadcast_to(np.arange(len(cost)), best.shape)
+    order = np.argsort(alone[best, js], axis=None, kind='stable')
+    pairs = np.stack((best.ravel()[order], js.ravel()[order]), axis=1)
+    return pairs[pairs[:, 0] != pairs[:, 1]].tolist()
+
+
+def _assign(cost: Costs, primaries: list[int], copies: int) -> dict[int, list[int]]:
+    from scipy.optimize import linear_sum_assignment
+
+    taken = set(primaries)
+    ghosts = [j for j in range(len(cost)) if j not in taken]
+    slots = [p for p in primaries for _ in range(copies)]
+    rows, columns = linear_sum_assignment(cost[slots][:, ghosts])
+    families: dict[int, list[int]] = {p: [] for p in primaries}
+    for row, column in zip(rows, columns, strict=True):
+        families[slots[row]].append(ghosts[column])
+    return families
+
+
+def _turned(cost: Costs, family: tuple[int, list[int]]) -> tuple[int, list[int]]:
+    """The member of a family that serves the others best as primary, and the others."""
+    members = [family[0], *family[1]]
+    best = min(members, key=lambda p: sum(cost[p, j] for j in members if j != p))
+    return best, [j for j in members if j != best]

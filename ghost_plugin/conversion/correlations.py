@@ -1,0 +1,171 @@
+"""Second moments of a conv's output maps, and the best small filter of each map for each other.
+
+A Ghost conv is linear, so each ghost map is a small filter of one primary map, and the best filter
+for a pair is a least-squares problem in the correlations of the conv's own output maps. These come
+from pictures, or, without any, from the kernels alone, as white input would give them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..layers.common import same_padding
+
+RIDGE = 1e-9  # of a map's energy, keeps the small systems solvable
+# What one conv's pass over one set of pictures may cost: multiply-adds, and pixels at the least.
+WORK, PIXELS = 2 * 10**10, 16_384
+
+
+@dataclass
+class Correlations:
+    """Second moments of the output maps y of a conv, for filters of d x d pixels.
+
+    Where the conv has a bias and pictures were seen, a constant 1 is one more term of each filter.
+
+    Attributes:
+        own: (n, t, t) moments of the t terms y_p(u + a) with each other.
+        cross: (n, n, t) moments of these terms with y_j(u), p first.
+        energy: (n,) E[y_j^2], less the squared mean where there is a constant term.
+        constant: Whether the last term is the constant.
+    """
+
+    own: torch.Tensor
+    cross: torch.Tensor
+    energy: torch.Tensor
+    constant: bool = False
+
+
+def from_kernels(conv: nn.Conv2d, side: int) -> Correlations:
+    """What white input would give: correlations of the kernels, shifted by output pixels."""
+    weight = conv.weight.detach()
+    kernel = _spread(weight if weight.dtype == torch.float64 else weight.float(), conv.dilation)
+    reach = side // 2
+    moves = [reach * step for step in conv.stride]
+    cross = _correlate(kernel, kernel, moves, conv.stride)  # (n_j, n_p, d, d)
+    double = [2 * move for move in moves]
+    # Each kernel with itself only: all as groups of one conv. (n, 2d-1, 2d-1), at all differences
+    # of two shifts.
+    padded = F.pad(kernel.flatten(0, 1)[None], (double[1], double[1], double[0], double[0]))
+    singles = kernel.flatten(0, 1)[:, None]
+    wide = F.conv2d(padded, singles, stride=conv.stride, groups=len(singles))[0]
+    wide = wide.view(*kernel.shape[:2], *wide.shape[1:]).sum(1)
+    shifts = torch.cartesian_prod(torch.arange(side), torch.arange(side)).view(-1, 2)
+    apart = shifts[:, None] - shifts[None] + 2 * reach
+    own = wide[:, apart[..., 0], apart[..., 1]]
+    energy = kernel.square().sum((1, 2, 3))
+    return Correlations(own, cross.flatten(2).transpose(0, 1), energy)
+
+
+def _spread(kernel: torch.Tensor, dilation: tuple[int, int]) -> torch.Tensor:
+    rows, columns = ((side - 1) * d + 1 for side, d in zip(kernel.shape[2:], dilation, strict=True))
+    spread = kernel.new_zeros(*kernel.shape[:2], rows, columns)
+    spread[:, :, :: dilation[0], :: dilation[1]] = kernel
+    return spread
+
+
+def _correlate(
+    a: torch.Tensor, b: torch.Tensor, reach: list[int], step: tuple[int, int]
+) -> torch.Tensor:
+    """Correlation of all kernels in ``a`` with all in ``b`` at shifts within ``reach``."""
+    padded = F.pad(a, (reach[1], reach[1], reach[0], reach[0]))
+    return F.conv2d(padded, b, stride=step)
+
+
+def pad(maps: torch.Tensor, side: int, mode: str) -> torch.Tensor:
+    """``maps`` with the border that a depthwise filter of ``side`` pixels sees."""
+    rows, columns = same_padding(side)
+    mode = 'constant' if mode == 'zeros' else mode
+    return F.pad(maps, (columns, columns, rows, rows), mode=mode) if rows else maps
+
+
+class Statistics:
+    """Correlations of a conv's output maps, added up batch by batch; no map is kept.
+
+    Args:
+        conv: The conv whose maps come.
+        side: Of the filters, pixels.
+        constant: Whether a constant is a term of each filter.
+        batches: How many will come; each gives its share of the pixels, spread evenly.
+    """
+
+    def __init__(self, conv: nn.Conv2d, side: int, constant: bool, batches: int = 1) -> None:
+        self.side, self.constant, self.mode = side, constant, conv.padding_mode
+        channels, terms = conv.out_channels, side**2 + constant
+        device = conv.weight.device
+        self.dtype = torch.float64 if conv.weight.dtype == torch.float64 else torch.float32
+        self.own = torch.zeros(channels, terms, terms, device=device, dtype=torch.float64)
+        self.cross = torch.zeros(channels, channels, terms, device=device)
+        self.cross = self.cross.to(self.dtype)
+        self.sum = torch.zeros(channels, device=device, dtype=torch.float64)
+        self.squares = torch.zeros_like(self.sum)
+        self.pixels = 0
+        self.share = max(PIXELS, WORK // (channels**2 * terms)) // batches + 1
+
+    def add(self, maps: torch.Tensor) -> None:
+        """Take in (N, channels, H, W)."""
+        maps = maps.detach().to(self.dtype)
+        size = maps.shape[0] * maps.shape[2] * maps.shape[3]
+        # A step that shares no factor with the width would be better still; odd will do.
+        chosen = torch.arange(0, size, max(1, size // self.share) | 1, device=maps.device)
+        terms = [flat[:, chosen] for flat in shifted(maps, self.side, self.mode)]
+        if self.constant:
+            terms.append(torch.ones_like(terms[0]))
+        here = terms[self.side**2 // 2]  # (n, pixels)
+        for index, term in enumerate(terms):
+            self.cross[:, :, index] += term @ here.T
+            for other in range(index + 1):
+                moment = (term * terms[other]).sum(1).double()
+                self.own[:, index, other] += moment
+                if other != index:
+                    self.own[:, other, index] += moment
+        self.sum += here.sum(1).double()
+        self.squares += here.square().sum(1).double()
+        self.pixels += here.shape[1]
+
+    def correlations(self) -> Correlations:
+        """Means over all pixels."""
+        energy = self.squares / self.pixels
+        if self.constant:
+            energy = energy - (self.sum / self.pixels).square()
+        return Correlations(self.own / self.pixels, self.cross / self.pixels, energy, self.constant)
+
+
+def shifted(maps: torch.Tensor, side: int, mode: str) -> Iterator[torch.Tensor]:
+    """``maps`` as each tap of a depthwise filter sees them: (channels, pixels) each."""
+    height, width = maps.shape[2:]
+    padded = pad(maps, side, mode).transpose(0, 1)
+    for row in range(side):
+        for column in range(side):
+            yield padded[:, :, row : row + height, column : column + width].flatten(1)
+
+
+def solve(own: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+    """Least squares from moments: (..., t, t) and (..., t, k) to (..., t, k), in float64.
+
+    A small ridge makes singular systems solvable; two refinements take its bias out again where
+    the system is not.
+    """
+    own, cross = own.double(), cross.double()
+    diagonal = own.diagonal(dim1=-2, dim2=-1)
+    ridge = torch.diag_embed(RIDGE * diagonal.mean(-1, keepdim=True).expand_as(diagonal) + 1e-30)
+    factor, _ = torch.linalg.cholesky_ex(own + ridge)
+    best = torch.cholesky_solve(cross, factor)
+    for _ in range(2):
+        best = best + torch.cholesky_solve(cross - own @ best, factor)
+    return torch.nan_to_num(best, posinf=0, neginf=0)
+
+
+def filters(stats: Correlations) -> tuple[torch.Tensor, torch.Tensor]:
+    """Best filter (n, n, t) for every pair, primary first, and what is left of the energy.
+
+    Returns:
+        The filters, and (n, n) relative squared errors within 0..1.
+    """
+    best = solve(stats.own, stats.cross.transpose(1, 2)).transpose(1, 2).to(stats.cross.dtype)
+    explained = (best * stats.cross).sum(2).double()
+    if stats.constant:  # the squared mean is explained by the constant
+        explained = explained - stats.cross[:, :, -1].double().square()
+    return best, (1 - explained / stats.energy.double().clamp_min(1e-30)).clamp(0, 1)

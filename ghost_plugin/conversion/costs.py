@@ -1,0 +1,74 @@
+"""What a conv costs, and what its Ghost would."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..layers.ghost import split_channels
+from .tracing import Found
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A conv in numbers.
+
+    Attributes:
+        in_channels, out_channels, kernel_size, groups, bias: As in ``nn.Conv2d``.
+        pixels: Of all its output maps in one forward pass, per picture.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    groups: int
+    bias: bool
+    pixels: int
+
+    @classmethod
+    def of(cls, found: Found) -> 'Shape':
+        """Of a conv that was watched."""
+        conv = found.conv
+        return cls(
+            conv.in_channels,
+            conv.out_channels,
+            tuple(conv.kernel_size),
+            conv.groups,
+            conv.bias is not None,
+            found.pixels,
+        )
+
+    @property
+    def kind(self) -> str:
+        """In words."""
+        rows, columns = self.kernel_size
+        groups = f' groups {self.groups}' if self.groups > 1 else ''
+        return f'{self.in_channels} to {self.out_channels}, {rows}x{columns}{groups}'
+
+    @property
+    def taps(self) -> int:
+        """Weights of one output map."""
+        return self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
+
+    def dense(self) -> tuple[int, int]:
+        """(parameters, multiply-adds per picture) of the conv."""
+        weights = self.out_channels * self.taps
+        return weights + self.out_channels * self.bias, self.pixels * weights
+
+    def ghost(self, settings: Mapping[str, Any]) -> tuple[int, int]:
+        """(parameters, multiply-adds per picture) of its Ghost."""
+        primary, copies = split_channels(self.out_channels, settings['ratio'], self.groups)
+        ghosts, cheap = primary * copies, settings['cheap']
+        side = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[cheap]
+        weights = primary * self.taps + ghosts * side
+        biased = {'depthwise': self.bias, 'linear': True, 'shift': False}[cheap]
+        return weights + primary * self.bias + ghosts * biased, self.pixels * weights
+
+    def gains(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the Ghost has maps to spare and costs fewer multiply-adds."""
+        copies = split_channels(self.out_channels, settings['ratio'], self.groups)[1]
+        return copies > 0 and self.ghost(settings)[1] < self.dense()[1]
+
+    def splits(self, settings: Mapping[str, Any]) -> bool:
+        """Whether ghosts can stay in the group of their primary map."""
+        primary = split_channels(self.out_channels, settings['ratio'], self.groups)[0]
+        return self.groups == 1 or self.out_channels % primary == 0 == primary % self.groups

@@ -1,0 +1,209 @@
+"""All Ghost convs of a conversion, fitted: first from statistics, then on their real inputs."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..analysis import call, evaluating
+from ..layers.ghost import GhostConv2d
+from .correlations import Correlations, Statistics, from_kernels
+from .inherit import importance, inherit
+from .refit import refit
+from .stations import Arguments, Visit, arguments, first_pictures, pictures, together, tour
+from .surgery import absorb
+
+_logger = logging.getLogger(__name__)
+MEMORY = 2**30  # bytes of statistics, or of both streams' maps, that a pass may hold
+
+
+@dataclass
+class Fit:
+    """The Ghosts of one conversion, on their way.
+
+    Attributes:
+        model: The original; it is only read.
+        ghosts: By the name of the conv that each stands for.
+        norms: Name of the norm behind a conv, '' where there is none, by the conv's name.
+        errors: Relative squared error of each conv's maps, by name; None where nothing was fitted.
+        shifts: (out_channels,) what the norm behind shall add, by the conv's name.
+    """
+
+    model: nn.Module
+    ghosts: dict[str, GhostConv2d]
+    norms: Mapping[str, str]
+    errors: dict[str, float | None] = field(default_factory=dict)
+    shifts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def fitted(self) -> list[str]:
+        """Names whose cheap operation has weights to fit."""
+        return [
+            n for n, ghost in self.ghosts.items() if isinstance(ghost.cheap_operation, nn.Conv2d)
+        ]
+
+    def conv(self, name: str) -> nn.Conv2d:
+        """The dense conv."""
+        return self.model.get_submodule(name)
+
+    def norm(self, name: str) -> nn.Module | None:
+        """The norm behind it."""
+        return self.model.get_submodule(self.norms[name]) if self.norms.get(name) else None
+
+    def importance(self, name: str) -> torch.Tensor:
+        """What a squared error of each of its maps counts."""
+        return importance(self.conv(name), self.norm(name))
+
+    def side(self, name: str) -> int:
+        """Of its cheap kernels, pixels."""
+        return self.ghosts[name].cheap_operation.kernel_size[0]
+
+    def inherit(self, name: str, stats: Correlations) -> None:
+        """Give a Ghost its first weights."""
+        weight = self.importance(name)
+        self.errors[name] = inherit(self.conv(name), self.ghosts[name], stats, weight)
+
+
+def from_weights(fit: Fit) -> None:
+    """Fit all Ghosts from the kernels alone."""
+    for name in fit.fitted:
+        fit.inherit(name, from_kernels(fit.conv(name), fit.side(name)))
+
+
+def from_statistics(fit: Fit, batches: list[Any]) -> None:
+    """Fit all Ghosts from the correlations of the original's maps, streamed.
+
+    Raises:
+        ValueError: The batches never reach one of the convs.
+    """
+    for name, stats in measured(fit.model, {n: fit.side(n) for n in fit.fitted}, batches):
+        fit.inherit(name, stats)
+
+
+def measured(
+    model: nn.Module, sides: Mapping[str, int], batches: list[Any]
+) -> Iterator[tuple[str, Correlations]]:
+    """Correlations of the maps of convs, by name, for cheap kernels of the given sides.
+
+    As many convs as memory allows share a pass over the batches.
+    """
+    for part in _within_memory(model, sides):
+        statistics = {}
+        for name in part:
+            conv = model.get_submodule(name)
+            free = conv.bias is not None
+            statistics[name] = Statistics(conv, sides[name], free, len(batches))
+        with _listening(model, statistics), evaluating(model):
+            for batch in batches:
+                call(model, batch)
+        lost = [name for name, stats in statistics.items() if not stats.pixels]
+        if lost:
+            raise ValueError(f'the calibration batches never reached {lost[0]!r}; keep it dense')
+        for name in part:
+            yield name, statistics.pop(name).correlations()
+
+
+def _within_memory(model: nn.Module, sides: Mapping[str, int]) -> Iterator[list[str]]:
+    part: list[str] = []
+    used = 0
+    for name, side in sides.items():
+        size = 4 * model.get_submodule(name).out_channels ** 2 * side**2
+        if part and used + size > MEMORY:
+            yield part
+            part, used = [], 0
+        part.append(name)
+        used += size
+    if part:
+        yield part
+
+
+@contextmanager
+def _listening(model: nn.Module, statistics: Mapping[str, Statistics]) -> Iterator[None]:
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda m, inputs, maps, s=s: s.add(maps))
+        for name, s in statistics.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def on_inputs(fit: Fit, batches: list[Any]) -> None:
+    """Refit all Ghosts, in the order of the forward pass, on what the converted network gives."""
+    batch = joined(fit, batches)
+    if batch is None:
+        _logger.warning('the calibration batches do not fit together; no refit on converted inputs')
+        return
+    stations = {name: visit_conv(fit, name) for name in fit.fitted}
+    tour(fit.model, arguments(together([batch, batch])), pictures(batch), stations)
+
+
+def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
+    """A station's visit that refits one Ghost, the first time, and runs it.
+
+    Args:
+        fit: Gets the error and the shift.
+        name: Of the conv.
+        behind: Whether the norm behind, if any, may take the shift.
+    """
+    ghost = fit.ghosts[name]
+    taken = behind and fit.norm(name) is not None and ghost.primary_conv.bias is None
+
+    def visit(forward: Callable, old: Arguments, new: Arguments) -> tuple[Any, Any]:
+        wanted, (x, *_) = forward(*old[0], **old[1]), new[0]
+        if name not in fit.shifts:
+            exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+            work = copy.deepcopy(ghost).to(exact).requires_grad_(False)
+            weight = fit.importance(name)
+            found = refit(work, x.to(exact), wanted.to(exact), weight, taken)
+            ghost.load_state_dict(work.state_dict())
+            fit.errors[name] = found.error
+            fit.shifts[name] = found.shift if taken else torch.zeros_like(found.shift)
+        maps = ghost(x)
+        return wanted, maps + fit.shifts[name].to(maps)[:, None, None]
+
+    return visit
+
+
+def settle(model: nn.Module, fit: Fit) -> None:
+    """Let the norms of the converted model add the shifts."""
+    for name, shift in fit.shifts.items():
+        if shift.any():
+            absorb(model.get_submodule(fit.norms[name]), shift)
+
+
+def joined(fit: Fit, batches: list[Any]) -> Any | None:
+    """As many of the pictures as both streams can hold in memory, as one batch."""
+    batch = together(batches)
+    if batch is None or together([batch, batch]) is None:
+        return None
+    number = pictures(batch)
+    few = min(2, number)
+    size = bytes_per_picture(fit.model, arguments(first_pictures(batch, few))) // few
+    return first_pictures(batch, max(1, min(number, MEMORY // max(1, size))))
+
+
+def bytes_per_picture(model: nn.Module, given: Arguments) -> int:
+    """What both streams hold at the widest place of a call: three maps of the largest size each."""
+    sizes = [0]
+
+    def seen(module: nn.Module, inputs: tuple, maps: Any) -> None:
+        if isinstance(maps, torch.Tensor):
+            sizes.append(maps.numel() * maps.element_size())
+
+    leaves = [m for m in model.modules() if not list(m.children())]
+    handles = [leaf.register_forward_hook(seen) for leaf in leaves]
+    try:
+        with evaluating(model):
+            model(*given[0], **given[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return 6 * max(sizes)

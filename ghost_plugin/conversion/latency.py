@@ -1,0 +1,153 @@
+"""A budget of time: convs and their Ghosts are timed here, and so is the plan in the end."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..analysis import call, evaluating, time_together
+from .budget import Choice, decide, spend
+from .plan import ConversionPlan
+from .rows import Row
+from .surgery import build_ghost
+
+ROUNDS, WARMUP = 15, 3  # calls of each conv that are timed, and before that
+TRIES = 4  # plans that are measured until one meets the budget
+MARGIN = 0.01  # a Ghost, or a plan, is faster only if it is so by more than that share
+
+
+def meet_latency(
+    model: nn.Module, example_input: Any, plan: ConversionPlan, budget: float | str
+) -> None:
+    """Decide the scored rows so that the model meets a time, in place.
+
+    Convs whose Ghosts are slower stay. The sum of what single convs save is only a forecast, so
+    the plan's own model is measured beside the original, and the forecast corrected by what came
+    out, until the budget is met.
+
+    Args:
+        model: The original.
+        example_input: What it is called with; its batch size and device are what is timed.
+        plan: With scores.
+        budget: A share of the original's time, or milliseconds such as ``'5ms'``.
+
+    Raises:
+        ValueError: Not a budget, or no plan that was measured meets it.
+    """
+    share = _share(model, example_input, budget)
+    rows = [row for row in plan.rows if row.scores]
+    _time_rows(model, example_input, rows)
+    options = {row.name: own for row in rows if len(own := _choices(row)) > 1}
+    for row in rows:
+        if row.name not in options:
+            row.decision, row.reason = 'keep', 'slower'
+    yields, fastest = 1.0, 1.0
+    for _ in range(TRIES):
+        whole = _measure(model, example_input, model)['original']
+        chosen = _afford(options, (1 - share) * whole / yields)
+        if chosen is None:
+            break
+        decide(plan.rows, chosen)
+        times = _measure(model, example_input, plan.apply(model, inherit=False))
+        plan.latency = times
+        reached = times['converted'] / times['original']
+        fastest = min(fastest, reached)
+        if reached <= share:
+            return
+        forecast = sum(options[n][0].cost - c.cost for n, c in chosen.items()) / whole
+        yields = min(yields * 0.95, (1 - reached) / max(forecast, 1e-9))
+        if yields <= 0:
+            break
+    raise ValueError(
+        f'latency={budget!r} is {share:.2f} of what the model takes here; the fastest plan that '
+        f'measured takes {fastest:.2f}. Ghost convs save fewer milliseconds than multiply-adds; '
+        'allow more, or set macs= instead'
+    )
+
+
+def _share(model: nn.Module, example_input: Any, budget: float | str) -> float:
+    wrong = f"latency must be a share within 0..1 of the model's, or such as '5ms', got {budget!r}"
+    text = str(budget)
+    try:
+        number = float(text.removesuffix('ms'))
+    except ValueError:
+        raise ValueError(wrong) from None
+    if text.endswith('ms'):
+        number /= _measure(model, example_input, model)['original']
+    if not 0 < number:
+        raise ValueError(wrong)
+    return min(number, 1.0)
+
+
+def _afford(options: Mapping[str, list[Choice]], saved: float) -> dict[str, Choice] | None:
+    """Choices that save so many milliseconds by their own forecast; None where none do."""
+    whole = sum(own[0].cost for own in options.values())
+    try:
+        return spend(options, whole - saved, 'latency')
+    except ValueError:
+        return None
+
+
+def _choices(row: Row) -> list[Choice]:
+    """The conv as it is, and every ratio that measured faster."""
+    dense = row.latencies['1']
+    harms = {'1': 0.0, **row.scores}
+    return [
+        Choice(float(ratio), time, harms[ratio])
+        for ratio, time in row.latencies.items()
+        if ratio == '1' or time < (1 - MARGIN) * dense
+    ]
+
+
+def _time_rows(model: nn.Module, example_input: Any, rows: list[Row]) -> None:
+    inputs: dict[str, torch.Tensor] = {}
+    with _listening(model, [row.name for row in rows], inputs), evaluating(model):
+        call(model, example_input)
+    for row in rows:
+        conv, x = model.get_submodule(row.name), inputs[row.name]
+        convs = {'1': conv}
+        for ratio in row.scores:
+            convs[ratio] = build_ghost(conv, {**row.settings, 'ratio': float(ratio)}).eval()
+        tasks = {ratio: _task(module, x) for ratio, module in convs.items()}
+        timings = time_together(tasks, ROUNDS, WARMUP)
+        calls = row.shape.pixels / max(1, _pixels(conv, x))
+        row.latencies = {t.name: t.median * calls for t in timings}
+
+
+def _pixels(conv: nn.Module, x: torch.Tensor) -> int:
+    with torch.no_grad():
+        return conv(x)[0, 0].numel()
+
+
+def _task(module: Callable, x: Any) -> Callable[[], None]:
+    def run() -> None:
+        with torch.no_grad():
+            call(module, x)
+
+    return run
+
+
+def _measure(model: nn.Module, example_input: Any, converted: nn.Module) -> dict[str, float]:
+    """Median milliseconds of both, in turns."""
+    original = copy.deepcopy(model).eval()
+    models = {'original': original, 'converted': copy.deepcopy(converted).eval()}
+    tasks = {name: _task(m, example_input) for name, m in models.items()}
+    return {t.name: t.median for t in time_together(tasks, ROUNDS, WARMUP)}
+
+
+@contextmanager
+def _listening(
+    model: nn.Module, names: list[str], inputs: dict[str, torch.Tensor]
+) -> Iterator[None]:
+    def hook(name: str) -> Callable:
+        return lambda module, given, maps: inputs.update({name: given[0].detach().clone()})
+
+    handles = [model.get_submodule(n).register_forward_hook(hook(n)) for n in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

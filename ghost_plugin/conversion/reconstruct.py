@@ -1,0 +1,232 @@
+"""Gradient steps on pictures without labels: each block learns to give what the original's gave.
+
+Source: Li et al., BRECQ, ICLR 2021 (arXiv 2102.05426), for the block as the unit; there for
+quantisation. Inputs come from the converted network, targets from the original, and the state
+that was best on pictures held back from the steps is kept.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from .fitting import MEMORY, Fit, bytes_per_picture, visit_conv
+from .stations import (
+    Arguments,
+    Visit,
+    arguments,
+    both,
+    in_parts,
+    pictures,
+    some,
+    together,
+    tour,
+)
+from .surgery import absorb, swap
+
+STEPS, BATCH, RATE = 600, 32, 1e-3  # of Adam, for each block; the rate falls by a cosine
+HELD, LOOKS = 8, 6  # one picture in so many is held back; times to look at these
+LARGEST = 12  # convs of a block; a conv among more than that stands for itself
+PART = 16  # pictures that a block runs on at a time when nothing is learnt
+
+
+def blocks_of(model: nn.Module, names: list[str]) -> dict[str, list[str]]:
+    """The blocks that hold the named convs, by the block's name; a lone conv is its own.
+
+    A block is the smallest module around a conv that holds more convs, is no mere sequence and
+    has no more than ``LARGEST``; where one lies in another the outer one counts.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        found[_block(model, name)].append(name)
+    outer: dict[str, list[str]] = defaultdict(list)
+    for block, inside in found.items():
+        holder = min((b for b in found if block.startswith(f'{b}.')), key=len, default=block)
+        outer[holder] += inside
+    return dict(outer)
+
+
+def _block(model: nn.Module, name: str) -> str:
+    parts = name.split('.')
+    for depth in range(len(parts) - 1, 0, -1):
+        path = '.'.join(parts[:depth])
+        module = model.get_submodule(path)
+        convs = sum(isinstance(m, nn.Conv2d) for m in module.modules())
+        if convs > LARGEST:
+            break
+        if convs > 1 and not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            return path
+    return name
+
+
+class Reconstruction:
+    """A conversion whose layers or blocks learn one after the other.
+
+    Args:
+        fit: The Ghosts, with their first weights.
+        batches: Of pictures of one size.
+        steps: Of Adam, for each layer or block.
+        seed: Of the order of pictures.
+
+    Raises:
+        ValueError: The batches cannot be joined to one.
+    """
+
+    def __init__(self, fit: Fit, batches: list[Any], steps: int, seed: int) -> None:
+        self.fit, self.steps, self.seed = fit, steps, seed
+        self.batch = together(batches)
+        self.streams = together([self.batch, self.batch]) if self.batch is not None else None
+        if self.streams is None:
+            raise ValueError('reconstruct needs calibration batches of pictures of one size')
+        self.number = pictures(self.batch)
+        self.learnt: dict[str, nn.Module] = {}  # what takes a part's place, by its name
+
+    def layers(self) -> None:
+        """Each Ghost learns its own conv's maps."""
+        self._tour({name: self._layer(name) for name in self.fit.fitted})
+
+    def blocks(self) -> None:
+        """Each block learns what the original block gives."""
+        found = blocks_of(self.fit.model, self.fit.fitted)
+        self._tour(
+            {
+                name: visit_conv(self.fit, name) if inside == [name] else self._block(name, inside)
+                for name, inside in found.items()
+            }
+        )
+
+    def settle(self, model: nn.Module) -> None:
+        """Take over what was learnt into the converted model."""
+        for name, part in self.learnt.items():
+            model.get_submodule(name).load_state_dict(part.state_dict())
+
+    def _tour(self, stations: dict[str, Visit]) -> None:
+        tour(self.fit.model, arguments(self.streams), self.number, stations)
+
+    def _layer(self, name: str) -> Visit:
+        fitted = visit_conv(self.fit, name)
+
+        def visit(forward: Callable, old: Arguments, new: Arguments) -> tuple[Any, Any]:
+            fresh = name not in self.learnt
+            wanted, given = fitted(forward, old, new)
+            if fresh:
+                ghost = self.fit.ghosts[name]
+                shift = self.fit.shifts[name].to(wanted)[:, None, None]
+                self._learn(ghost, new, wanted - shift)
+                self.learnt[name] = ghost
+                given = ghost(*new[0]) + shift
+            return wanted, given
+
+        return visit
+
+    def _block(self, name: str, inside: list[str]) -> Visit:
+        # A copy, because the block itself is a station on the tour.
+        student = copy.deepcopy(self.fit.model.get_submodule(name)).eval()
+
+        def visit(forward: Callable, old: Arguments, new: Arguments) -> tuple[Any, Any]:
+            wanted = in_parts(forward, old, self.number, PART)
+            if name not in self.learnt:
+                self._put_ghosts(student, name, inside, old, new)
+                self._learn(student, new, wanted)
+                self.learnt[name] = student
+            return wanted, in_parts(self.learnt[name], new, self.number, PART)
+
+        return visit
+
+    def _put_ghosts(
+        self, block: nn.Module, name: str, inside: list[str], old: Arguments, new: Arguments
+    ) -> None:
+        """Put Ghosts into a block, each fitted to its conv before the block learns as one."""
+        fit, start = self.fit, len(name) + 1
+        within = {conv: fit.norms.get(conv, '').startswith(f'{name}.') for conv in inside}
+        stations = {c[start:]: visit_conv(fit, c, behind=within[c]) for c in inside}
+        number = self._fitting(block, old)
+        few = (some(stream, range(number), self.number) for stream in (old, new))
+        tour(block, both(*few), number, stations)
+        swap(block, {conv[start:]: fit.ghosts[conv] for conv in inside})
+        for conv in inside:
+            if within[conv]:
+                absorb(block.get_submodule(fit.norms[conv][start:]), fit.shifts[conv])
+
+    def _fitting(self, block: nn.Module, given: Arguments) -> int:
+        """How many pictures both streams can take through a block within memory."""
+        size = bytes_per_picture(block, some(given, range(1), self.number))
+        return max(1, min(self.number, MEMORY // max(1, size)))
+
+    def _learn(self, student: nn.Module, given: Arguments, wanted: Any) -> None:
+        learn(student, given, wanted, self.number, self.steps, self.seed)
+
+
+def learn(
+    student: nn.Module, given: Arguments, wanted: Any, number: int, steps: int, seed: int
+) -> float:
+    """Adam steps towards ``wanted``, in place; the state that was best on held pictures stays.
+
+    Args:
+        student: A part of a network; it stays in eval mode, so that its norms keep their
+            statistics.
+        given: Its inputs for all pictures.
+        wanted: Tensors that it shall give.
+        number: Of pictures.
+        steps: Of Adam.
+        seed: Of their order.
+
+    Returns:
+        Squared error relative to the targets' variance on the held pictures.
+    """
+    random = torch.Generator().manual_seed(seed)
+    order = torch.randperm(number, generator=random)
+    held, seen = order[: number // HELD], order[number // HELD :]
+    held = held if len(held) else seen
+    flags = {parameter: parameter.requires_grad for parameter in student.parameters()}
+    student.eval().requires_grad_(True)
+    optimizer = torch.optim.Adam(student.parameters(), RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    best, state = _error(student, given, wanted, held, number), _state(student)
+    for step in range(1, steps + 1):
+        chosen = seen[torch.randint(len(seen), (min(BATCH, len(seen)),), generator=random)]
+        with torch.enable_grad():
+            loss = distance(student, some(given, chosen, number), some(wanted, chosen, number))
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % max(1, steps // LOOKS) == 0:
+            now = _error(student, given, wanted, held, number)
+            if now < best:
+                best, state = now, _state(student)
+    student.load_state_dict(state)
+    for parameter, flag in flags.items():
+        parameter.grad = None
+        parameter.requires_grad_(flag)
+    return best
+
+
+def distance(student: nn.Module, given: Arguments, wanted: Any) -> torch.Tensor:
+    """Mean squared error of all output tensors, each relative to its target's variance."""
+    outputs = pytree.tree_leaves(student(*given[0], **given[1]))
+    losses = [
+        (mine - theirs).square().mean() / theirs.var().clamp_min(1e-12)
+        for mine, theirs in zip(outputs, pytree.tree_leaves(wanted), strict=True)
+        if isinstance(theirs, torch.Tensor) and theirs.is_floating_point()
+    ]
+    return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def _error(
+    student: nn.Module, given: Arguments, wanted: Any, chosen: torch.Tensor, number: int
+) -> float:
+    losses = [
+        len(part) * float(distance(student, some(given, part, number), some(wanted, part, number)))
+        for part in chosen.split(PART)
+    ]
+    return sum(losses) / len(chosen)
+
+
+def _state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}

@@ -1,0 +1,257 @@
+"""A Ghost conv fitted to targets on the inputs that it really gets, by alternating least squares.
+
+With the cheap kernels fixed the Ghost is linear in its primary kernels, with these fixed it is
+linear in the cheap ones. The first problem is solved by conjugate gradients, with the correlations
+of the inputs as preconditioner (each primary kernel serves several outputs, so no closed form is
+cheap); the second one in closed form.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from ..layers.ghost import GhostConv2d
+from .correlations import shifted, solve
+
+ROUNDS, STEPS = 3, 6  # alternations, and conjugate gradient steps in each
+DAMPING = 1e-3  # of the inputs' mean energy, on a step of the primary kernels
+# What a fit looks at: pictures at the least, pixels per entry of a primary kernel, pixels behind
+# the cheap kernels, pixels per entry for the preconditioner, and values of maps at the most.
+PICTURES, PER_ENTRY, CHEAP_PIXELS, COLUMNS, VALUES = 256, 128, 65_536, 4, 2**26
+
+
+@dataclass
+class Task:
+    """What a Ghost conv shall give.
+
+    Attributes:
+        x: (N, in_channels, H, W) inputs.
+        y: (N, places, H', W') targets by place: primary maps first, then ghost maps.
+        weight: (places,) what a squared error of each map counts; 0 for places without a target.
+        free: Whether means are matched by what follows (a bias, or a norm's running mean).
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    weight: torch.Tensor
+    free: bool
+
+    def centred(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps less their means, where these are free."""
+        return maps - maps.mean((0, 2, 3), keepdim=True) if self.free else maps
+
+
+@dataclass
+class Fitted:
+    """What a fit reached.
+
+    Attributes:
+        shift: (out_channels,) to be added to the maps where the Ghost has no bias of its own.
+        error: Weighted squared error of the maps relative to their variance.
+    """
+
+    shift: torch.Tensor
+    error: float
+
+
+@torch.no_grad()
+def refit(
+    ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, free: bool
+) -> Fitted:
+    """Fit ``ghost`` in place; its order of maps stays, and it never ends worse than it was.
+
+    Args:
+        ghost: With ``permuted=True`` and a depthwise cheap operation.
+        x: (N, in_channels, H, W) inputs.
+        y: (N, out_channels, H', W') targets.
+        weight: (out_channels,) what a squared error of each map counts.
+        free: Whether a norm behind takes the shift of the means; a bias always does.
+    """
+    task = _by_place(ghost, x, y, weight, free or ghost.primary_conv.bias is not None)
+    best, state = None, None
+    for turn in range(ROUNDS + 1):
+        if turn:
+            _fit_primary(ghost, task)
+        shift = _fit_cheap(ghost, task)
+        now = _measure(ghost, task, shift)
+        if best is not None and now.error >= best.error:
+            break
+        gained = 1.0 if best is None else best.error - now.error
+        best, state = now, {k: v.clone() for k, v in ghost.state_dict().items()}
+        if now.error < 1e-12 or gained < 1e-3 * now.error:
+            break
+    ghost.load_state_dict(state)
+    return Fitted(best.shift[ghost.order], best.error)
+
+
+def _by_place(
+    ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, free: bool
+) -> Task:
+    number = _enough(ghost, x, y)
+    places = ghost.primary_conv.out_channels * (1 + ghost.copies)
+    target = torch.zeros(places, dtype=torch.long, device=y.device)
+    target[ghost.order] = torch.arange(len(ghost.order), device=y.device)
+    counts = torch.zeros(places, device=y.device, dtype=torch.float64)
+    counts[ghost.order] = weight.double()
+    return Task(x[:number], y[:number, target], counts, free)
+
+
+def _enough(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int:
+    """How many of the pictures a fit looks at."""
+    wanted = PER_ENTRY * ghost.primary_conv.weight[0].numel() // y[0, 0].numel()
+    most = VALUES // max(x[0].numel(), y[0].numel())
+    return min(len(x), max(1, min(most, max(PICTURES, wanted))))
+
+
+def _linear(ghost: GhostConv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """All places of the Ghost with other primary kernels and no bias."""
+    primary = _without_bias(ghost.primary_conv, x, weight)
+    cheap = ghost.cheap_operation
+    return torch.cat((primary, _without_bias(cheap, primary, cheap.weight)), dim=1)
+
+
+def _without_bias(conv: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    # Not the bare convolution: subclasses pad as they like.
+    given = {'weight': weight}
+    if conv.bias is not None:
+        given['bias'] = torch.zeros_like(conv.bias)
+    return functional_call(conv, given, x)
+
+
+def _fit_primary(ghost: GhostConv2d, task: Task) -> None:
+    """Some conjugate gradient steps on the primary kernels, all at once, each its own system."""
+    conv = ghost.primary_conv
+    solve_inputs = _preconditioner(ghost, task)
+    scale = _family_scale(ghost, task.weight)[:, None]
+    delta = torch.zeros_like(conv.weight).flatten(1).double()
+    residual = _pull(ghost, task, conv.weight, task.y - _places(ghost, task.x))
+    ahead = solve_inputs(residual) / scale
+    way, product = ahead, (residual * ahead).sum(1, keepdim=True)
+    for _ in range(STEPS):
+        if not torch.isfinite(product).all() or product.max() <= 0:
+            break
+        bent = _pull(ghost, task, way.to(conv.weight).view_as(conv.weight))
+        step = product / (way * bent).sum(1, keepdim=True).clamp_min(1e-300)
+        delta, residual = delta + step * way, residual - step * bent
+        ahead = solve_inputs(residual) / scale
+        product, before = (residual * ahead).sum(1, keepdim=True), product
+        way = ahead + product / before.clamp_min(1e-300) * way
+    conv.weight += delta.to(conv.weight).view_as(conv.weight)
+    if conv.bias is not None:
+        gap = task.y[:, : len(conv.bias)] - conv(task.x)
+        conv.bias += gap.mean((0, 2, 3))
+
+
+def _pull(
+    ghost: GhostConv2d, task: Task, kernel: torch.Tensor, gap: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What a gap of the maps asks of the primary kernels: (m, A) in float64, mean over pixels.
+
+    That is the adjoint of the Ghost on the weighted gap, less its mean where means are free. The
+    gap is what ``kernel`` gives where none is given.
+    """
+    with torch.enable_grad():
+        kernel = kernel.detach().clone().requires_grad_()
+        maps = _linear(ghost, task.x, kernel)
+        outer = task.centred(maps.detach() if gap is None else gap)
+        outer = outer * task.weight.to(outer)[:, None, None]
+        pulled = torch.autograd.grad(maps, kernel, outer)[0]
+    return pulled.flatten(1).double() / (maps.numel() // maps.shape[1])
+
+
+def _family_scale(ghost: GhostConv2d, weight: torch.Tensor) -> torch.Tensor:
+    """(m,) how strongly each primary map shows in all the outputs that it serves."""
+    primary = ghost.primary_conv.out_channels
+    energy = ghost.cheap_operation.weight.double().square().sum((1, 2, 3))
+    served = (energy * weight[primary:]).view(primary, ghost.copies).sum(1)
+    return (weight[:primary] + served).clamp_min(1e-30)
+
+
+def _preconditioner(ghost: GhostConv2d, task: Task) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Solver of the inputs' covariance for (m, A) right-hand sides, group by group."""
+    conv, groups = ghost.primary_conv, ghost.groups
+    size = conv.weight[0].numel()
+    wanted = COLUMNS * size + 4096
+    moment = torch.zeros(groups, size, size, device=task.x.device, dtype=torch.float64)
+    mean, seen = torch.zeros(groups, size, 1, device=task.x.device, dtype=torch.float64), 0
+    for x in task.x.split(8):
+        patches = _patches(conv, x)  # (groups, A, pixels)
+        share = max(1, wanted * len(x) // len(task.x))
+        patches = patches[:, :, :: max(1, patches.shape[2] // share)]
+        moment += (patches @ patches.transpose(1, 2)).double()
+        mean += patches.sum(2, keepdim=True).double()
+        seen += patches.shape[2]
+    moment, mean = moment / seen, mean / seen
+    if task.free:
+        moment -= mean @ mean.transpose(1, 2)
+    diagonal = moment.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+    damping = DAMPING * max(1.0, size / seen) * diagonal
+    moment.diagonal(dim1=1, dim2=2).add_(damping[:, None])
+    factor, _ = torch.linalg.cholesky_ex(moment)
+
+    def solve_inputs(right: torch.Tensor) -> torch.Tensor:
+        right = right.view(groups, -1, size).transpose(1, 2)
+        return torch.cholesky_solve(right, factor).transpose(1, 2).reshape(-1, size)
+
+    return solve_inputs
+
+
+def _patches(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """(groups, A, pixels) of what the kernels see away from the border."""
+    spans = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    lack = [max(0, span - side) for span, side in zip(spans, x.shape[2:], strict=True)]
+    x = F.pad(x, (0, lack[1], 0, lack[0]))
+    patches = F.unfold(x.float(), conv.kernel_size, conv.dilation, 0, conv.stride)
+    return (
+        patches.transpose(0, 1)
+        .flatten(1)
+        .view(conv.groups, -1, patches.shape[0] * patches.shape[2])
+    )
+
+
+def _fit_cheap(ghost: GhostConv2d, task: Task) -> torch.Tensor:
+    """Best cheap kernels for the primary maps as they are; the shift that is left, by place."""
+    conv, cheap = ghost.primary_conv, ghost.cheap_operation
+    primary, side = conv.out_channels, cheap.kernel_size[0]
+    seen = _terms(conv(task.x), side, conv.padding_mode, task.free)  # (m, t, pixels)
+    wanted = _some(task.y[:, primary:].transpose(0, 1).flatten(1)).double()
+    wanted = wanted.view(primary, ghost.copies, -1)
+    own = seen @ seen.transpose(1, 2) / seen.shape[2]
+    cross = seen @ wanted.transpose(1, 2) / seen.shape[2]
+    best = solve(own, cross).transpose(1, 2).flatten(0, 1)
+    cheap.weight.copy_(best[:, : side**2].view_as(cheap.weight))
+    if cheap.bias is not None:
+        cheap.bias.copy_(best[:, -1])
+    gap = (task.y - _places(ghost, task.x)).mean((0, 2, 3), dtype=torch.float64)
+    return gap if task.free else torch.zeros_like(gap)
+
+
+def _terms(maps: torch.Tensor, side: int, mode: str, constant: bool) -> torch.Tensor:
+    """(m, t, pixels) in float64: what the taps of a cheap kernel see, and 1."""
+    terms = [_some(flat).double() for flat in shifted(maps, side, mode)]
+    if constant:
+        terms.append(torch.ones_like(terms[0]))
+    return torch.stack(terms, dim=1)
+
+
+def _some(flat: torch.Tensor) -> torch.Tensor:
+    """As many of the pixels as a fit of cheap kernels needs, spread evenly."""
+    return flat[:, :: max(1, flat.shape[1] // CHEAP_PIXELS) | 1]
+
+
+def _places(ghost: GhostConv2d, x: torch.Tensor) -> torch.Tensor:
+    primary = ghost.primary_conv(x)
+    return torch.cat((primary, ghost.cheap_operation(primary)), dim=1)
+
+
+def _measure(ghost: GhostConv2d, task: Task, shift: torch.Tensor) -> Fitted:
+    gap = task.y - _places(ghost, task.x) - shift.to(task.y)[:, None, None]
+    lost, energy = (
+        (maps.double().square().mean((0, 2, 3)) * task.weight).sum()
+        for maps in (gap, task.centred(task.y))
+    )
+    return Fitted(shift, float(lost / energy.clamp_min(1e-30)))
