@@ -14,7 +14,6 @@ PIP = {
     'mmcv': "pip install 'ghost_plugin[openmmlab]' (mmcv-lite is enough for backbones)",
     'mmdet': "pip install 'ghost_plugin[openmmlab]'",
     'mmpretrain': "pip install 'ghost_plugin[openmmlab]'",
-    'PIL': 'pip install pillow',
     'torchvision': 'pip install torchvision',
     'matplotlib': 'pip install matplotlib',
     'PIL': 'pip install pillow',
