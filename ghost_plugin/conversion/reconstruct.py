@@ -28,7 +28,7 @@ from .stations import (
 )
 from .surgery import absorb, swap
 
-STEPS, BATCH, RATE = 600, 32, 1e-3  # of Adam, for each block; the rate falls by a cosine
+STEPS, BATCH, RATE = 800, 64, 1e-3  # of Adam, for each block; the rate falls by a cosine
 HELD, LOOKS = 8, 6  # one picture in so many is held back; times to look at these
 LARGEST = 12  # convs of a block; a conv among more than that stands for itself
 PART = 16  # pictures that a block runs on at a time when nothing is learnt
