@@ -3,22 +3,22 @@
 
 Both models take turns call by call, so a machine that slows down slows both. Each is measured in
 both memory formats; the ratio compares like with like, and the last column the best of each.
-``benchmark.py family`` does that for V1, V2 and V3 against timm's own.
+``benchmark.py family`` does that for V1, V2 and V3 against timm's own; ``benchmark.py convert``
+says what converting ResNet-50 costs.
 """
 
 import argparse
 import json
 import platform
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import timm
 import torch
 from _cli import tool
-from torch import nn
+from _conversion_costs import conversion_costs
+from _modes import MODES
 
-import ghost_plugin as gp
 from ghost_plugin.analysis import Timing, time_together
 
 FAMILY = {
@@ -27,40 +27,6 @@ FAMILY = {
     'ghostnet_plugin_v3_100': 'ghostnetv3_100',
 }
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
-
-
-def inference(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """A forward pass in eval mode without gradients."""
-    model.eval()
-
-    def step() -> None:
-        with torch.inference_mode():
-            model(images)
-
-    return step
-
-
-def folded(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """As :func:`inference`, of the form for deployment: ours with gp.fuse, others with timm's."""
-    ours = hasattr(model, 'switch_to_deploy')
-    return inference((gp.fuse if ours else timm.utils.reparameterize_model)(model.eval()), images)
-
-
-def training(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """Forward, cross-entropy, backward and an SGD step."""
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    labels = torch.randint(0, 1000, (len(images),), device=images.device)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    return step
-
-
-MODES = {'inference': inference, 'folded': folded, 'training': training}
 
 
 def measure(
@@ -113,11 +79,27 @@ def _line(mode: str, batch: int, form: str, mine: Timing, other: Timing) -> str:
     return f'| {mode} | {batch} | {form} | {cells[0]} | {cells[1]} | {ratio:.2f} |'
 
 
+def compare_all(args: argparse.Namespace) -> list[dict]:
+    """Say how it is measured, then measure every pair."""
+    pairs = list(FAMILY.items()) if args.models == ['family'] else [args.models]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(
+            f'give two models, family or convert, got {len(args.models)}: {args.models}'
+        )
+    machine = platform.processor() or platform.machine()
+    print(f'{machine}, {args.device}, {args.threads} threads, torch {torch.__version__}, float32')
+    print(
+        f'eager, {args.side} px, {args.rounds} rounds after {args.warmup}; median (quartiles) in ms'
+    )
+    print('a ratio above 1: the first is faster')
+    return [row for pair in pairs for row in compare(args, list(pair))]
+
+
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('models', nargs='*', default=['ghostnet_plugin', 'ghostnet_100'],
-                        help='two timm names, the first against the second; or family')  # fmt: skip
+                        help='two timm names, the first over the second; family; convert')  # fmt: skip
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=list(MODES))
     parser.add_argument('--batch', nargs='+', type=int, default=[1, 16], help='images per call')
     parser.add_argument('--side', type=int, default=224, help='of the images, pixels')
@@ -127,17 +109,11 @@ def main() -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', type=Path, help='file for all figures')
     args = parser.parse_args()
-    pairs = list(FAMILY.items()) if args.models == ['family'] else [args.models]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f'give two models or family, got {len(args.models)}: {args.models}')
     torch.set_num_threads(args.threads)
-    machine = platform.processor() or platform.machine()
-    print(f'{machine}, {args.device}, {args.threads} threads, torch {torch.__version__}, float32')
-    print(
-        f'eager, {args.side} px, {args.rounds} rounds after {args.warmup}; median (quartiles) in ms'
-    )
-    print('a ratio above 1: the first is faster')
-    figures = [row for pair in pairs for row in compare(args, list(pair))]
+    if args.models == ['convert']:
+        figures = conversion_costs('resnet50', args.side)
+    else:
+        figures = compare_all(args)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1, default=str))
 

@@ -14,28 +14,15 @@ from pathlib import Path
 
 import torch
 from _cli import fail, tool
+from _digits_detector import arguments
+from _terminal import figures
 
 import ghost_plugin as gp
 from ghost_plugin.integrations.pictures import draw_curves, draw_detections
 from ghost_plugin.integrations.runs import build_model, last_checkpoint
 
 TOOLS = Path(__file__).parent
-RETINANET = 'mmdet::_base_/models/retinanet_r50_fpn.py'
-PARTS = ('datasets/digits_detection.py', 'schedules/adamw.py', 'runtime_detection.py')
 CLASSIFIER = Path('configs/classification/ghostnet-050_digits.py')
-# A small head for small pictures, with norms because it learns from scratch in few steps.
-NARROW = {
-    'neck.out_channels': 64,
-    'neck.norm_cfg.type': 'GN',
-    'neck.norm_cfg.num_groups': 8,
-    'bbox_head.stacked_convs': 2,
-    'bbox_head.in_channels': 64,
-    'bbox_head.feat_channels': 64,
-    'bbox_head.num_classes': 10,
-    'bbox_head.norm_cfg.type': 'GN',
-    'bbox_head.norm_cfg.num_groups': 8,
-    'bbox_head.anchor_generator.octave_base_scale': 3,
-}
 
 
 @dataclass(frozen=True)
@@ -59,14 +46,6 @@ def run(log: Path, *command: object) -> None:
     if done.returncode:
         fail(f'{Path(str(command[0])).name} ended with status {done.returncode}; its log is {log}. '
              'Run the quickstart again to go on')  # fmt: skip
-
-
-def swap(out: Path) -> None:
-    """MMDetection's own RetinaNet with GhostNet 0.5x, our data and schedule."""
-    parts = [f'configs/_base_/{part}' for part in PARTS]
-    options = [f'model.{key}={value}' for key, value in NARROW.items()]
-    run(out.with_suffix('.log'), TOOLS / 'swap_backbone.py', RETINANET, '--width', 0.5,
-        '--with', *parts, '--cfg-options', *options, '-o', out)  # fmt: skip
 
 
 def train(task: Task, folder: Path) -> dict:
@@ -100,8 +79,16 @@ def train(task: Task, folder: Path) -> dict:
     return result
 
 
-def report(results: dict[Task, dict], out: Path) -> None:
-    """The table, on the terminal and as Markdown."""
+def converted(out: Path) -> list[str]:
+    """timm's ResNet-18 converted by :file:`convert_digits.py`; its table."""
+    done = out / 'result.json'
+    if not done.is_file():
+        run(out / 'log.txt', TOOLS / 'convert_digits.py', 'data/digits/classification', out)
+    return figures(json.loads(done.read_text())).splitlines()
+
+
+def report(results: dict[Task, dict], conversion: list[str], out: Path) -> None:
+    """The tables, on the terminal and as Markdown."""
     lines = [
         '| Task | Model | Params (M) | MACs (M) | Metric | Training time | Checkpoint |',
         '| --- | --- | --- | --- | --- | --- | --- |',
@@ -113,6 +100,7 @@ def report(results: dict[Task, dict], out: Path) -> None:
             f'{result["macs"] / 1e6:.1f} at {task.side} px | {task.unit} {result["metric"]:.3f} | '
             f'{minutes}:{seconds:02d} | {result["checkpoint"]} |'
         )
+    lines += ['', "timm's ResNet-18 on the digits, converted:", '', *conversion]
     (out / 'table.md').write_text('\n'.join(lines) + '\n')
     print('\n'.join(['', *lines, '', f'pictures, logs and this table: {out}']))
 
@@ -130,18 +118,21 @@ def main() -> None:
     detector = Task('detection', 'RetinaNet, GhostNet 0.5x, FPN 64', out / 'retinanet_ghostnet.py',
                     160, 'coco/bbox_mAP', 'AP')  # fmt: skip
     classifier = Task('classification', 'GhostNet 0.5x', CLASSIFIER, 64, 'accuracy/top1', 'top-1 %')
-    print('1/4 the data: handwritten digits, in pictures of their own and in cluttered scenes')
+    print('1/5 the data: handwritten digits, in pictures of their own and in cluttered scenes')
     if not Path('data/digits').is_dir():
         run(out / 'data.log', TOOLS / 'make_digits.py', 'data/digits')
-    print("2/4 GhostNet into MMDetection's RetinaNet")
-    swap(detector.config)
-    print('3/4 training and testing: about 10 minutes on 2 cores, an interrupted run goes on')
+    print("2/5 GhostNet into MMDetection's RetinaNet")
+    log = detector.config.with_suffix('.log')
+    run(log, TOOLS / 'swap_backbone.py', *arguments(detector.config))
+    print('3/5 training and testing: about 10 minutes on 2 cores, an interrupted run goes on')
     results = {task: train(task, out / task.name) for task in (detector, classifier)}
-    print('4/4 pictures and the table')
+    print("4/5 timm's ResNet-18 trained, converted to half its multiply-adds, tuned: 2 minutes")
+    conversion = converted(out / 'conversion')
+    print('5/5 pictures and the table')
     with (out / 'pictures.log').open('w') as log, redirect_stdout(log), redirect_stderr(log):
         draw_detections(detector.config, results[detector]['checkpoint'], out / 'detections.png')
         draw_curves({t.name: (out / t.name, t.metric) for t in results}, out / 'curves.png')
-    report(results, out)
+    report(results, conversion, out)
 
 
 if __name__ == '__main__':
