@@ -70,8 +70,12 @@ def _correlate(
     a: torch.Tensor, b: torch.Tensor, reach: list[int], step: tuple[int, int]
 ) -> torch.Tensor:
     """Correlation of all kernels in ``a`` with all in ``b`` at shifts within ``reach``."""
-    padded = F.pad(a, (reach[1], reach[1], reach[0], reach[0]))
-    return F.conv2d(padded, b, stride=step)
+    # Kernels that are moved past each other have none: 1x1 kernels meet at one shift only.
+    meet = [min(r // s, (k - 1) // s) for r, s, k in zip(reach, step, a.shape[2:], strict=True)]
+    rows, columns = (m * s for m, s in zip(meet, step, strict=True))
+    found = F.conv2d(F.pad(a, (columns, columns, rows, rows)), b, stride=step)
+    rows, columns = (r // s - m for r, s, m in zip(reach, step, meet, strict=True))
+    return F.pad(found, (columns, columns, rows, rows))
 
 
 def pad(maps: torch.Tensor, side: int, mode: str) -> torch.Tensor:
