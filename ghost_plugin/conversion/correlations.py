@@ -7,6 +7,7 @@ from pictures, or, without any, from the kernels alone, as white input would giv
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -45,13 +46,7 @@ def from_kernels(conv: nn.Conv2d, side: int) -> Correlations:
     reach = side // 2
     moves = [reach * step for step in conv.stride]
     cross = _correlate(kernel, kernel, moves, conv.stride)  # (n_j, n_p, d, d)
-    double = [2 * move for move in moves]
-    # Each kernel with itself only: all as groups of one conv. (n, 2d-1, 2d-1), at all differences
-    # of two shifts.
-    padded = F.pad(kernel.flatten(0, 1)[None], (double[1], double[1], double[0], double[0]))
-    singles = kernel.flatten(0, 1)[:, None]
-    wide = F.conv2d(padded, singles, stride=conv.stride, groups=len(singles))[0]
-    wide = wide.view(*kernel.shape[:2], *wide.shape[1:]).sum(1)
+    wide = _with_itself(kernel, 2 * reach, conv.stride)  # at all differences of two shifts
     shifts = torch.cartesian_prod(torch.arange(side), torch.arange(side)).view(-1, 2)
     apart = shifts[:, None] - shifts[None] + 2 * reach
     own = wide[:, apart[..., 0], apart[..., 1]]
@@ -76,6 +71,22 @@ def _correlate(
     found = F.conv2d(F.pad(a, (columns, columns, rows, rows)), b, stride=step)
     rows, columns = (r // s - m for r, s, m in zip(reach, step, meet, strict=True))
     return F.pad(found, (columns, columns, rows, rows))
+
+
+def _with_itself(kernel: torch.Tensor, reach: int, step: tuple[int, int]) -> torch.Tensor:
+    """(n, 2 reach + 1, 2 reach + 1): correlation of each kernel with itself, at its shifts."""
+    side = 2 * reach + 1
+    wide = kernel.new_zeros(len(kernel), side, side)
+    rows, columns = kernel.shape[2:]
+    for down, right in product(range(-reach, reach + 1), repeat=2):
+        y, x = abs(down) * step[0], abs(right) * step[1]
+        if y < rows and x < columns:
+            here = kernel[:, :, : rows - y, : columns - x]
+            there = kernel[:, :, y:, x:]
+            if (down < 0) != (right < 0):
+                here, there = kernel[:, :, : rows - y, x:], kernel[:, :, y:, : columns - x]
+            wide[:, reach + down, reach + right] = (here * there).sum((1, 2, 3))
+    return wide
 
 
 def pad(maps: torch.Tensor, side: int, mode: str) -> torch.Tensor:
