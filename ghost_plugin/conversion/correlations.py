@@ -16,8 +16,8 @@ from torch import nn
 from ..layers.common import same_padding
 
 RIDGE = 1e-9  # of a map's energy, keeps the small systems solvable
-# What one conv's pass over one set of pictures may cost: multiply-adds, and pixels at the least.
-WORK, PIXELS = 2 * 10**10, 16_384
+# What one conv's statistics may cost: multiply-adds, and how many pixels at the least and most.
+WORK, LEAST, MOST = 2 * 10**10, 16_384, 65_536
 
 
 @dataclass
@@ -117,7 +117,8 @@ class Statistics:
         self.sum = torch.zeros(channels, device=device, dtype=torch.float64)
         self.squares = torch.zeros_like(self.sum)
         self.pixels = 0
-        self.share = max(PIXELS, WORK // (channels**2 * terms)) // batches + 1
+        pixels = min(MOST, max(LEAST, WORK // (channels**2 * terms)))
+        self.share = pixels // batches + 1
 
     def add(self, maps: torch.Tensor) -> None:
         """Take in (N, channels, H, W)."""

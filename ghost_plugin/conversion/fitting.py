@@ -19,7 +19,8 @@ from .stations import Arguments, Visit, arguments, first_pictures, pictures, tog
 from .surgery import absorb
 
 _logger = logging.getLogger(__name__)
-MEMORY = 2**30  # bytes of statistics, or of both streams' maps, that a pass may hold
+MEMORY = 2**30  # bytes of statistics that a pass may hold
+STREAMS = 3 * 2**30  # bytes of both streams' maps
 
 
 @dataclass
@@ -187,7 +188,7 @@ def joined(fit: Fit, batches: list[Any]) -> Any | None:
     number = pictures(batch)
     few = min(2, number)
     size = bytes_per_picture(fit.model, arguments(first_pictures(batch, few))) // few
-    return first_pictures(batch, max(1, min(number, MEMORY // max(1, size))))
+    return first_pictures(batch, max(1, min(number, STREAMS // max(1, size))))
 
 
 def bytes_per_picture(model: nn.Module, given: Arguments) -> int:

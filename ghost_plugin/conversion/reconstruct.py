@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .fitting import MEMORY, Fit, bytes_per_picture, visit_conv
+from .fitting import STREAMS, Fit, bytes_per_picture, visit_conv
 from .stations import (
     Arguments,
     Visit,
@@ -28,7 +28,7 @@ from .stations import (
 )
 from .surgery import absorb, swap
 
-STEPS, BATCH, RATE = 600, 32, 1e-3  # of Adam, for each block; the rate falls by a cosine
+STEPS, BATCH, RATE = 800, 64, 1e-3  # of Adam, for each block; the rate falls by a cosine
 HELD, LOOKS = 8, 6  # one picture in so many is held back; times to look at these
 LARGEST = 12  # convs of a block; a conv among more than that stands for itself
 PART = 16  # pictures that a block runs on at a time when nothing is learnt
@@ -155,7 +155,7 @@ class Reconstruction:
     def _fitting(self, block: nn.Module, given: Arguments) -> int:
         """How many pictures both streams can take through a block within memory."""
         size = bytes_per_picture(block, some(given, range(1), self.number))
-        return max(1, min(self.number, MEMORY // max(1, size)))
+        return max(1, min(self.number, STREAMS // max(1, size)))
 
     def _learn(self, student: nn.Module, given: Arguments, wanted: Any) -> None:
         learn(student, given, wanted, self.number, self.steps, self.seed)

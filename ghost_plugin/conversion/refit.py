@@ -7,7 +7,7 @@ cheap); the second one in closed form.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from ..layers.ghost import GhostConv2d
 from .correlations import shifted, solve
 
 ROUNDS, STEPS = 3, 6  # alternations, and conjugate gradient steps in each
+HELD = 5  # one picture in so many is held back
 DAMPING = 1e-3  # of the inputs' mean energy, on a step of the primary kernels
 # What a fit looks at: pictures at the least, pixels per entry of a primary kernel, pixels behind
 # the cheap kernels, pixels per entry for the preconditioner, and values of maps at the most.
@@ -39,6 +40,14 @@ class Task:
     y: torch.Tensor
     weight: torch.Tensor
     free: bool
+
+    def parted(self) -> tuple['Task', 'Task']:
+        """Pictures to fit to, and a few held back to see what the fit is worth."""
+        number = len(self.x) - len(self.x) // HELD
+        if number == len(self.x):
+            return self, self
+        seen, held = ((self.x[part], self.y[part]) for part in (slice(number), slice(number, None)))
+        return replace(self, x=seen[0], y=seen[1]), replace(self, x=held[0], y=held[1])
 
     def centred(self, maps: torch.Tensor) -> torch.Tensor:
         """Maps less their means, where these are free."""
@@ -72,12 +81,12 @@ def refit(
         free: Whether a norm behind takes the shift of the means; a bias always does.
     """
     task = _by_place(ghost, x, y, weight, free or ghost.primary_conv.bias is not None)
+    seen, held = task.parted()
     best, state = None, None
     for turn in range(ROUNDS + 1):
         if turn:
-            _fit_primary(ghost, task)
-        shift = _fit_cheap(ghost, task)
-        now = _measure(ghost, task, shift)
+            _fit_primary(ghost, seen, held)
+        now = _measure(ghost, held, _fit_cheap(ghost, seen))
         if best is not None and now.error >= best.error:
             break
         gained = 1.0 if best is None else best.error - now.error
@@ -122,28 +131,40 @@ def _without_bias(conv: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor) -> tor
     return functional_call(conv, given, x)
 
 
-def _fit_primary(ghost: GhostConv2d, task: Task) -> None:
-    """Some conjugate gradient steps on the primary kernels, all at once, each its own system."""
+def _fit_primary(ghost: GhostConv2d, task: Task, held: Task) -> None:
+    """Some conjugate gradient steps on the primary kernels, all at once, each its own system.
+
+    Each kernel then goes as far on that way as is best for the pictures that were held back.
+    """
     conv = ghost.primary_conv
     solve_inputs = _preconditioner(ghost, task)
     scale = _family_scale(ghost, task.weight)[:, None]
     delta = torch.zeros_like(conv.weight).flatten(1).double()
     residual = _pull(ghost, task, conv.weight, task.y - _places(ghost, task.x))
-    ahead = solve_inputs(residual) / scale
-    way, product = ahead, (residual * ahead).sum(1, keepdim=True)
+    way, product = torch.zeros_like(delta), torch.ones_like(scale)
     for _ in range(STEPS):
-        if not torch.isfinite(product).all() or product.max() <= 0:
-            break
-        bent = _pull(ghost, task, way.to(conv.weight).view_as(conv.weight))
-        step = product / (way * bent).sum(1, keepdim=True).clamp_min(1e-300)
-        delta, residual = delta + step * way, residual - step * bent
         ahead = solve_inputs(residual) / scale
         product, before = (residual * ahead).sum(1, keepdim=True), product
-        way = ahead + product / before.clamp_min(1e-300) * way
+        way = ahead + torch.nan_to_num(product / before) * way
+        bent = _pull(ghost, task, way.to(conv.weight).view_as(conv.weight))
+        # Kernels that are as good as they get have no curvature left but rounding.
+        curvature = (way * bent).sum(1, keepdim=True)
+        step = torch.where(curvature > 1e-30, product / curvature, 0)
+        delta, residual = delta + step * way, residual - step * bent
+    delta = delta * _worth(ghost, held, delta)
     conv.weight += delta.to(conv.weight).view_as(conv.weight)
     if conv.bias is not None:
         gap = task.y[:, : len(conv.bias)] - conv(task.x)
         conv.bias += gap.mean((0, 2, 3))
+
+
+def _worth(ghost: GhostConv2d, held: Task, delta: torch.Tensor) -> torch.Tensor:
+    """(m, 1) share of each change within 0..1 that is best on other pictures."""
+    weight = ghost.primary_conv.weight
+    wanted = _pull(ghost, held, weight, held.y - _places(ghost, held.x))
+    bent = _pull(ghost, held, delta.to(weight).view_as(weight))
+    shares = (delta * wanted).sum(1, keepdim=True) / (delta * bent).sum(1, keepdim=True)
+    return torch.nan_to_num(shares).clamp(0, 1)
 
 
 def _pull(

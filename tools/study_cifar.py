@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""What inheriting is worth: CIFAR ResNets converted and distilled, against fresh Ghost convs.
+
+The teacher is a published network, tuned for a few epochs on the pictures at hand. Each case is
+converted from 1,024 pictures without labels and distilled on the training pictures; figures are
+top-1 on the test pictures. Results are kept case by case, so an interrupted study goes on.
+"""
+
+import argparse
+import copy
+import json
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from _cli import tool
+from _terminal import Meter, show, table
+from cifar_resnet import CifarResNet
+
+import ghost_plugin as gp
+from ghost_plugin.integrations.evaluation import top1
+from ghost_plugin.integrations.feeding import Calibration, Feed
+from ghost_plugin.integrations.finetuning import finetune, save, whole_file
+from ghost_plugin.integrations.folders import Pictures
+from ghost_plugin.integrations.looks import Look
+from ghost_plugin.integrations.recipes import Recipe
+
+TEACHER = Recipe(epochs=3, lr=0.02, hard=1.0, soft=0.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    depth: int
+    options: dict[str, Any] = field(default_factory=lambda: {'ratio': 2})
+    start: str = 'block'  # 'fresh', 'kernels', 'pictures' or 'block'
+    epochs: float = 1.5
+    lr: float = 0.02
+
+    @property
+    def name(self) -> str:
+        what = ', '.join(f'{key} {value}' for key, value in self.options.items())
+        return f'ResNet-{self.depth}, {what}, {self.start}, {self.epochs:g} epochs'
+
+
+CASES = (
+    *(Case(20, start=start, epochs=0) for start in ('kernels', 'pictures')),
+    *(Case(20, start=start) for start in ('block', 'fresh')),
+    *(Case(20, {'ratio': 4}, start) for start in ('block', 'fresh')),
+    *(Case(20, {'macs': share}) for share in (0.75, 0.6, 0.52)),
+    Case(20, epochs=15, lr=0.05),
+    *(Case(56, start=start, epochs=1) for start in ('block', 'fresh')),
+    *(Case(56, {'macs': share}, epochs=1) for share in (0.75, 0.6, 0.52)),
+)
+
+
+class Study:
+    """Teachers, pictures and the results so far.
+
+    Args:
+        data: Folder or zip of CIFAR-10 pictures, ``train`` and ``test`` in class folders.
+        weights: Folder of ``resnet20*.th`` and ``resnet56*.th``.
+        out: Folder of results.
+        meter: Shows progress.
+    """
+
+    def __init__(self, data: Path, weights: Path, out: Path, meter: Meter) -> None:
+        self.weights, self.out, self.meter = weights, out, meter
+        look = Look((32, 32), crop=1.0)
+        train = Pictures(data, 'train')
+        self.train = Feed(train, look, tick=meter)
+        self.test = Feed(Pictures(data, 'test', train.classes), look, tick=meter)
+        few = Feed(train.some(1024, 0), look, keep=True)
+        self.calibration = list(Calibration(few))
+        self.measure = partial(top1, feed=self.test, tick=meter)
+
+    def run(self, case: Case) -> dict[str, Any]:
+        """One case, or what is known of it."""
+        kept = self.out / f'{case.name}.json'
+        if kept.is_file():
+            return json.loads(kept.read_text())
+        teacher = self.teacher(case.depth)
+        found = {'case': case.name, 'teacher': self.measure(teacher)['top1']}
+        example = torch.zeros(1, 3, 32, 32)
+        pictures = {} if case.start in ('fresh', 'kernels') else {'calibration': self.calibration}
+        scored = {'calibration': self.calibration} if 'macs' in case.options else {}
+        plan = gp.plan(teacher, example, keep_last=False, **case.options, **scored)
+        begun = time.monotonic()
+        blocks = {'reconstruct': 'block'} if case.start == 'block' else {}
+        model = plan.apply(teacher, inherit=case.start != 'fresh', **pictures, **blocks)
+        found |= {'conversion_s': round(time.monotonic() - begun)}
+        found |= {'macs_M': plan.totals['macs_after'] / 1e6, 'params': plan.totals['params_after']}
+        found['converted'] = self.measure(model)['top1']
+        if case.epochs:
+            found['distilled'] = self.distilled(case, model, teacher)
+        with whole_file(kept) as partial_file:
+            partial_file.write_text(json.dumps(found, indent=1))
+        return found
+
+    def distilled(self, case: Case, model: torch.nn.Module, teacher: torch.nn.Module) -> float:
+        """Top-1 after the epochs of a case."""
+        recipe = Recipe(epochs=case.epochs, lr=case.lr)
+        state = self.out / f'{case.name}.state'
+        finetune(model, self.train, recipe, teacher=teacher, state=state, resume=True,
+                 tick=self.meter)  # fmt: skip
+        save(model.state_dict(), self.out / f'{case.name}.pth')
+        state.unlink()
+        return self.measure(model)['top1']
+
+    def teacher(self, depth: int) -> torch.nn.Module:
+        """The published network, tuned once."""
+        model, kept = CifarResNet(depth), self.out / f'teacher{depth}.pth'
+        if not kept.is_file():
+            (published,) = self.weights.glob(f'resnet{depth}*')
+            gp.load_weights(model, published)
+            finetune(model, self.train, TEACHER, tick=self.meter)
+            save(model.state_dict(), kept)
+        gp.load_weights(model, kept)
+        return copy.deepcopy(model).eval()
+
+
+def _cell(value: Any) -> str:
+    return f'{value:.2f}' if isinstance(value, float) else str(value or '')
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('data', type=Path, help='folder or zip of CIFAR-10 pictures')
+    parser.add_argument('weights', type=Path, help='folder of resnet20*.th and resnet56*.th')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/study_cifar'), help='results')
+    parser.add_argument('--only', default='', help='cases whose name holds this')
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with Meter() as meter:
+        study = Study(args.data, args.weights, args.out, meter)
+        rows = [study.run(case) for case in CASES if args.only in case.name]
+    columns = ('case', 'teacher', 'macs_M', 'params', 'converted', 'distilled', 'conversion_s')
+    show(table(list(columns), [[_cell(row.get(column)) for column in columns] for row in rows]))
+
+
+if __name__ == '__main__':
+    main()
