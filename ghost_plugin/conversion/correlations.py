@@ -15,6 +15,7 @@ from torch import nn
 
 from ..layers.common import same_padding
 
+SOLVED = 2**17  # values that are solved for at a time
 RIDGE = 1e-9  # of a map's energy, keeps the small systems solvable
 # What one conv's statistics may cost: multiply-adds, and how many pixels at the least and most.
 WORK, LEAST, MOST = 2 * 10**10, 16_384, 65_536
@@ -180,7 +181,11 @@ def filters(stats: Correlations) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         The filters, and (n, n) relative squared errors within 0..1.
     """
-    best = solve(stats.own, stats.cross.transpose(1, 2)).transpose(1, 2).to(stats.cross.dtype)
+    some = max(1, SOLVED // stats.cross[0].numel())  # primaries at a time, for the cache
+    best = torch.empty_like(stats.cross)
+    parts = zip(stats.own.split(some), stats.cross.split(some), best.split(some), strict=True)
+    for own, cross, found in parts:
+        found.copy_(solve(own, cross.transpose(1, 2)).transpose(1, 2))
     explained = (best * stats.cross).sum(2).double()
     if stats.constant:  # the squared mean is explained by the constant
         explained = explained - stats.cross[:, :, -1].double().square()

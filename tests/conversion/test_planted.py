@@ -101,7 +101,7 @@ class Planted:
     def pictures(self, number, blank=False):
         """Random ones; with ``blank`` there is nothing near their edges."""
         conv = self.dense
-        edge = max(2 * (p + s * (self.dw_size // 2)) for p, s in zip(conv.padding, conv.stride))
+        edge = 2 * (max(conv.padding) + max(conv.stride) * (self.dw_size // 2))
         side = 2 * edge + 10 * max(conv.stride)
         x = torch.randn(number, conv.in_channels, side, side + 2, dtype=conv.weight.dtype)
         if blank and edge:
