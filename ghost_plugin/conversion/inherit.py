@@ -29,7 +29,7 @@ def cheap_side(ghost: GhostConv2d) -> int:
 
 def inherit(
     conv: nn.Conv2d, ghost: GhostConv2d, stats: Correlations, weight: torch.Tensor
-) -> float | None:
+) -> float:
     """Give ``ghost`` the weights of ``conv``: copies of the primary filters, fitted cheap ones.
 
     Args:
@@ -39,8 +39,8 @@ def inherit(
         weight: (out_channels,) what a squared error of each map counts.
 
     Returns:
-        Weighted squared error of the maps relative to their energy; None where shifts make the
-        ghost maps, as these cannot be fitted.
+        Weighted squared error of the maps relative to their energy; maps that shifts make count
+        as lost, as nothing of these can be fitted.
     """
     if not ghost.copies:
         ghost.primary_conv.load_state_dict(conv.state_dict())
@@ -58,7 +58,7 @@ def inherit(
         rows += [[start + index for index in row] for row in chosen]
     _write(conv, ghost, rows, best, stats.constant)
     if not isinstance(ghost.cheap_operation, nn.Conv2d):
-        return None
+        return float(shares[[j for row in rows for j in row[1:]]].sum())
     return sum(float(lost[row[0], j]) for row in rows for j in row[1:])
 
 
