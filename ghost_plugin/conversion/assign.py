@@ -6,6 +6,7 @@ import torch
 
 Costs = Any  # (n, n) array of scipy's kind
 BEST = 64  # primary maps that a map looks at as its ghost
+NOISE = 1e-6  # share of a map's energy below which errors are rounding, and pairs equally good
 
 
 def choose(errors: torch.Tensor, primary: int, copies: int) -> list[list[int]]:
@@ -63,7 +64,10 @@ def _pairs(cost: Costs) -> list[list[int]]:
     alone = cost + np.diag(np.full(len(cost), np.inf))
     best = np.argsort(alone, axis=0, kind='stable')[:BEST]  # (BEST, n) of p
     js = np.broadcast_to(np.arange(len(cost)), best.shape)
-    order = np.argsort(alone[best, js], axis=None, kind='stable')
+    # Of pairs that are equally good those of one primary follow each other; if rounding decided,
+    # maps that are all multiples of one could end as several families.
+    clear = np.maximum(alone[best, js], NOISE / len(cost))
+    order = np.lexsort((js.ravel(), best.ravel(), clear.ravel()))
     pairs = np.stack((best.ravel()[order], js.ravel()[order]), axis=1)
     return pairs[pairs[:, 0] != pairs[:, 1]].tolist()
 

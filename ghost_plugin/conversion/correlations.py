@@ -7,6 +7,7 @@ from pictures, or, without any, from the kernels alone, as white input would giv
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import nn
 
 from ..layers.common import same_padding
 
+SOLVED = 2**17  # values that are solved for at a time
 RIDGE = 1e-9  # of a map's energy, keeps the small systems solvable
 # What one conv's statistics may cost: multiply-adds, and how many pixels at the least and most.
 WORK, LEAST, MOST = 2 * 10**10, 16_384, 65_536
@@ -45,13 +47,7 @@ def from_kernels(conv: nn.Conv2d, side: int) -> Correlations:
     reach = side // 2
     moves = [reach * step for step in conv.stride]
     cross = _correlate(kernel, kernel, moves, conv.stride)  # (n_j, n_p, d, d)
-    double = [2 * move for move in moves]
-    # Each kernel with itself only: all as groups of one conv. (n, 2d-1, 2d-1), at all differences
-    # of two shifts.
-    padded = F.pad(kernel.flatten(0, 1)[None], (double[1], double[1], double[0], double[0]))
-    singles = kernel.flatten(0, 1)[:, None]
-    wide = F.conv2d(padded, singles, stride=conv.stride, groups=len(singles))[0]
-    wide = wide.view(*kernel.shape[:2], *wide.shape[1:]).sum(1)
+    wide = _with_itself(kernel, 2 * reach, conv.stride)  # at all differences of two shifts
     shifts = torch.cartesian_prod(torch.arange(side), torch.arange(side)).view(-1, 2)
     apart = shifts[:, None] - shifts[None] + 2 * reach
     own = wide[:, apart[..., 0], apart[..., 1]]
@@ -70,8 +66,28 @@ def _correlate(
     a: torch.Tensor, b: torch.Tensor, reach: list[int], step: tuple[int, int]
 ) -> torch.Tensor:
     """Correlation of all kernels in ``a`` with all in ``b`` at shifts within ``reach``."""
-    padded = F.pad(a, (reach[1], reach[1], reach[0], reach[0]))
-    return F.conv2d(padded, b, stride=step)
+    # Kernels that are moved past each other have none: 1x1 kernels meet at one shift only.
+    meet = [min(r // s, (k - 1) // s) for r, s, k in zip(reach, step, a.shape[2:], strict=True)]
+    rows, columns = (m * s for m, s in zip(meet, step, strict=True))
+    found = F.conv2d(F.pad(a, (columns, columns, rows, rows)), b, stride=step)
+    rows, columns = (r // s - m for r, s, m in zip(reach, step, meet, strict=True))
+    return F.pad(found, (columns, columns, rows, rows))
+
+
+def _with_itself(kernel: torch.Tensor, reach: int, step: tuple[int, int]) -> torch.Tensor:
+    """(n, 2 reach + 1, 2 reach + 1): correlation of each kernel with itself, at its shifts."""
+    side = 2 * reach + 1
+    wide = kernel.new_zeros(len(kernel), side, side)
+    rows, columns = kernel.shape[2:]
+    for down, right in product(range(-reach, reach + 1), repeat=2):
+        y, x = abs(down) * step[0], abs(right) * step[1]
+        if y < rows and x < columns:
+            here = kernel[:, :, : rows - y, : columns - x]
+            there = kernel[:, :, y:, x:]
+            if (down < 0) != (right < 0):
+                here, there = kernel[:, :, : rows - y, x:], kernel[:, :, y:, : columns - x]
+            wide[:, reach + down, reach + right] = (here * there).sum((1, 2, 3))
+    return wide
 
 
 def pad(maps: torch.Tensor, side: int, mode: str) -> torch.Tensor:
@@ -165,7 +181,11 @@ def filters(stats: Correlations) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         The filters, and (n, n) relative squared errors within 0..1.
     """
-    best = solve(stats.own, stats.cross.transpose(1, 2)).transpose(1, 2).to(stats.cross.dtype)
+    some = max(1, SOLVED // stats.cross[0].numel())  # primaries at a time, for the cache
+    best = torch.empty_like(stats.cross)
+    parts = zip(stats.own.split(some), stats.cross.split(some), best.split(some), strict=True)
+    for own, cross, found in parts:
+        found.copy_(solve(own, cross.transpose(1, 2)).transpose(1, 2))
     explained = (best * stats.cross).sum(2).double()
     if stats.constant:  # the squared mean is explained by the constant
         explained = explained - stats.cross[:, :, -1].double().square()

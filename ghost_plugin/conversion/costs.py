@@ -57,16 +57,20 @@ class Shape:
     def ghost(self, settings: Mapping[str, Any]) -> tuple[int, int]:
         """(parameters, multiply-adds per picture) of its Ghost."""
         primary, copies = split_channels(self.out_channels, settings['ratio'], self.groups)
-        ghosts, cheap = primary * copies, settings['cheap']
-        side = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[cheap]
-        weights = primary * self.taps + ghosts * side
-        biased = {'depthwise': self.bias, 'linear': True, 'shift': False}[cheap]
+        ghosts, weights = primary * copies, self._ghost_weights(settings)
+        biased = {'depthwise': self.bias, 'linear': True, 'shift': False}[settings['cheap']]
         return weights + primary * self.bias + ghosts * biased, self.pixels * weights
+
+    def _ghost_weights(self, settings: Mapping[str, Any]) -> int:
+        primary, copies = split_channels(self.out_channels, settings['ratio'], self.groups)
+        side = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[settings['cheap']]
+        return primary * self.taps + primary * copies * side
 
     def gains(self, settings: Mapping[str, Any]) -> bool:
         """Whether the Ghost has maps to spare and costs fewer multiply-adds."""
         copies = split_channels(self.out_channels, settings['ratio'], self.groups)[1]
-        return copies > 0 and self.ghost(settings)[1] < self.dense()[1]
+        # By weights, because a head may have had no box to run on.
+        return copies > 0 and self._ghost_weights(settings) < self.out_channels * self.taps
 
     def splits(self, settings: Mapping[str, Any]) -> bool:
         """Whether ghosts can stay in the group of their primary map."""

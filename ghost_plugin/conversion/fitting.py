@@ -13,7 +13,7 @@ from torch import nn
 from ..analysis import call, evaluating
 from ..layers.ghost import GhostConv2d
 from .correlations import Correlations, Statistics, from_kernels
-from .inherit import importance, inherit
+from .inherit import cheap_side, importance, inherit
 from .refit import refit
 from .stations import Arguments, Visit, arguments, first_pictures, pictures, together, tour
 from .surgery import absorb
@@ -62,7 +62,7 @@ class Fit:
 
     def side(self, name: str) -> int:
         """Of its cheap kernels, pixels."""
-        return self.ghosts[name].cheap_operation.kernel_size[0]
+        return cheap_side(self.ghosts[name])
 
     def inherit(self, name: str, stats: Correlations) -> None:
         """Give a Ghost its first weights."""
@@ -72,7 +72,7 @@ class Fit:
 
 def from_weights(fit: Fit) -> None:
     """Fit all Ghosts from the kernels alone."""
-    for name in fit.fitted:
+    for name in fit.ghosts:
         fit.inherit(name, from_kernels(fit.conv(name), fit.side(name)))
 
 
@@ -82,7 +82,7 @@ def from_statistics(fit: Fit, batches: list[Any]) -> None:
     Raises:
         ValueError: The batches never reach one of the convs.
     """
-    for name, stats in measured(fit.model, {n: fit.side(n) for n in fit.fitted}, batches):
+    for name, stats in measured(fit.model, {n: fit.side(n) for n in fit.ghosts}, batches):
         fit.inherit(name, stats)
 
 

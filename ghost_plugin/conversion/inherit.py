@@ -21,6 +21,12 @@ def importance(conv: nn.Conv2d, norm: nn.Module | None) -> torch.Tensor:
     return scale.square().clamp_min(1e-12)
 
 
+def cheap_side(ghost: GhostConv2d) -> int:
+    """Of the filters that decide which map hangs on which, pixels; 3 for shifts by one pixel."""
+    cheap = ghost.cheap_operation
+    return cheap.kernel_size[0] if isinstance(cheap, nn.Conv2d) else 3
+
+
 def inherit(
     conv: nn.Conv2d, ghost: GhostConv2d, stats: Correlations, weight: torch.Tensor
 ) -> float:
@@ -28,13 +34,17 @@ def inherit(
 
     Args:
         conv: The dense conv.
-        ghost: Its Ghost with ``permuted=True`` and the same groups; a depthwise cheap operation.
+        ghost: Its Ghost with ``permuted=True`` and the same groups.
         stats: Correlations of the maps that ``conv`` gives.
         weight: (out_channels,) what a squared error of each map counts.
 
     Returns:
-        Weighted squared error of the maps relative to their energy.
+        Weighted squared error of the maps relative to their energy; maps that shifts make count
+        as lost, as nothing of these can be fitted.
     """
+    if not ghost.copies:
+        ghost.primary_conv.load_state_dict(conv.state_dict())
+        return 0.0
     best, errors = filters(stats)
     shares = stats.energy.double() * weight.to(stats.energy)
     shares = shares / shares.sum().clamp_min(1e-30)
@@ -47,6 +57,8 @@ def inherit(
         chosen = choose(lost[part, part], primary, copies)
         rows += [[start + index for index in row] for row in chosen]
     _write(conv, ghost, rows, best, stats.constant)
+    if not isinstance(ghost.cheap_operation, nn.Conv2d):
+        return float(shares[[j for row in rows for j in row[1:]]].sum())
     return sum(float(lost[row[0], j]) for row in rows for j in row[1:])
 
 
@@ -58,11 +70,11 @@ def _write(
     best: torch.Tensor,
     constant: bool,
 ) -> None:
-    firsts, side = [row[0] for row in rows], ghost.cheap_operation.kernel_size[0]
+    firsts, side = [row[0] for row in rows], cheap_side(ghost)
     ghost.primary_conv.weight.copy_(conv.weight[firsts])
-    kernels = torch.zeros_like(ghost.cheap_operation.weight)
+    kernels = best.new_zeros(len(rows) * ghost.copies, 1, side, side)
+    biases = torch.zeros(len(kernels), dtype=torch.float64)
     order = torch.zeros(conv.out_channels, dtype=torch.long)
-    biases = torch.zeros(len(kernels), dtype=torch.float)
     for index, (first, *others) in enumerate(rows):
         order[first] = index
         for copy, j in enumerate(others):
@@ -73,8 +85,11 @@ def _write(
                 biases[place] = best[first, j, -1]
             elif conv.bias is not None:
                 biases[place] = conv.bias[j] - conv.bias[first] * best[first, j].sum()
-    ghost.cheap_operation.weight.copy_(kernels)
     ghost.order.copy_(order)
     if conv.bias is not None:
         ghost.primary_conv.bias.copy_(conv.bias[firsts])
+    if not isinstance(ghost.cheap_operation, nn.Conv2d):
+        return
+    ghost.cheap_operation.weight.copy_(kernels)
+    if ghost.cheap_operation.bias is not None:
         ghost.cheap_operation.bias.copy_(biases)

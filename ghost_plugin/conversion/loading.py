@@ -8,7 +8,7 @@ from torch import nn
 
 from ..layers.ghost import GhostConv2d
 from .correlations import from_kernels
-from .inherit import importance, inherit
+from .inherit import cheap_side, importance, inherit
 
 
 def adopt(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
@@ -24,8 +24,7 @@ def adopt(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
     """
     weight, bias = weights.pop(f'{prefix}weight'), weights.pop(f'{prefix}bias', None)
     conv, twin = dense_like(ghost, weight, bias), copy.deepcopy(ghost)
-    side = twin.cheap_operation.kernel_size[0]
-    inherit(conv, twin, from_kernels(conv, side), importance(conv, None))
+    inherit(conv, twin, from_kernels(conv, cheap_side(twin)), importance(conv, None))
     weights.update({f'{prefix}{name}': tensor for name, tensor in twin.state_dict().items()})
 
 

@@ -21,6 +21,7 @@ from .fitting import Fit, from_statistics, from_weights, on_inputs, settle
 from .reconstruct import STEPS, Reconstruction
 from .report import draw, table
 from .rows import Row
+from .selection import FINAL, REASONS
 from .surgery import build_ghosts, repair, swap
 from .tracing import check_root
 
@@ -134,7 +135,7 @@ class ConversionPlan:
         steps: int = STEPS,
         inherit: bool = True,
         inplace: bool = False,
-        optimizers: Iterable[torch.optim.Optimizer] = (),
+        optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = (),
     ) -> nn.Module:
         """Put Ghost convs into a model, with the weights of the convs that they replace.
 
@@ -147,22 +148,24 @@ class ConversionPlan:
             steps: Of each layer or block.
             inherit: Without it the Ghost convs are initialised anew from the plan's seed.
             inplace: Change ``model`` itself.
-            optimizers: Built before, with parameters of ``model``; with ``inplace`` they get the
-                new ones in the place of the old.
+            optimizers: One or several, built before with parameters of ``model``; they get the
+                new ones in the place of the old. Only with ``inplace``.
 
         Returns:
             The converted model. Rows hold the error of each conv's maps afterwards.
 
         Raises:
-            ValueError: The model is another one; it is untouched then.
+            ValueError: The model is another one, or a row asks for what cannot be; the model is
+                untouched then.
             TypeError: The model is wrapped (DataParallel, compiled, scripted).
         """
         check_root(model)
+        optimizers = _optimizers(optimizers, inplace)
         chosen = [row for row in self.rows if row.converts]
         if chosen and _converted(model, chosen):
             _logger.warning('%s is converted by this plan already; nothing changes', self.model)
             return model
-        self._check(model)
+        self._check(model, chosen)
         model = model if inplace else copy.deepcopy(model)
         ghosts = build_ghosts(model, {row.name: row.settings for row in chosen}, self.seed)
         fit = Fit(model, ghosts, {row.name: row.norm for row in chosen})
@@ -179,7 +182,12 @@ class ConversionPlan:
             row.error = fit.errors.get(row.name)
         return model
 
-    def _check(self, model: nn.Module) -> None:
+    def _check(self, model: nn.Module, chosen: list[Row]) -> None:
+        for row in chosen:
+            code = row.reason if row.reason in FINAL else ''
+            code = code or ('' if row.shape.splits(row.settings) else 'groups')
+            if code:
+                raise ValueError(f'{row.name!r} cannot be converted ({code}): {REASONS[code]}')
         found = fingerprint(model)
         if found != self.fingerprint:
             names = dict(model.named_modules())
@@ -198,11 +206,16 @@ def _fitted(
     """Give the Ghosts of ``fit`` their weights; what was learnt beyond them, if anything."""
     if reconstruct not in (None, *RECONSTRUCT):
         raise ValueError(f'reconstruct must be None or one of {RECONSTRUCT}, got {reconstruct!r}')
+    meta = any(parameter.is_meta for parameter in fit.model.parameters())
     if calibration is None:
         if reconstruct:
             raise ValueError(f'reconstruct={reconstruct!r} needs calibration batches')
+        if meta:
+            return None
         from_weights(fit)
         return None
+    if meta:
+        raise ValueError('a model on the meta device has no weights to calibrate')
     batches = list(calibration)
     if not batches:
         raise ValueError('calibration holds no batch; leave it out to go without data')
@@ -213,6 +226,16 @@ def _fitted(
     learnt = Reconstruction(fit, batches, steps, seed)
     {'layer': learnt.layers, 'block': learnt.blocks}[reconstruct]()
     return learnt
+
+
+def _optimizers(given: Any, inplace: bool) -> list[torch.optim.Optimizer]:
+    found = [given] if isinstance(given, torch.optim.Optimizer) else list(given)
+    for optimizer in found:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f'optimizers= takes optimizers, got {type(optimizer).__name__}')
+    if found and not inplace:
+        raise ValueError('optimizers= needs inplace=True, a copy has no parameters in them')
+    return found
 
 
 def _converted(model: nn.Module, rows: list[Row]) -> bool:

@@ -69,7 +69,8 @@ def plan(
     ratios = {name: own for name, own in ratios.items() if own}
     batches = None if calibration is None else list(calibration)
     _close(made.rows, ratios)
-    score(model, made.rows, ratios, example_input, batches, seed)
+    if ratios:
+        score(model, made.rows, ratios, example_input, batches, seed)
     allocate(made.rows, {'macs': made.macs, 'params': made.params}, macs=macs, params=params)
     if latency is not None:
         meet_latency(model, example_input, made, latency)

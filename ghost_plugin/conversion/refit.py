@@ -238,7 +238,8 @@ def _fit_cheap(ghost: GhostConv2d, task: Task) -> torch.Tensor:
     """Best cheap kernels for the primary maps as they are; the shift that is left, by place."""
     conv, cheap = ghost.primary_conv, ghost.cheap_operation
     primary, side = conv.out_channels, cheap.kernel_size[0]
-    seen = _terms(conv(task.x), side, conv.padding_mode, task.free)  # (m, t, pixels)
+    constant = task.free or cheap.bias is not None
+    seen = _terms(conv(task.x), side, conv.padding_mode, constant)  # (m, t, pixels)
     wanted = _some(task.y[:, primary:].transpose(0, 1).flatten(1)).double()
     wanted = wanted.view(primary, ghost.copies, -1)
     own = seen @ seen.transpose(1, 2) / seen.shape[2]

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .costs import Shape
-from .selection import SETTINGS
+from .selection import SETTINGS, checked
 from .tracing import Found
 
 
@@ -93,4 +93,8 @@ class Row:
             raise ValueError(
                 f"decision of {row.name!r} must be 'convert' or 'keep', got {row.decision!r}"
             )
+        try:
+            checked(row.settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{row.name!r}: {error}') from error
         return row

@@ -93,7 +93,7 @@ def _fits(
             if ratio in ratios.get(row.name, ())
         }
         fits[ratio] = Fit(model, build_ghosts(model, settings, seed), norms)
-    sides = {name: fit.side(name) for fit in fits.values() for name in fit.fitted}
+    sides = {name: fit.side(name) for fit in fits.values() for name in fit.ghosts}
     for name, stats in _statistics(model, sides, batches):
         for fit in fits.values():
             if name in fit.ghosts:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..layers.ghost import GhostConv2d
+from ..layers.cheap import build_cheap
+from ..layers.ghost import split_channels
 from .costs import Shape
 from .tracing import Found, find_convs
 
@@ -30,13 +31,19 @@ REASONS = {
     'parametrized': 'its weight is computed (parametrize, weight norm, pruning): remove that first',
     'hooks': 'hooks of others hang on it: remove them first',
     'tied': 'its weight is also that of another layer',
-    'weight_read': 'somebody else reads its weight in the forward pass',
+    'weight_read': 'somebody else reads its weight or bias in the forward pass',
+    'held': 'a list or dictionary that is no module holds it (use nn.ModuleList, nn.ModuleDict)',
     'padding': 'its maps are too small for a depthwise filter with its padding mode',
     'budget': 'the budget is met without it',
     'slower': 'its Ghost measured slower here',
     'unused': 'the example input never reached it',
     'converted': 'it is a part of a Ghost conv already',
 }
+# Of these no edit of a plan can make a Ghost conv.
+FINAL = (
+    'subclass', 'groups', 'parametrized', 'hooks', 'tied', 'weight_read', 'held', 'padding',
+    'converted',
+)  # fmt: skip
 
 
 def select(
@@ -66,16 +73,16 @@ def select(
         TypeError: A setting that does not exist.
     """
     convs = find_convs(model, example_input)
-    defaults = _checked({**SETTINGS, **settings})
+    defaults = checked({**SETTINGS, **settings})
     wanted = _patterns(include)
     for pattern, _ in (*wanted, *_patterns(exclude)):
         _check_matches(pattern, model, convs)
     called = [f for f in convs if f.calls]
     ends = {id(f.conv): code for f, code in _ends(called, keep_first, keep_last)}
-    owners = Counter(id(f.conv.weight) for f in convs)
+    owners = Counter(id(p) for m in model.modules() for p in m._parameters.values())
     for f in convs:
         matching = [own for pattern, own in wanted if _matches(pattern, f)]
-        f.settings = defaults if not matching else _checked({**defaults, **matching[-1]})
+        f.settings = defaults if not matching else checked({**defaults, **matching[-1]})
         f.fixed = bool(matching) and 'ratio' in matching[-1]
         if f.reason:
             continue
@@ -85,7 +92,7 @@ def select(
             f.reason = 'not_included'
         elif id(f.conv) in ends and not matching:
             f.reason = ends[id(f.conv)]
-        elif owners[id(f.conv.weight)] > 1:
+        elif owners[id(f.conv._parameters.get('weight'))] > 1:
             f.reason = 'tied'
         else:
             f.reason = hazard(f)
@@ -103,15 +110,26 @@ def plain(conv: nn.Module) -> bool:
     return kind is nn.Conv2d or (origin in ('timm', 'mmcv') and kind.__name__ in _PLAIN)
 
 
-def hazard(f: Found) -> str:
-    """Why a conv cannot be converted or would not gain, '' if neither."""
-    conv = f.conv
+def unfit(conv: nn.Module) -> str:
+    """Why a conv cannot be replaced, as it stands; '' if it can."""
+    if not isinstance(conv, nn.Conv2d):
+        return 'subclass'
     if is_parametrized(conv) or 'weight' not in conv._parameters:
         return 'parametrized'
     if not plain(conv):
         return 'subclass'
     if any(hooks for key, hooks in vars(conv).items() if key.endswith('_hooks') and key in _HOOKS):
         return 'hooks'
+    return ''
+
+
+def hazard(f: Found) -> str:
+    """Why a conv cannot be converted or would not gain, '' if neither."""
+    conv = f.conv
+    if unfit(conv):
+        return unfit(conv)
+    if f.held:
+        return 'held'
     if not f.calls:
         return 'unused'
     if f.read:
@@ -145,12 +163,18 @@ def _patterns(given: Any) -> list[tuple[Pattern, dict[str, Any]]]:
     return [(given, {})]
 
 
-def _checked(settings: dict[str, Any]) -> dict[str, Any]:
+def checked(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that a Ghost conv takes.
+
+    Raises:
+        ValueError: A value that cannot be. TypeError: A name or a type that cannot.
+    """
     unknown = settings.keys() - SETTINGS.keys()
     if unknown:
         raise TypeError(f'unknown settings {sorted(unknown)}, known are {sorted(SETTINGS)}')
-    # The layer itself knows what it allows.
-    GhostConv2d(4, 4, 1, **settings)
+    # The layers know what they allow; nothing is built, so no random number is drawn.
+    split_channels(1, settings['ratio'])
+    build_cheap(settings['cheap'], 1, 0, settings['dw_size'])
     return settings
 
 

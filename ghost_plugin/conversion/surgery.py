@@ -1,6 +1,6 @@
 """Ghost convs in the place of convs: built, put in, and everything that hung on a conv kept."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from ..layers.common import init_weights
 from ..layers.ghost import GhostConv2d
 from .loading import adopt
-from .selection import plain
+from .selection import REASONS, unfit
 
 
 def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
@@ -33,10 +33,16 @@ def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
     for name, parameter in ghost.named_parameters():
         like = conv.bias if name.endswith('bias') and conv.bias is not None else conv.weight
         parameter.requires_grad_(like.requires_grad)
-    if not conv.weight.is_meta and conv.weight.is_contiguous(memory_format=torch.channels_last):
+    if _channels_last(conv.weight):
         ghost.to(memory_format=torch.channels_last)
     ghost.adopt = adopt
     return ghost
+
+
+def _channels_last(weight: torch.Tensor) -> bool:
+    # By stride: a 1x1 kernel is contiguous in either sense.
+    last = weight.is_contiguous(memory_format=torch.channels_last)
+    return last and weight.shape[1] > 1 and weight.stride(3) == weight.shape[1]
 
 
 def build_ghosts(
@@ -49,9 +55,9 @@ def build_ghosts(
     """
     convs = {name: model.get_submodule(name) for name in settings}
     for name, conv in convs.items():
-        if not (isinstance(conv, nn.Conv2d) and plain(conv)):
+        if code := unfit(conv):
             kind = type(conv).__name__
-            raise ValueError(f'{name!r} is a {kind}, only a plain Conv2d can be converted')
+            raise ValueError(f'{name!r}, a {kind}, cannot be converted ({code}): {REASONS[code]}')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return {name: build_ghost(conv, settings[name]) for name, conv in convs.items()}
@@ -84,18 +90,24 @@ def repair(
         optimizers: Built before the conversion.
         pairs: Dense convs and their Ghosts.
     """
-    new = {id(p): ghost for conv, ghost in pairs for p in conv.parameters()}
+    new = {id(old): fresh for conv, ghost in pairs for old, fresh in _successors(conv, ghost)}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             kept: list[nn.Parameter] = []
-            placed: set[int] = set()
             for parameter in group['params']:
-                ghost = new.get(id(parameter))
-                if ghost is None:
-                    kept.append(parameter)
-                    continue
-                optimizer.state.pop(parameter, None)
-                if id(ghost) not in placed:
-                    placed.add(id(ghost))
-                    kept.extend(ghost.parameters())
+                if id(parameter) in new:
+                    optimizer.state.pop(parameter, None)
+                kept += new.get(id(parameter), [parameter])
             group['params'] = kept
+
+
+def _successors(
+    conv: nn.Module, ghost: nn.Module
+) -> Iterator[tuple[nn.Parameter, list[nn.Parameter]]]:
+    """Old parameters and the new ones that stand for each; groups may treat biases apart."""
+    named = list(ghost.named_parameters())
+    biases = [p for name, p in named if name.endswith('bias') and conv.bias is not None]
+    apart = {id(p) for p in biases}
+    yield conv.weight, [p for _, p in named if id(p) not in apart]
+    if conv.bias is not None:
+        yield conv.bias, biases

@@ -1,5 +1,6 @@
 """One forward pass of a network, watched: which convs run, on what, and which norm follows each."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -7,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..analysis import call, evaluating
 from ..layers.ghost import GhostConv2d
+from .stations import pictures
 
 # Wrappers that hide the network inside; what to hand over instead.
 _WRAPPERS = {
@@ -30,10 +34,11 @@ class Found:
     conv: nn.Conv2d
     aliases: tuple[str, ...] = ()
     norm: str = ''  # the norm that takes this conv's maps, and nobody else's
-    pixels: int = 0  # output pixels of all calls, per picture
+    pixels: int = 0  # output pixels of all calls, per picture of the example
     calls: int = 0
     smallest: int = 0  # side of its smallest map, pixels
-    read: bool = False  # somebody but the conv itself looked at its weight
+    read: bool = False  # somebody but the conv itself looked at its weight or bias
+    held: bool = False  # a list or dictionary that is no module holds it too
     last: bool = False  # its maps are outputs of the network
     settings: dict[str, Any] = field(default_factory=dict)
     fixed: bool = False  # the ratio was asked for, a budget may not choose another
@@ -45,13 +50,20 @@ def check_root(model: nn.Module) -> None:
 
     Raises:
         TypeError: Not a module, or one that wraps the network.
+        ValueError: Modules whose shapes are not known before the first call.
     """
     kind = type(model).__name__
     if not isinstance(model, nn.Module):
         raise TypeError(f'a model must be a torch.nn.Module, got {kind}')
-    if kind in _WRAPPERS or isinstance(model, torch.jit.ScriptModule):
-        inside = _WRAPPERS.get(kind, _WRAPPERS['RecursiveScriptModule'])
-        raise TypeError(f'a {kind} cannot be converted; give {inside}')
+    # By name, because importing FSDP is slow; with bases, because frameworks derive their own.
+    bases = [base.__name__ for base in type(model).__mro__]
+    if isinstance(model, torch.jit.ScriptModule):
+        bases.append('RecursiveScriptModule')
+    wrapper = next((name for name in bases if name in _WRAPPERS), None)
+    if wrapper is not None:
+        raise TypeError(f'a {kind} cannot be converted; give {_WRAPPERS[wrapper]}')
+    if any(isinstance(p, UninitializedTensorMixin) for p in model.parameters()):
+        raise ValueError(f'{kind} has lazy modules; call the model once before it is converted')
 
 
 def find_convs(model: nn.Module, example_input: Any) -> list[Found]:
@@ -69,8 +81,23 @@ def find_convs(model: nn.Module, example_input: Any) -> list[Found]:
             found[id(module)] = Found(name, module)
         if id(module) in inside:
             found[id(module)].reason = 'converted'
+    _find_held(model, found)
     order = _run(model, example_input, found)
+    number = max(1, pictures(example_input))
+    for record in found.values():
+        record.pixels //= number
     return sorted(found.values(), key=lambda f: order.get(id(f.conv), len(order)))
+
+
+def _find_held(model: nn.Module, found: dict[int, Found]) -> None:
+    """Mark convs in attributes that a swap of modules would miss."""
+    for module in model.modules():
+        for value in (value for name, value in vars(module).items() if name != '_modules'):
+            parts = value.values() if isinstance(value, dict) else value
+            parts = parts if isinstance(value, dict | list | tuple | set) else (value,)
+            for part in parts:
+                if id(part) in found:
+                    found[id(part)].held = True
 
 
 def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[int, int]:
@@ -79,11 +106,11 @@ def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[
     with ExitStack() as stack:
         for record in found.values():
             stack.enter_context(_watched(record, order))
-        makers = stack.enter_context(_norms(model, list(found.values())))
+        maps = stack.enter_context(_norms(model, list(found.values())))
         stack.enter_context(evaluating(model))
         for leaf in pytree.tree_leaves(call(model, example_input)):
-            if id(leaf) in makers:
-                makers[id(leaf)][0].last = True
+            if id(leaf) in maps.makers:
+                maps.makers[id(leaf)][0].last = True
     return order
 
 
@@ -96,7 +123,8 @@ def _watched(record: Found, order: dict[int, int]) -> Iterator[None]:
         side = min(output.shape[-2:])
         record.smallest = side if not record.calls else min(side, record.smallest)
         record.calls += 1
-        record.pixels += output.shape[-2] * output.shape[-1]
+        # Not the map's size alone: boxes or windows may stand where the pictures stood.
+        record.pixels += output.numel() // module.out_channels
 
     with _spied(conv, record), _hooked(conv.register_forward_hook(seen)):
         yield
@@ -122,29 +150,44 @@ def _spied(conv: nn.Conv2d, record: Found) -> Iterator[None]:
 
 
 class _Spied(nn.Conv2d):
-    """A conv that tells when its weight is asked for."""
+    """A conv that tells when its weight or bias is asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'weight' and '_on_read' in self.__dict__:
+        if name in ('weight', 'bias') and '_on_read' in self.__dict__:
             self.__dict__['_on_read']()
         return super().__getattr__(name)
 
 
-@contextmanager
-def _norms(model: nn.Module, records: list[Found]) -> Iterator[dict[int, tuple]]:
-    """Find the norm that takes a conv's very output, where it takes nothing else.
+class _Maps(TorchDispatchMode):
+    """Who made which map, and how many operations took it."""
 
-    Yields who made which map, by the map's id.
-    """
-    makers: dict[int, tuple[Found, torch.Tensor]] = {}  # keeps the maps, so that no id comes twice
+    def __init__(self) -> None:
+        super().__init__()
+        # With the maps themselves, so that no id comes twice.
+        self.makers: dict[int, tuple[Found, torch.Tensor]] = {}
+        self.uses: Counter[int] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        taken = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
+        self.uses.update(taken & self.makers.keys())
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _norms(model: nn.Module, records: list[Found]) -> Iterator[_Maps]:
+    """Find the norm that takes a conv's very output, where nothing else takes it."""
+    maps = _Maps()
     takers: dict[str, list[Found | None]] = {}
 
     def made(record: Found) -> Callable:
-        return lambda module, inputs, output: makers.update({id(output): (record, output)})
+        return lambda module, inputs, output: maps.makers.update({id(output): (record, output)})
 
     def taken(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple) -> None:
-            record, _ = makers.get(id(inputs[0]), (None, None)) if inputs else (None, None)
+            record, _ = maps.makers.get(id(inputs[0]), (None, None)) if inputs else (None, None)
             takers.setdefault(name, []).append(record)
 
         return hook
@@ -155,10 +198,15 @@ def _norms(model: nn.Module, records: list[Found]) -> Iterator[dict[int, tuple]]
         for name, module in model.named_modules():
             if isinstance(getattr(module, 'running_mean', None), torch.Tensor):
                 stack.enter_context(_hooked(module.register_forward_pre_hook(taken(name))))
-        yield makers
+        stack.enter_context(maps)
+        yield maps
+    uses = {id(record): maps.uses[key] for key, (record, _) in maps.makers.items()}
     for name, given in takers.items():
-        if len(given) == 1 and given[0] is not None and given[0].calls == 1:
-            given[0].norm = name
+        record = given[0]
+        if len(given) > 1 or record is None or record.calls > 1 or record.last:
+            continue
+        if uses[id(record)] == 1:
+            record.norm = name
 
 
 @contextmanager

@@ -39,6 +39,14 @@ def split_channels(out_channels: int, ratio: float, groups: int = 1) -> tuple[in
     return primary, math.ceil(out_channels / primary) - 1
 
 
+@torch.fx.wrap  # it looks at strides, which a symbolic trace cannot
+def reorder(maps: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Maps in another order; channels-last maps stay so, which indexing alone would not do."""
+    if maps.dim() == 4 and maps.is_contiguous(memory_format=torch.channels_last):
+        return maps.permute(0, 2, 3, 1)[:, :, :, order].permute(0, 3, 1, 2)
+    return maps.index_select(-3, order)
+
+
 class Ghost(nn.Module):
     """What all forms share: primary maps, ghost maps, concatenation, cut."""
 
@@ -50,8 +58,8 @@ class Ghost(nn.Module):
 
     def join(self, primary: torch.Tensor, ghosts: torch.Tensor) -> torch.Tensor:
         """Concatenate and cut to the output channels."""
-        maps = torch.cat((primary, ghosts), dim=1)
-        return maps[:, : self.out_channels] if self.cut else maps
+        maps = torch.cat((primary, ghosts), dim=-3)
+        return maps.narrow(-3, 0, self.out_channels) if self.cut else maps
 
     def maps(self, x: torch.Tensor) -> torch.Tensor:
         """All output maps."""
@@ -232,7 +240,7 @@ class GhostConv2d(Ghost):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = self.maps(x)
-        return maps if self.order is None else maps[:, self.order]
+        return maps if self.order is None else reorder(maps, self.order)
 
     def accept(self, weights: dict[str, Any], prefix: str) -> None:
         """Turn the dense conv's weights in a state dict into this layer's own."""
