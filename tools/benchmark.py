@@ -99,7 +99,7 @@ def compare_all(args: argparse.Namespace) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('models', nargs='*', default=['ghostnet_plugin', 'ghostnet_100'],
-                        help='two timm names, the first over the second; family; convert')  # fmt: skip
+                        help='two timm names to compare; or family; or convert')  # fmt: skip
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=list(MODES))
     parser.add_argument('--batch', nargs='+', type=int, default=[1, 16], help='images per call')
     parser.add_argument('--side', type=int, default=224, help='of the images, pixels')

@@ -28,7 +28,8 @@ from .stations import (
 )
 from .surgery import absorb, swap
 
-STEPS, BATCH, RATE = 800, 64, 1e-3  # of Adam, for each block; the rate falls by a cosine
+STEPS, RATE = 800, 1e-3  # of Adam, for each block; the rate falls by a cosine
+BATCH, LEAST, BYTES = 64, 8, 2**29  # pictures of a step at the most and least, maps they may fill
 HELD, LOOKS = 8, 6  # one picture in so many is held back; times to look at these
 LARGEST = 12  # convs of a block; a conv among more than that stands for itself
 PART = 16  # pictures that a block runs on at a time when nothing is learnt
@@ -186,9 +187,11 @@ def learn(
     student.eval().requires_grad_(True)
     optimizer = torch.optim.Adam(student.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    size = bytes_per_picture(student, some(given, range(1), number))
+    batch = min(len(seen), BATCH, max(LEAST, BYTES // max(1, size)))
     best, state = _error(student, given, wanted, held, number), _state(student)
     for step in range(1, steps + 1):
-        chosen = seen[torch.randint(len(seen), (min(BATCH, len(seen)),), generator=random)]
+        chosen = seen[torch.randint(len(seen), (batch,), generator=random)]
         with torch.enable_grad():
             loss = distance(student, some(given, chosen, number), some(wanted, chosen, number))
             optimizer.zero_grad()
