@@ -12,15 +12,15 @@ from torch import nn
 
 from ..analysis import call, evaluating
 from ..layers.ghost import GhostConv2d
+from .convoy import Convoy
 from .correlations import Correlations, Statistics, from_kernels
 from .inherit import cheap_side, importance, inherit
 from .refit import refit
-from .stations import Arguments, Visit, arguments, first_pictures, pictures, together, tour
+from .stations import Arguments, Visit, together
 from .surgery import absorb
 
 _logger = logging.getLogger(__name__)
-MEMORY = 2**30  # bytes of statistics that a pass may hold
-STREAMS = 3 * 2**30  # bytes of both streams' maps
+MEMORY = 2**29  # bytes of statistics, or of both streams' maps, that a pass may hold
 
 
 @dataclass
@@ -138,12 +138,13 @@ def _listening(model: nn.Module, statistics: Mapping[str, Statistics]) -> Iterat
 
 def on_inputs(fit: Fit, batches: list[Any]) -> None:
     """Refit all Ghosts, in the order of the forward pass, on what the converted network gives."""
-    batch = joined(fit, batches)
+    batch = joinable(batches)
     if batch is None:
         _logger.warning('the calibration batches do not fit together; no refit on converted inputs')
         return
     stations = {name: visit_conv(fit, name) for name in fit.fitted}
-    tour(fit.model, arguments(together([batch, batch])), pictures(batch), stations)
+    if stations:
+        Convoy(fit.model, batch, stations, MEMORY).run()
 
 
 def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
@@ -157,7 +158,7 @@ def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
     ghost = fit.ghosts[name]
     taken = behind and fit.norm(name) is not None and ghost.primary_conv.bias is None
 
-    def visit(forward: Callable, old: Arguments, new: Arguments) -> tuple[Any, Any]:
+    def visit(forward: Callable, old: Arguments, new: Arguments, number: int) -> tuple[Any, Any]:
         wanted, (x, *_) = forward(*old[0], **old[1]), new[0]
         if name not in fit.shifts:
             exact = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -180,15 +181,10 @@ def settle(model: nn.Module, fit: Fit) -> None:
             absorb(model.get_submodule(fit.norms[name]), shift)
 
 
-def joined(fit: Fit, batches: list[Any]) -> Any | None:
-    """As many of the pictures as both streams can hold in memory, as one batch."""
+def joinable(batches: list[Any]) -> Any | None:
+    """All pictures as one batch that also goes twice over; None where sizes or names differ."""
     batch = together(batches)
-    if batch is None or together([batch, batch]) is None:
-        return None
-    number = pictures(batch)
-    few = min(2, number)
-    size = bytes_per_picture(fit.model, arguments(first_pictures(batch, few))) // few
-    return first_pictures(batch, max(1, min(number, STREAMS // max(1, size))))
+    return None if batch is None or together([batch, batch]) is None else batch
 
 
 def bytes_per_picture(model: nn.Module, given: Arguments) -> int:

@@ -14,16 +14,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .fitting import STREAMS, Fit, bytes_per_picture, visit_conv
+from .convoy import Convoy
+from .fitting import MEMORY, Fit, bytes_per_picture, joinable, visit_conv
 from .stations import (
     Arguments,
     Visit,
-    arguments,
     both,
     in_parts,
-    pictures,
     some,
-    together,
     tour,
 )
 from .surgery import absorb, swap
@@ -79,11 +77,9 @@ class Reconstruction:
 
     def __init__(self, fit: Fit, batches: list[Any], steps: int, seed: int) -> None:
         self.fit, self.steps, self.seed = fit, steps, seed
-        self.batch = together(batches)
-        self.streams = together([self.batch, self.batch]) if self.batch is not None else None
-        if self.streams is None:
+        self.batch = joinable(batches)
+        if self.batch is None:
             raise ValueError('reconstruct needs calibration batches of pictures of one size')
-        self.number = pictures(self.batch)
         self.learnt: dict[str, nn.Module] = {}  # what takes a part's place, by its name
 
     def layers(self) -> None:
@@ -106,18 +102,21 @@ class Reconstruction:
             model.get_submodule(name).load_state_dict(part.state_dict())
 
     def _tour(self, stations: dict[str, Visit]) -> None:
-        tour(self.fit.model, arguments(self.streams), self.number, stations)
+        if stations:
+            Convoy(self.fit.model, self.batch, stations, MEMORY).run()
 
     def _layer(self, name: str) -> Visit:
         fitted = visit_conv(self.fit, name)
 
-        def visit(forward: Callable, old: Arguments, new: Arguments) -> tuple[Any, Any]:
+        def visit(
+            forward: Callable, old: Arguments, new: Arguments, number: int
+        ) -> tuple[Any, Any]:
             fresh = name not in self.learnt
-            wanted, given = fitted(forward, old, new)
+            wanted, given = fitted(forward, old, new, number)
             if fresh:
                 ghost = self.fit.ghosts[name]
                 shift = self.fit.shifts[name].to(wanted)[:, None, None]
-                self._learn(ghost, new, wanted - shift)
+                self._learn(ghost, new, wanted - shift, number)
                 self.learnt[name] = ghost
                 given = ghost(*new[0]) + shift
             return wanted, given
@@ -128,38 +127,47 @@ class Reconstruction:
         # A copy, because the block itself is a station on the tour.
         student = copy.deepcopy(self.fit.model.get_submodule(name)).eval()
 
-        def visit(forward: Callable, old: Arguments, new: Arguments) -> tuple[Any, Any]:
-            wanted = in_parts(forward, old, self.number, PART)
+        def visit(
+            forward: Callable, old: Arguments, new: Arguments, number: int
+        ) -> tuple[Any, Any]:
+            wanted = in_parts(forward, old, number, PART)
             if name not in self.learnt:
-                self._put_ghosts(student, name, inside, old, new)
-                self._learn(student, new, wanted)
+                self._put_ghosts(student, name, inside, old, new, number)
+                self._learn(student, new, wanted, number)
                 self.learnt[name] = student
-            return wanted, in_parts(self.learnt[name], new, self.number, PART)
+            return wanted, in_parts(self.learnt[name], new, number, PART)
 
         return visit
 
     def _put_ghosts(
-        self, block: nn.Module, name: str, inside: list[str], old: Arguments, new: Arguments
+        self,
+        block: nn.Module,
+        name: str,
+        inside: list[str],
+        old: Arguments,
+        new: Arguments,
+        number: int,
     ) -> None:
         """Put Ghosts into a block, each fitted to its conv before the block learns as one."""
         fit, start = self.fit, len(name) + 1
         within = {conv: fit.norms.get(conv, '').startswith(f'{name}.') for conv in inside}
         stations = {c[start:]: visit_conv(fit, c, behind=within[c]) for c in inside}
-        number = self._fitting(block, old)
-        few = (some(stream, range(number), self.number) for stream in (old, new))
-        tour(block, both(*few), number, stations)
+        few = _fitting(block, old, number)
+        streams = (some(stream, range(few), number) for stream in (old, new))
+        tour(block, both(*streams), few, stations)
         swap(block, {conv[start:]: fit.ghosts[conv] for conv in inside})
         for conv in inside:
             if within[conv]:
                 absorb(block.get_submodule(fit.norms[conv][start:]), fit.shifts[conv])
 
-    def _fitting(self, block: nn.Module, given: Arguments) -> int:
-        """How many pictures both streams can take through a block within memory."""
-        size = bytes_per_picture(block, some(given, range(1), self.number))
-        return max(1, min(self.number, STREAMS // max(1, size)))
+    def _learn(self, student: nn.Module, given: Arguments, wanted: Any, number: int) -> None:
+        learn(student, given, wanted, number, self.steps, self.seed)
 
-    def _learn(self, student: nn.Module, given: Arguments, wanted: Any) -> None:
-        learn(student, given, wanted, self.number, self.steps, self.seed)
+
+def _fitting(block: nn.Module, given: Arguments, number: int) -> int:
+    """How many pictures both streams can take through a block within memory."""
+    size = bytes_per_picture(block, some(given, range(1), number))
+    return max(1, min(number, MEMORY // max(1, size)))
 
 
 def learn(

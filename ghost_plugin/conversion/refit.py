@@ -22,7 +22,7 @@ HELD = 5  # one picture in so many is held back
 DAMPING = 1e-3  # of the inputs' mean energy, on a step of the primary kernels
 # What a fit looks at: pictures at the least, pixels per entry of a primary kernel, pixels behind
 # the cheap kernels, pixels per entry for the preconditioner, and values of maps at the most.
-PICTURES, PER_ENTRY, CHEAP_PIXELS, COLUMNS, VALUES = 256, 128, 65_536, 4, 2**26
+PICTURES, PER_ENTRY, CHEAP_PIXELS, COLUMNS, VALUES = 256, 128, 65_536, 4, 2**24
 
 
 @dataclass

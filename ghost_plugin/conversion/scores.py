@@ -22,7 +22,7 @@ from ..analysis import call
 from .correlations import Correlations, from_kernels
 from .fitting import Fit, measured
 from .rows import Row
-from .stations import first_pictures, pictures
+from .stations import part_of, pictures
 from .surgery import build_ghosts
 
 ERROR_POWER, OUTPUT_POWER = 1.5, 0.3
@@ -148,7 +148,7 @@ def _parts(batches: Sequence[Any]) -> Iterator[Any]:
         if isinstance(batch, torch.Tensor):
             yield from batch[:number].split(PART)
         else:
-            yield first_pictures(batch, min(number, PART))
+            yield part_of(batch, slice(min(number, PART)))
 
 
 @contextmanager

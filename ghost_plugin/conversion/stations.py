@@ -7,7 +7,7 @@ the inputs that the converted network really gives it. Everything between statio
 one by one and cannot tell. So one pass fits all, nothing is stored, and any topology goes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch.utils import _pytree as pytree
 from ..analysis import evaluating
 
 Arguments = tuple[tuple, dict[str, Any]]
-# Takes the module's own forward and the arguments of both streams; gives the outputs of both.
-Visit = Callable[[Callable, Arguments, Arguments], tuple[Any, Any]]
+# Takes the module's own forward, the arguments of both streams and the number of pictures of each;
+# gives the outputs of both.
+Visit = Callable[[Callable, Arguments, Arguments, int], tuple[Any, Any]]
 
 
 def together(batches: list[Any]) -> Any | None:
@@ -53,13 +54,13 @@ def pictures(batch: Any) -> int:
     return max((pictures(part) for part in parts if _is_batch(part)), default=1)
 
 
-def first_pictures(batch: Any, number: int) -> Any:
-    """The first pictures of a batch."""
+def part_of(batch: Any, chosen: slice) -> Any:
+    """Some pictures of a batch."""
     if isinstance(batch, Mapping):
-        return {key: first_pictures(part, number) for key, part in batch.items()}
+        return {key: part_of(part, chosen) for key, part in batch.items()}
     if isinstance(batch, tuple):
-        return tuple(first_pictures(part, number) for part in batch)
-    return batch[:number] if _is_batch(batch) else batch
+        return tuple(part_of(part, chosen) for part in batch)
+    return batch[chosen] if _is_batch(batch) else batch
 
 
 def _is_batch(part: Any) -> bool:
@@ -80,7 +81,17 @@ def tour(model: nn.Module, streams: Arguments, number: int, stations: Mapping[st
     Returns:
         The output of the model, both streams.
     """
-    with _stationed(model, stations, number), evaluating(model):
+
+    def stop(name: str, forward: Callable) -> Callable:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            both_streams = halves((args, kwargs), number)
+            if both_streams is None:
+                return forward(*args, **kwargs)
+            return both(*stations[name](forward, *both_streams, number))
+
+        return run
+
+    with stationed(model, stations, stop), evaluating(model):
         return model(*streams[0], **streams[1])
 
 
@@ -92,39 +103,38 @@ def arguments(batch: Any) -> Arguments:
 
 
 @contextmanager
-def _stationed(model: nn.Module, stations: Mapping[str, Visit], number: int) -> Iterator[None]:
-    modules = [(model.get_submodule(name), visit) for name, visit in stations.items()]
-    own = [vars(module).get('forward') for module, _ in modules]
+def stationed(
+    model: nn.Module, names: Iterable[str], stop: Callable[[str, Callable], Callable]
+) -> Iterator[None]:
+    """Other forwards for some modules, while the block runs: made by ``stop`` of name and own."""
+    modules = {name: model.get_submodule(name) for name in names}
+    own = {name: vars(module).get('forward') for name, module in modules.items()}
     try:
-        for module, visit in modules:
-            module.forward = _fork(module.forward, visit, number)
+        for name, module in modules.items():
+            module.forward = stop(name, module.forward)
         yield
     finally:
-        for (module, _), forward in zip(modules, own, strict=True):
+        for name, module in modules.items():
             vars(module).pop('forward', None)
-            if forward is not None:
-                module.forward = forward
+            if own[name] is not None:
+                module.forward = own[name]
 
 
-def _fork(forward: Callable, visit: Visit, number: int) -> Callable:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        old, new = (half((args, kwargs), part, number) for part in range(2))
-        if old is None:  # not pictures of both streams, such as boxes of unequal number
-            return forward(*args, **kwargs)
-        return both(*visit(forward, old, new))
-
-    return run
-
-
-def half(value: Any, part: int, number: int) -> Any | None:
-    """One stream of nested arguments; None where a tensor does not hold both."""
+def halves(value: Any, number: int) -> tuple[Any, Any] | None:
+    """Both streams of nested arguments; None where a tensor does not hold both."""
     leaves, spec = pytree.tree_flatten(value)
-    batched = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 1]
-    if not batched or any(not len(leaf) or len(leaf) % (2 * number) for leaf in batched):
+    batched = [isinstance(leaf, torch.Tensor) and leaf.ndim > 1 for leaf in leaves]
+    tensors = [leaf for leaf, is_batch in zip(leaves, batched, strict=True) if is_batch]
+    if not tensors or any(not len(leaf) or len(leaf) % (2 * number) for leaf in tensors):
         return None
-    chosen = {id(leaf) for leaf in batched}
-    halves = [leaf.chunk(2)[part] if id(leaf) in chosen else leaf for leaf in leaves]
-    return pytree.tree_unflatten(halves, spec)
+
+    def half(part: int) -> Any:
+        return pytree.tree_unflatten(
+            [leaf.chunk(2)[part] if b else leaf for leaf, b in zip(leaves, batched, strict=True)],
+            spec,
+        )
+
+    return half(0), half(1)
 
 
 def both(old: Any, new: Any) -> Any:
