@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,9 +75,8 @@ class ConversionPlan:
         """Write JSON; a file that is there stays whole until the new one is."""
         path = Path(path)
         text = json.dumps(self.as_dict(), indent=1, sort_keys=False) + '\n'
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f'{path.name}.')
-        with os.fdopen(handle, 'w') as file:
-            file.write(text)
+        partial = path.with_name(f'{path.name}.partial')
+        partial.write_text(text)
         os.replace(partial, path)
 
     @classmethod
@@ -135,7 +133,7 @@ class ConversionPlan:
         steps: int = STEPS,
         inherit: bool = True,
         inplace: bool = False,
-        optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = (),
+        optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
     ) -> nn.Module:
         """Put Ghost convs into a model, with the weights of the convs that they replace.
 
@@ -160,7 +158,7 @@ class ConversionPlan:
             TypeError: The model is wrapped (DataParallel, compiled, scripted).
         """
         check_root(model)
-        optimizers = _optimizers(optimizers, inplace)
+        given, optimizers = optimizers, _optimizers(optimizers or (), inplace)
         chosen = [row for row in self.rows if row.converts]
         if chosen and _converted(model, chosen):
             _logger.warning('%s is converted by this plan already; nothing changes', self.model)
@@ -176,8 +174,10 @@ class ConversionPlan:
         if learnt is not None:
             learnt.settle(model)
         repair(optimizers, dense)
-        if inplace and not optimizers:
-            _logger.warning('optimizers built before hold dense weights: give them as optimizers=')
+        if inplace and given is None:
+            _logger.warning(
+                'optimizers built before hold dense weights: give them, or [], as optimizers='
+            )
         for row in self.rows:
             row.error = fit.errors.get(row.name)
         return model

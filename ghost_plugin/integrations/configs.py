@@ -1,6 +1,7 @@
 """A model out of an OpenMMLab config, and the look that its data preprocessor gives pictures."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,18 +42,16 @@ def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Look,
     try:
         built = MODELS.build(model)
         look = _look(model.get('data_preprocessor') or {}, cfg)
-        return built, look, _with_samples if cfg.get('default_scope') == 'mmdet' else _alone
+        return built, look, partial(called, built)
     except Exception as error:  # foreign constructors raise whatever they like
         reason = ' '.join(str(error).split())
         raise ValueError(f'cannot build {source}: {type(error).__name__}: {reason}') from error
 
 
-def _alone(images: torch.Tensor) -> torch.Tensor:
-    return images
-
-
-def _with_samples(images: torch.Tensor) -> dict[str, Any]:
-    """What detectors of two stages and transformers ask for besides: sizes."""
+def called(model: nn.Module, images: torch.Tensor) -> Any:
+    """What a model is called with for raw outputs; detectors ask for sizes besides."""
+    if not type(model).__module__.startswith('mmdet.'):
+        return images
     from mmdet.structures import DetDataSample
 
     shape = tuple(images.shape[-2:])

@@ -1,0 +1,56 @@
+"""Conversion in OpenMMLab's configs: ``dict(type='ghost_plugin.Converted', model=..., plan=...)``.
+
+What is built is the inner model itself with Ghost convs inside: its class, its checkpoints and its
+behaviour stay its own. It happens when the model is built, before the Runner makes the optimizer,
+initialises and loads; dense checkpoints are converted while they load, by ``load_from``,
+``init_cfg`` or ``resume``.
+"""
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import _optional
+from ..conversion import ConversionPlan, plan
+from ..registry import MODELS
+
+_optional.require('mmengine', 'mmcv')
+
+from .configs import called
+
+_logger = logging.getLogger(__name__)
+
+
+@MODELS.register_module(name='Converted', force=True)
+def converted(
+    model: dict,
+    plan: str | os.PathLike | dict | None = None,
+    size: int | tuple[int, int] = 224,
+    data_preprocessor: dict | None = None,
+) -> nn.Module:
+    """Build a model and put Ghost convs in.
+
+    Args:
+        model: Config of any model of MMPretrain, MMDetection or another package on MMEngine.
+        plan: File of a plan, which carries what pictures told; or options of
+            :func:`ghost_plugin.plan`, such as ``dict(macs=0.6)``, scored without pictures.
+        size: Of the picture that the options are planned on, side or height and width, pixels.
+        data_preprocessor: Of the model, where it has none of its own.
+
+    Raises:
+        ValueError: The plan belongs to another model; a budget that cannot be met.
+    """
+    defaults = {'data_preprocessor': data_preprocessor} if data_preprocessor else {}
+    inner = MODELS.build({**defaults, **model})
+    made = _plan(inner, plan, (size, size) if isinstance(size, int) else tuple(size))
+    _logger.info('%s, converted:\n%s', type(inner).__name__, made.report())
+    return made.apply(inner, inherit=False, inplace=True, optimizers=[])
+
+
+def _plan(model: nn.Module, given: Any, size: tuple[int, int]) -> ConversionPlan:
+    if isinstance(given, str | os.PathLike):
+        return ConversionPlan.load(given)
+    return plan(model, called(model, torch.randn(1, 3, *size)), **(given or {}))
