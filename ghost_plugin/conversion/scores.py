@@ -1,13 +1,14 @@
 """What each conv's Ghost would do to the network's output: scores for a budget.
 
-The harm of a ratio for a conv is e^1.5 c^0.3, where e is the relative error of the conv's maps
-with the Ghost's first weights, and c is how much the output moves for that error when only this
-conv changes: E[(g d)^2] / e, with the error d of the maps and the gradient g of a random projection
-of the output, which one backward pass gives for all convs at once.
+The harm of a ratio for a conv is c e^1.5, where e is the relative error of the conv's maps with the
+Ghost's first weights, and c is how much the output moves for that error when only this conv
+changes: E[(g d)^2] / e, with the error d of the maps and the gradient g of a random projection of
+the output, which one backward pass gives for all convs at once.
 
-Both exponents were measured. Adding up c e, the textbook choice, puts ratio 4 on the convs whose
-errors show little in the output one by one, and such errors add up to more than their sum: later
-convs are fitted to what they get, which mends small errors and not large ones.
+Harms are added up, and the power above 1 is for what they do together: later convs are fitted to
+what they get, which mends small errors and not large ones. Measured on EfficientNet-Lite0 at 90 % of
+its multiply-adds, 150 calibration pictures, before any training, as divergence from the original's
+predictions: 0.29 with c e^1.5, 0.35 with c e, 2.4 with c^0.3 e^1.5.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from .rows import Row
 from .stations import part_of, pictures
 from .surgery import build_ghosts
 
-ERROR_POWER, OUTPUT_POWER = 1.5, 0.3
+POWER = 1.5  # of the error
 DRAWS = 4  # of projections, for each batch
 PICTURES, PART = 64, 4  # looked at for the output at the most, and at a time
 REFERENCE = 2.0  # ratio at which the output is looked at, or the one next to it
@@ -61,7 +62,7 @@ def score(
     for row in rows:
         if row.name in ratios:
             error = fits[reference[row.name]].errors[row.name] or 1e-12
-            weight = (moved[row.name] / error) ** OUTPUT_POWER
+            weight = moved[row.name] / error
             row.scores = _scores(row.name, ratios[row.name], fits, weight)
 
 
@@ -71,7 +72,7 @@ def _scores(
     """By ratio; a higher ratio never has the lower score."""
     scores, worst = {}, 0.0
     for ratio in sorted(ratios):
-        worst = max(worst, weight * (fits[ratio].errors[name] or 1e-12) ** ERROR_POWER)
+        worst = max(worst, weight * (fits[ratio].errors[name] or 1e-12) ** POWER)
         scores[f'{ratio:g}'] = worst
     return scores
 
