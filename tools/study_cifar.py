@@ -52,7 +52,8 @@ CASES = (
     *(Case(20, start=start) for start in ('block', 'fresh')),
     *(Case(20, {'ratio': 4}, start) for start in ('block', 'fresh')),
     *(Case(20, {'macs': share}) for share in (0.75, 0.6, 0.52)),
-    Case(20, epochs=15, lr=0.05),
+    Case(20, epochs=6),
+    Case(20, epochs=15),
     *(Case(56, start=start, epochs=1) for start in ('block', 'fresh')),
     *(Case(56, {'macs': share}, epochs=1) for share in (0.75, 0.6, 0.52)),
 )

@@ -6,9 +6,9 @@ changes: E[(g d)^2] / e, with the error d of the maps and the gradient g of a ra
 the output, which one backward pass gives for all convs at once.
 
 Harms are added up, and the power above 1 is for what they do together: later convs are fitted to
-what they get, which mends small errors and not large ones. Measured on EfficientNet-Lite0 at 90 % of
-its multiply-adds, 150 calibration pictures, before any training, as divergence from the original's
-predictions: 0.29 with c e^1.5, 0.35 with c e, 2.4 with c^0.3 e^1.5.
+what they get, which mends small errors and not large ones. Measured on EfficientNet-Lite0 at 90 %
+of its multiply-adds, 150 calibration pictures, before any training, as divergence from the
+original's predictions: 0.29 with c e^1.5, 0.35 with c e, 2.4 with c^0.3 e^1.5.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
