@@ -1,0 +1,142 @@
+"""Every form of a batch, for planning, calibration, reconstruction and budgets."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import ghost_plugin as gp
+
+ALL = {'keep_first': False, 'keep_last': False}
+
+
+def body():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3)
+    ).eval()  # fmt: skip
+
+
+class One(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = body()
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class Two(One):
+    def forward(self, x, *, gain, flag=True):
+        return {'maps': self.body(x) * gain if flag else None}
+
+
+class Scenes(One):
+    """As detectors: a list of pictures of any size."""
+
+    def forward(self, images, targets=None):
+        side = max(max(image.shape[-2:]) for image in images)
+        padded = [
+            nn.functional.pad(i, (0, side - i.shape[-1], 0, side - i.shape[-2])) for i in images
+        ]
+        maps = self.body(torch.stack(padded))
+        return [{'boxes': m.flatten(1)[:4].T, 'scores': m.mean((1, 2))} for m in maps]
+
+
+class Boxes(One):
+    """A head that runs on as many crops as there are boxes, not on the pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Conv2d(16, 16, 3)
+
+    def forward(self, x):
+        maps = self.body(x)
+        crops = torch.cat([maps[:, :, i : i + 5, i : i + 5] for i in range(3)])
+        return self.head(crops).mean((1, 2, 3)).view(3, -1)
+
+
+def batch():
+    return torch.randn(4, 3, 12, 12)
+
+
+FORMS = {
+    'tensor': (One, batch),
+    'tuple': (One, lambda: (batch(),)),
+    'mapping': (Two, lambda: {'x': batch(), 'gain': torch.tensor(2.0), 'flag': True}),
+    'scenes': (Scenes, lambda: ([torch.randn(3, 12, 12) for _ in range(4)],)),
+    'boxes': (Boxes, batch),
+}
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    build, example = FORMS[request.param]
+    return build().eval(), example
+
+
+def look(output):
+    leaves = torch.utils._pytree.tree_leaves(output)
+    return [leaf.shape for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.parametrize('reconstruct', [None, 'layer', 'block'])
+def test_batches_of_every_form_calibrate(form, reconstruct):
+    model, example = form
+    plan = gp.plan(model, example(), **ALL)
+    calibration = [example() for _ in range(3)]
+    converted = plan.apply(model, calibration=calibration, reconstruct=reconstruct, steps=3)
+    call = gp.analysis.call
+    assert look(call(converted, example())) == look(call(model, example()))
+    assert all(0 <= row.error < 1 for row in plan.rows)
+
+
+def test_costs_are_per_picture_whatever_the_form(form):
+    model, example = form
+    converted, plan = gp.convert(model, example(), **ALL)
+    assert gp.count(model, example()).macs == 4 * plan.totals['macs_before']
+    assert gp.count(converted, example()).macs == 4 * plan.totals['macs_after']
+
+
+@pytest.mark.parametrize('calibrated', [True, False])
+def test_budgets_take_every_form(form, calibrated):
+    model, example = form
+    calibration = [example()] if calibrated else None
+    plan = gp.plan(model, example(), macs=0.8, calibration=calibration, **ALL)
+    assert plan.totals['macs_after'] <= 0.8 * plan.totals['macs_before']
+
+
+def test_batches_of_several_sizes_calibrate(caplog):
+    model = One().eval()
+    sizes = [torch.randn(2, 3, side, side) for side in (12, 16, 20)]
+    converted, plan = gp.convert(model, sizes[0], calibration=sizes, **ALL)
+    assert converted(sizes[2]).shape == model(sizes[2]).shape
+    assert all(row.error is not None for row in plan.rows)
+
+
+def test_a_generator_of_batches_is_enough():
+    model = One().eval()
+    _, plan = gp.convert(model, batch(), calibration=(batch() for _ in range(2)), **ALL)
+    assert all(row.error is not None for row in plan.rows)
+
+
+def test_nothing_leaks_from_one_plan_to_the_next():
+    include = {'*': {'ratio': 3}, 'body.3': {'dw_size': 1}}
+    given = copy.deepcopy(include)
+    first = gp.plan(One(), batch(), include=include, ratio=4)
+    assert include == given
+    second = gp.plan(One(), batch(), **ALL)
+    assert [row.ratio for row in second.rows] == [2, 2]
+    assert [row.ratio for row in first.rows] == [3, 4]
+    first.rows[0].ratio = 5
+    assert first.rows[1].ratio == 4
+
+
+def test_one_plan_converts_several_models_alike():
+    model = One().eval()
+    plan = gp.plan(model, batch(), **ALL)
+    first, second = plan.apply(model), plan.apply(copy.deepcopy(model))
+    x = batch()
+    assert torch.equal(first(x), second(x))
+    fresh = [plan.apply(model, inherit=False) for _ in range(2)]
+    assert torch.equal(fresh[0](x), fresh[1](x))
