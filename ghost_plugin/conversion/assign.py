@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 Costs = Any  # (n, n) array of scipy's kind
+TURNS, GAIN = 20, 1e-3  # assignments at the most, and the share that another one must gain
 BEST = 64  # primary maps that a map looks at as its ghost
 NOISE = 1e-6  # share of a map's energy below which errors are rounding, and pairs equally good
 
@@ -13,7 +14,7 @@ def choose(errors: torch.Tensor, primary: int, copies: int) -> list[list[int]]:
     """Who is computed and who hangs on whom: rows of a primary and its ghosts, best use of both.
 
     Pairs are taken in the order of their errors; then, with the primaries fixed, all ghosts are
-    assigned anew at the least total error, and pairs turn round where that helps, until nothing
+    assigned anew at the least total error, and pairs turn round where that helps, until little
     changes.
 
     Args:
@@ -24,14 +25,14 @@ def choose(errors: torch.Tensor, primary: int, copies: int) -> list[list[int]]:
     Returns:
         One list per primary map, those with most ghosts first.
     """
-    cost = errors.double().cpu().numpy()
+    cost = errors.double().nan_to_num(nan=1.0).cpu().numpy()
     families = _greedy(cost, primary, copies)
     total = float('inf')
-    while True:
+    for _ in range(TURNS):
         families = _assign(cost, sorted(families), copies)
         families = dict(_turned(cost, family) for family in families.items())
         now = sum(cost[p, j] for p, ghosts in families.items() for j in ghosts)
-        if now >= total - 1e-9:
+        if now >= total - GAIN * abs(total):
             break
         total = now
     rows = [[p, *ghosts] for p, ghosts in families.items()]

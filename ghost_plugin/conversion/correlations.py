@@ -43,51 +43,36 @@ class Correlations:
 def from_kernels(conv: nn.Conv2d, side: int) -> Correlations:
     """What white input would give: correlations of the kernels, shifted by output pixels."""
     weight = conv.weight.detach()
-    kernel = _spread(weight if weight.dtype == torch.float64 else weight.float(), conv.dilation)
-    reach = side // 2
-    moves = [reach * step for step in conv.stride]
-    cross = _correlate(kernel, kernel, moves, conv.stride)  # (n_j, n_p, d, d)
-    wide = _with_itself(kernel, 2 * reach, conv.stride)  # at all differences of two shifts
+    kernel = weight if weight.dtype == torch.float64 else weight.float()
+    number, reach = len(kernel), side // 2
+    cross = kernel.new_zeros(number, number, side, side)
+    for down, right in product(range(-reach, reach + 1), repeat=2):
+        for here, there in _meeting(conv, kernel, (down, right)):
+            cross[:, :, reach + down, reach + right] = here.flatten(1) @ there.flatten(1).T
+    wide = kernel.new_zeros(number, 4 * reach + 1, 4 * reach + 1)  # at differences of two shifts
+    for down, right in product(range(-2 * reach, 2 * reach + 1), repeat=2):
+        for here, there in _meeting(conv, kernel, (down, right)):
+            wide[:, 2 * reach + down, 2 * reach + right] = (here * there).sum((1, 2, 3))
     shifts = torch.cartesian_prod(torch.arange(side), torch.arange(side)).view(-1, 2)
     apart = shifts[:, None] - shifts[None] + 2 * reach
     own = wide[:, apart[..., 0], apart[..., 1]]
-    energy = kernel.square().sum((1, 2, 3))
-    return Correlations(own, cross.flatten(2).transpose(0, 1), energy)
+    return Correlations(own, cross.flatten(2), kernel.square().sum((1, 2, 3)))
 
 
-def _spread(kernel: torch.Tensor, dilation: tuple[int, int]) -> torch.Tensor:
-    rows, columns = ((side - 1) * d + 1 for side, d in zip(kernel.shape[2:], dilation, strict=True))
-    spread = kernel.new_zeros(*kernel.shape[:2], rows, columns)
-    spread[:, :, :: dilation[0], :: dilation[1]] = kernel
-    return spread
-
-
-def _correlate(
-    a: torch.Tensor, b: torch.Tensor, reach: list[int], step: tuple[int, int]
-) -> torch.Tensor:
-    """Correlation of all kernels in ``a`` with all in ``b`` at shifts within ``reach``."""
-    # Kernels that are moved past each other have none: 1x1 kernels meet at one shift only.
-    meet = [min(r // s, (k - 1) // s) for r, s, k in zip(reach, step, a.shape[2:], strict=True)]
-    rows, columns = (m * s for m, s in zip(meet, step, strict=True))
-    found = F.conv2d(F.pad(a, (columns, columns, rows, rows)), b, stride=step)
-    rows, columns = (r // s - m for r, s, m in zip(reach, step, meet, strict=True))
-    return F.pad(found, (columns, columns, rows, rows))
-
-
-def _with_itself(kernel: torch.Tensor, reach: int, step: tuple[int, int]) -> torch.Tensor:
-    """(n, 2 reach + 1, 2 reach + 1): correlation of each kernel with itself, at its shifts."""
-    side = 2 * reach + 1
-    wide = kernel.new_zeros(len(kernel), side, side)
-    rows, columns = kernel.shape[2:]
-    for down, right in product(range(-reach, reach + 1), repeat=2):
-        y, x = abs(down) * step[0], abs(right) * step[1]
-        if y < rows and x < columns:
-            here = kernel[:, :, : rows - y, : columns - x]
-            there = kernel[:, :, y:, x:]
-            if (down < 0) != (right < 0):
-                here, there = kernel[:, :, : rows - y, x:], kernel[:, :, y:, : columns - x]
-            wide[:, reach + down, reach + right] = (here * there).sum((1, 2, 3))
-    return wide
+def _meeting(
+    conv: nn.Conv2d, kernel: torch.Tensor, shift: tuple[int, int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The taps of moved kernels and of those that stay which see the same pixels, if any do."""
+    here, there = [], []
+    for move, step, apart, size in zip(
+        shift, conv.stride, conv.dilation, kernel.shape[2:], strict=True
+    ):
+        taps, between = divmod(move * step, apart)
+        if between or abs(taps) >= size:
+            return
+        here.append(slice(max(0, -taps), size - max(0, taps)))
+        there.append(slice(max(0, taps), size + min(0, taps)))
+    yield kernel[:, :, here[0], here[1]], kernel[:, :, there[0], there[1]]
 
 
 def pad(maps: torch.Tensor, side: int, mode: str) -> torch.Tensor:

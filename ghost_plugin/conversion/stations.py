@@ -125,7 +125,8 @@ def halves(value: Any, number: int) -> tuple[Any, Any] | None:
     leaves, spec = pytree.tree_flatten(value)
     batched = [isinstance(leaf, torch.Tensor) and leaf.ndim > 1 for leaf in leaves]
     tensors = [leaf for leaf, is_batch in zip(leaves, batched, strict=True) if is_batch]
-    if not tensors or any(not len(leaf) or len(leaf) % (2 * number) for leaf in tensors):
+    # Crops, windows or boxes of pictures may stand in any order, so they are nobody's half.
+    if not tensors or any(len(leaf) != 2 * number for leaf in tensors):
         return None
 
     def half(part: int) -> Any:
