@@ -6,7 +6,7 @@ import torch
 
 Costs = Any  # (n, n) array of scipy's kind
 TURNS, GAIN = 20, 1e-3  # assignments at the most, and the share that another one must gain
-BEST = 64  # primary maps that a map looks at as its ghost
+BEST = 32  # primary maps that a map looks at as its ghost
 NOISE = 1e-6  # share of a map's energy below which errors are rounding, and pairs equally good
 
 
@@ -63,7 +63,8 @@ def _pairs(cost: Costs) -> list[list[int]]:
     import numpy as np
 
     alone = cost + np.diag(np.full(len(cost), np.inf))
-    best = np.argsort(alone, axis=0, kind='stable')[:BEST]  # (BEST, n) of p
+    number = min(BEST, len(cost))
+    best = np.argpartition(alone, number - 1, axis=0)[:number]  # (BEST, n) of p
     js = np.broadcast_to(np.arange(len(cost)), best.shape)
     # Of pairs that are equally good those of one primary follow each other; if rounding decided,
     # maps that are all multiples of one could end as several families.
