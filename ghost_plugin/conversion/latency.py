@@ -45,11 +45,10 @@ def meet_latency(
         if row.name not in options:
             row.decision, row.reason = 'keep', 'slower'
     yields, fastest = 1.0, 1.0
-    for _ in range(TRIES):
+    for _ in range(TRIES if options else 0):
         whole = _measure(model, example_input, model)['original']
-        chosen = _afford(options, (1 - share) * whole / yields)
-        if chosen is None:
-            break
+        smallest = {name: min(own, key=lambda c: c.cost) for name, own in options.items()}
+        chosen = _afford(options, (1 - share) * whole / yields) or smallest
         decide(plan.rows, chosen)
         times = _measure(model, example_input, plan.apply(model, inherit=False))
         plan.latency = times
@@ -59,10 +58,10 @@ def meet_latency(
             return
         forecast = sum(options[n][0].cost - c.cost for n, c in chosen.items()) / whole
         yields = min(yields * 0.95, (1 - reached) / max(forecast, 1e-9))
-        if yields <= 0:
+        if yields <= 0 or chosen == smallest:
             break
     raise ValueError(
-        f'latency={budget!r} is {share:.2f} of what the model takes here; the fastest plan that '
+        f'latency={budget!r} is {share:.2f} of what the model takes here; the fastest plan '
         f'measured takes {fastest:.2f}. Ghost convs save fewer milliseconds than multiply-adds; '
         'allow more, or set macs= instead'
     )

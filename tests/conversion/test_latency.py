@@ -1,0 +1,71 @@
+"""Budgets of time, with a clock that counts: real ones belong into the benchmark."""
+
+import pytest
+import torch
+from torch import nn
+
+import ghost_plugin as gp
+from ghost_plugin.conversion import latency
+
+X = torch.randn(1, 3, 16, 16)
+
+
+def net():
+    return nn.Sequential(
+        *(nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.ReLU()) for i, o in
+          ((3, 16), (16, 32), (32, 32), (32, 32), (32, 8)))
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Milliseconds are multiply-adds, but for a price of each Ghost conv."""
+    price = {'ghost': 0.0}
+
+    def timed(module):
+        ghosts = sum(isinstance(m, gp.GhostConv2d) for m in module.modules())
+        return gp.count(module, X).macs * 1e-3 + price['ghost'] * ghosts
+
+    def rows(model, example_input, rows):
+        for row in rows:
+            costs = {r: row.shape.ghost({**row.settings, 'ratio': float(r)})[1] for r in row.scores}
+            ghosts = {r: 1e-3 * macs + price['ghost'] for r, macs in costs.items()}
+            row.latencies = {'1': 1e-3 * row.shape.dense()[1], **ghosts}
+
+    monkeypatch.setattr(latency, '_time_rows', rows)
+    monkeypatch.setattr(
+        latency,
+        '_measure',
+        lambda model, x, made: {'original': timed(model), 'converted': timed(made)},
+    )
+    return price
+
+
+@pytest.mark.parametrize('share', [0.9, 0.7])
+def test_the_measured_plan_meets_the_budget(clock, share):
+    plan = gp.plan(net(), X, latency=share)
+    assert plan.latency['converted'] <= share * plan.latency['original']
+    assert any(row.converts for row in plan.rows)
+
+
+def test_milliseconds_are_a_budget_too(clock):
+    whole = gp.count(net(), X).macs * 1e-3
+    plan = gp.plan(net(), X, latency=f'{0.8 * whole}ms')
+    assert plan.latency['converted'] <= 0.8 * plan.latency['original']
+
+
+def test_convs_whose_ghost_is_slower_stay(clock):
+    clock['ghost'] = 1e9
+    with pytest.raises(ValueError, match=r'the fastest plan measured takes 1\.00'):
+        gp.plan(net(), X, latency=0.9)
+
+
+def test_a_budget_out_of_reach_says_what_was_reached(clock):
+    with pytest.raises(ValueError, match=r'the fastest plan measured takes 0\.'):
+        gp.plan(net(), X, latency=0.05)
+
+
+@pytest.mark.parametrize('wrong', ['soon', 0, '-3ms'])
+def test_other_budgets_are_named(clock, wrong):
+    with pytest.raises(ValueError, match='latency must be a share'):
+        gp.plan(net(), X, latency=wrong)
