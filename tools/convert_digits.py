@@ -3,6 +3,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,23 +20,26 @@ from ghost_plugin.integrations.finetuning import finetune, save
 from ghost_plugin.integrations.folders import Pictures
 from ghost_plugin.integrations.recipes import Recipe
 
-ORIGINAL = Recipe(epochs=12, batch=64, hard=1.0, soft=0.0)
-TUNING = Recipe(epochs=4, batch=64, lr=0.01)
+ORIGINAL = Recipe(batch=64, hard=1.0, soft=0.0)
+TUNING = Recipe(batch=64, lr=0.01)
 SHARE = 0.5  # of the multiply-adds
 
 
-def trained(source: sources.Source, feed: Feed, kept: Path, meter: Meter) -> torch.nn.Module:
+def trained(
+    source: sources.Source, feed: Feed, kept: Path, epochs: float, meter: Meter
+) -> torch.nn.Module:
     """The original; training it is done once."""
     if not kept.is_file():
         state = kept.with_suffix('.state')
-        finetune(source.model, feed, ORIGINAL, state=state, resume=True, tick=meter)
+        recipe = replace(ORIGINAL, epochs=epochs)
+        finetune(source.model, feed, recipe, state=state, resume=True, tick=meter)
         save(source.model.state_dict(), kept)
         state.unlink()
     gp.load_weights(source.model, kept)
     return source.model.eval()
 
 
-def study(data: Path, out: Path, meter: Meter) -> list[dict[str, Any]]:
+def study(data: Path, out: Path, epochs: float, meter: Meter) -> list[dict[str, Any]]:
     """Figures of the original, the converted and the tuned network."""
     torch.manual_seed(0)
     source = sources.load('timm:resnet18', num_classes=10).adjusted(size=(32, 32))
@@ -43,14 +47,15 @@ def study(data: Path, out: Path, meter: Meter) -> list[dict[str, Any]]:
     feed = Feed(train, source.look, Augmentation(flip=False), tick=meter)
     held = Feed(Pictures(data, 'val', train.classes), source.look, tick=meter)
     measure, example = partial(top1, feed=held, tick=meter), source.example()
-    original = trained(source, feed, out / 'resnet18.pth', meter)
+    original = trained(source, feed, out / 'resnet18.pth', epochs, meter)
     calibration = list(Calibration(Feed(train.some(512, 0), source.look, keep=True)))
     model, plan = gp.convert(original, example, macs=SHARE, calibration=calibration)
     nets = {'original': original, f'converted, {SHARE:.0%}': model}
     rows = [{'model': n, **measure(net), **costs(net, example)} for n, net in nets.items()]
     plan.save(out / 'plan.json')
     plan.draw(out / 'plan.png')
-    finetune(model, feed, TUNING, teacher=original, tick=meter)
+    recipe = replace(TUNING, epochs=epochs / 3)
+    finetune(model, feed, recipe, teacher=original, tick=meter)
     save(model.state_dict(), out / 'converted.pth')
     rows.append({'model': 'fine-tuned', **measure(model), **costs(model, example)})
     timed = gp.analysis.time_together(
@@ -70,10 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('data', type=Path, help='class folders with train and val')
     parser.add_argument('out', type=Path, help='folder for plan, picture, weights and table')
+    parser.add_argument('--epochs', type=float, default=12, help='of the original (%(default)s)')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with Meter() as meter:
-        rows = study(args.data, args.out, meter)
+        rows = study(args.data, args.out, args.epochs, meter)
     (args.out / 'result.json').write_text(json.dumps(rows, indent=1))
     show(figures(rows))
 

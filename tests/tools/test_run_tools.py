@@ -219,6 +219,16 @@ def test_benchmark_prints_ratios_and_writes_figures(tmp_path):
     assert 'two models or family' in error_of(run('benchmark.py', 'ghostnet_100'))
 
 
+def test_resnet18_on_digits_is_converted_and_shown(digits, tmp_path):
+    done = run('convert_digits.py', digits / 'classification', tmp_path, '--epochs', 0.3)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / 'result.json').read_text())
+    assert [row['model'] for row in rows] == ['original', 'converted, 50%', 'fine-tuned']
+    assert rows[1]['macs'] == rows[2]['macs'] <= 0.5 * rows[0]['macs']
+    assert done.stdout.count('| fine-tuned |') == 1
+    assert (tmp_path / 'plan.png').read_bytes().startswith(b'\x89PNG')
+
+
 def test_setup_checks_the_current_environment_without_changing_it():
     env = {**ENV, 'GHOST_VENV': 'current', 'PYTHON': sys.executable}
     script = ['bash', str(ROOT / 'tools/setup_env.sh')]
