@@ -39,7 +39,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=lambda: {'ratio': 2})
     start: str = 'block'  # 'fresh', 'kernels', 'pictures' or 'block'
     epochs: float = 1.5
-    lr: float = 0.02
+    lr: float = 0.04
 
     @property
     def name(self) -> str:

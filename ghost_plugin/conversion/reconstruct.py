@@ -29,6 +29,7 @@ from .surgery import absorb, swap
 STEPS, RATE = 800, 1e-3  # of Adam, for each block; the rate falls by a cosine
 BATCH, LEAST, BYTES = 64, 8, 2**29  # pictures of a step at the most and least, maps they may fill
 HELD, LOOKS = 8, 6  # one picture in so many is held back; times to look at these
+BLOCKS = 4 * MEMORY  # bytes of maps between blocks that may be held
 LARGEST = 12  # convs of a block; a conv among more than that stands for itself
 PART = 16  # pictures that a block runs on at a time when nothing is learnt
 
@@ -103,7 +104,7 @@ class Reconstruction:
 
     def _tour(self, stations: dict[str, Visit]) -> None:
         if stations:
-            Convoy(self.fit.model, self.batch, stations, MEMORY).run()
+            Convoy(self.fit.model, self.batch, stations, BLOCKS).run()
 
     def _layer(self, name: str) -> Visit:
         fitted = visit_conv(self.fit, name)
