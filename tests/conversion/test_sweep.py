@@ -30,9 +30,7 @@ SIZES = (
 WHICH = os.environ.get('GHOST_SWEEP', '')
 BOARD: dict[str, str] = {}
 # Models that cannot be converted yet, with the reason.
-KNOWN: dict[str, str] = {
-    'deeplabv3_mobilenet_v3_large': 'data-free statistics of kernels dilated by 36 take minutes',
-}
+KNOWN: dict[str, str] = {}
 
 
 def size(name):
