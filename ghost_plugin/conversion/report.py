@@ -57,7 +57,7 @@ def draw(rows: Sequence[Row], title: str, path: str | os.PathLike) -> None:
     for when, colour in (('before', 'lightgray'), ('after', 'tab:blue')):
         above.bar(places, [r.costs[f'macs_{when}'] / 1e6 for r in rows], color=colour, label=when)
     above.set(title=title, ylabel='multiply-adds (M)')
-    above.legend()
+    above.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=8)
     below.bar(places, [row.error or 0 for row in rows], color='tab:orange')
     below.set(ylabel='relative error')
     below.set_xticks(list(places), [row.name for row in rows], rotation=90, fontsize=6)
