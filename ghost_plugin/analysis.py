@@ -61,6 +61,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def hooked(*handles: Any) -> Iterator[None]:
+    """Remove the handles of hooks when the block ends."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def call(model: Callable, example_input: Any) -> Any:
     """Call with a tensor, a tuple of arguments or a mapping of keyword arguments."""
     if isinstance(example_input, Mapping):

@@ -7,7 +7,6 @@ top-1 on the test pictures. Results are kept case by case, so an interrupted stu
 """
 
 import argparse
-import copy
 import json
 import time
 from dataclasses import dataclass, field
@@ -104,7 +103,7 @@ class Study:
 
     def distilled(self, case: Case, model: torch.nn.Module, teacher: torch.nn.Module) -> float:
         """Top-1 after the epochs of a case."""
-        recipe = Recipe(epochs=case.epochs, lr=case.lr)
+        recipe = Recipe(epochs=case.epochs, lr=case.lr, weight_decay=1e-4)
         state = self.out / f'{case.name}.state'
         finetune(model, self.train, recipe, teacher=teacher, state=state, resume=True,
                  tick=self.meter)  # fmt: skip
@@ -121,7 +120,7 @@ class Study:
             finetune(model, self.train, TEACHER, tick=self.meter)
             save(model.state_dict(), kept)
         gp.load_weights(model, kept)
-        return copy.deepcopy(model).eval()
+        return model.eval()
 
 
 def _cell(value: Any) -> str:

@@ -86,18 +86,13 @@ def allocate(
     """
     wanted = {'macs': macs, 'params': params}
     budgets = {k: target(b, before[k], k) for k, b in wanted.items() if b is not None}
-    for what, limit in budgets.items():
+    for number, (what, limit) in enumerate(budgets.items()):
         place = _PLACE[what]
         fixed = before[what] - sum(row.shape.dense()[place] for row in open_rows(rows))
         options = {row.name: choices(row, _cost(row, place)) for row in open_rows(rows)}
-        if len(budgets) > 1 and what != next(iter(budgets)):
-            options = {n: _no_lower(options[n], row_of(rows, n)) for n in options}
+        if number:
+            options = {row.name: _no_lower(options[row.name], row) for row in open_rows(rows)}
         decide(rows, spend(options, limit - fixed, what, fixed))
-
-
-def row_of(rows: Sequence[Row], name: str) -> Row:
-    """A row by name."""
-    return next(row for row in rows if row.name == name)
 
 
 def _no_lower(options: list[Choice], row: Row) -> list[Choice]:

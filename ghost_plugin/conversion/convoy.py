@@ -14,13 +14,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import call, evaluating
+from ..analysis import call, evaluating, hooked
 from .stations import (
     Arguments,
     Visit,
     arguments,
     both,
     halves,
+    maps_seen,
     part_of,
     pictures,
     stationed,
@@ -29,6 +30,12 @@ from .stations import (
 
 HELD = 6  # maps that are held at a time, of the largest that is still to come: three a stream
 THREADS = 8  # at the least, where memory does not ask for more
+
+
+def travel(model: nn.Module, batch: Any, stations: Mapping[str, Visit], memory: int) -> None:
+    """Visit all stations with all pictures; nobody sets out where there is no station."""
+    if stations:
+        Convoy(model, batch, stations, memory).run()
 
 
 class Convoy:
@@ -192,23 +199,15 @@ def _shared(whole: Any, numbers: list[int]) -> list[Any]:
 def largest_ahead(model: nn.Module, stations: Mapping[str, Visit], batch: Any) -> dict[str, int]:
     """Bytes per picture of the largest map from each station on."""
     sizes: list[tuple[str, int]] = []
+    number = pictures(batch)
 
     def entered(name: str) -> Callable:
         return lambda module, args: sizes.append((name, 0))
 
-    def left(module: nn.Module, args: tuple, maps: Any) -> None:
-        if isinstance(maps, torch.Tensor):
-            sizes.append(('', maps.numel() * maps.element_size() // pictures(batch)))
-
-    leaves = [m for m in model.modules() if not list(m.children())]
-    handles = [leaf.register_forward_hook(left) for leaf in leaves]
-    handles += [model.get_submodule(n).register_forward_pre_hook(entered(n)) for n in stations]
-    try:
-        with evaluating(model):
+    handles = [model.get_submodule(n).register_forward_pre_hook(entered(n)) for n in stations]
+    with hooked(*handles), evaluating(model):
+        with maps_seen(model, lambda size: sizes.append(('', size // number))):
             call(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     ahead, largest = dict.fromkeys(stations, 1), 1
     for name, size in reversed(sizes):
         largest = max(largest, size)

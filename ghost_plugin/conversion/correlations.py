@@ -98,8 +98,7 @@ class Statistics:
         device = conv.weight.device
         self.dtype = torch.float64 if conv.weight.dtype == torch.float64 else torch.float32
         self.own = torch.zeros(channels, terms, terms, device=device, dtype=torch.float64)
-        self.cross = torch.zeros(channels, channels, terms, device=device)
-        self.cross = self.cross.to(self.dtype)
+        self.cross = torch.zeros(channels, channels, terms, device=device, dtype=self.dtype)
         self.sum = torch.zeros(channels, device=device, dtype=torch.float64)
         self.squares = torch.zeros_like(self.sum)
         self.pixels = 0

@@ -3,20 +3,19 @@
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..analysis import call, evaluating
+from ..analysis import call, evaluating, hooked
 from ..layers.ghost import GhostConv2d
-from .convoy import Convoy
+from .convoy import HELD, travel
 from .correlations import Correlations, Statistics, from_kernels
 from .inherit import cheap_side, importance, inherit
 from .refit import refit
-from .stations import Arguments, Visit, together
+from .stations import Arguments, Visit, maps_seen, together
 from .surgery import absorb
 
 _logger = logging.getLogger(__name__)
@@ -99,7 +98,11 @@ def measured(
             conv = model.get_submodule(name)
             free = conv.bias is not None
             statistics[name] = Statistics(conv, sides[name], free, len(batches))
-        with _listening(model, statistics), evaluating(model):
+        handles = [
+            model.get_submodule(name).register_forward_hook(lambda m, x, maps, s=s: s.add(maps))
+            for name, s in statistics.items()
+        ]
+        with hooked(*handles), evaluating(model):
             for batch in batches:
                 call(model, batch)
         lost = [name for name, stats in statistics.items() if not stats.pixels]
@@ -123,19 +126,6 @@ def _within_memory(model: nn.Module, sides: Mapping[str, int]) -> Iterator[list[
         yield part
 
 
-@contextmanager
-def _listening(model: nn.Module, statistics: Mapping[str, Statistics]) -> Iterator[None]:
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda m, inputs, maps, s=s: s.add(maps))
-        for name, s in statistics.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def on_inputs(fit: Fit, batches: list[Any]) -> None:
     """Refit all Ghosts, in the order of the forward pass, on what the converted network gives."""
     batch = joinable(batches)
@@ -143,8 +133,7 @@ def on_inputs(fit: Fit, batches: list[Any]) -> None:
         _logger.warning('the calibration batches do not fit together; no refit on converted inputs')
         return
     stations = {name: visit_conv(fit, name) for name in fit.fitted}
-    if stations:
-        Convoy(fit.model, batch, stations, MEMORY).run()
+    travel(fit.model, batch, stations, MEMORY)
 
 
 def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
@@ -190,17 +179,6 @@ def joinable(batches: list[Any]) -> Any | None:
 def bytes_per_picture(model: nn.Module, given: Arguments) -> int:
     """What both streams hold at the widest place of a call: three maps of the largest size each."""
     sizes = [0]
-
-    def seen(module: nn.Module, inputs: tuple, maps: Any) -> None:
-        if isinstance(maps, torch.Tensor):
-            sizes.append(maps.numel() * maps.element_size())
-
-    leaves = [m for m in model.modules() if not list(m.children())]
-    handles = [leaf.register_forward_hook(seen) for leaf in leaves]
-    try:
-        with evaluating(model):
-            model(*given[0], **given[1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return 6 * max(sizes)
+    with maps_seen(model, sizes.append), evaluating(model):
+        model(*given[0], **given[1])
+    return HELD * max(sizes)

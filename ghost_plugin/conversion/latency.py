@@ -1,14 +1,13 @@
 """A budget of time: convs and their Ghosts are timed here, and so is the plan in the end."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..analysis import call, evaluating, time_together
+from ..analysis import call, evaluating, hooked, time_together
 from .budget import Choice, decide, spend
 from .plan import ConversionPlan
 from .rows import Row
@@ -16,7 +15,7 @@ from .surgery import build_ghost
 
 ROUNDS, WARMUP = 15, 3  # calls of each conv that are timed, and before that
 TRIES = 4  # plans that are measured until one meets the budget
-MARGIN = 0.01  # a Ghost, or a plan, is faster only if it is so by more than that share
+MARGIN = 0.01  # a Ghost is faster only if it is so by more than that share
 
 
 def meet_latency(
@@ -45,14 +44,14 @@ def meet_latency(
         if row.name not in options:
             row.decision, row.reason = 'keep', 'slower'
     yields, fastest = 1.0, 1.0
+    smallest = {name: min(own, key=lambda c: c.cost) for name, own in options.items()}
+    whole = _measure(model, example_input, model)['original']
     for _ in range(TRIES if options else 0):
-        whole = _measure(model, example_input, model)['original']
-        smallest = {name: min(own, key=lambda c: c.cost) for name, own in options.items()}
         chosen = _afford(options, (1 - share) * whole / yields) or smallest
         decide(plan.rows, chosen)
         times = _measure(model, example_input, plan.apply(model, inherit=False))
-        plan.latency = times
-        reached = times['converted'] / times['original']
+        plan.latency, whole = times, times['original']
+        reached = times['converted'] / whole
         fastest = min(fastest, reached)
         if reached <= share:
             return
@@ -103,7 +102,12 @@ def _choices(row: Row) -> list[Choice]:
 
 def _time_rows(model: nn.Module, example_input: Any, rows: list[Row]) -> None:
     inputs: dict[str, torch.Tensor] = {}
-    with _listening(model, [row.name for row in rows], inputs), evaluating(model):
+
+    def keep(name: str) -> Callable:
+        return lambda module, given, maps: inputs.update({name: given[0].detach().clone()})
+
+    handles = [model.get_submodule(r.name).register_forward_hook(keep(r.name)) for r in rows]
+    with hooked(*handles), evaluating(model):
         call(model, example_input)
     for row in rows:
         conv, x = model.get_submodule(row.name), inputs[row.name]
@@ -135,18 +139,3 @@ def _measure(model: nn.Module, example_input: Any, converted: nn.Module) -> dict
     models = {'original': original, 'converted': copy.deepcopy(converted).eval()}
     tasks = {name: _task(m, example_input) for name, m in models.items()}
     return {t.name: t.median for t in time_together(tasks, ROUNDS, WARMUP)}
-
-
-@contextmanager
-def _listening(
-    model: nn.Module, names: list[str], inputs: dict[str, torch.Tensor]
-) -> Iterator[None]:
-    def hook(name: str) -> Callable:
-        return lambda module, given, maps: inputs.update({name: given[0].detach().clone()})
-
-    handles = [model.get_submodule(n).register_forward_hook(hook(n)) for n in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

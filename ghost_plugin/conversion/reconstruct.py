@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .convoy import Convoy
+from .convoy import travel
 from .fitting import MEMORY, Fit, bytes_per_picture, joinable, visit_conv
 from .stations import (
     Arguments,
@@ -103,8 +103,7 @@ class Reconstruction:
             model.get_submodule(name).load_state_dict(part.state_dict())
 
     def _tour(self, stations: dict[str, Visit]) -> None:
-        if stations:
-            Convoy(self.fit.model, self.batch, stations, BLOCKS).run()
+        travel(self.fit.model, self.batch, stations, BLOCKS)
 
     def _layer(self, name: str) -> Visit:
         fitted = visit_conv(self.fit, name)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import evaluating
+from ..analysis import evaluating, hooked
 
 Arguments = tuple[tuple, dict[str, Any]]
 # Takes the module's own forward, the arguments of both streams and the number of pictures of each;
@@ -138,11 +138,27 @@ def halves(value: Any, number: int) -> tuple[Any, Any] | None:
     return half(0), half(1)
 
 
-def both(old: Any, new: Any) -> Any:
-    def join(a: Any, b: Any) -> Any:
-        return torch.cat((a, b)) if isinstance(a, torch.Tensor) and a.ndim else a
+def both(*parts: Any) -> Any:
+    """Outputs or arguments of several streams, or of several parts of one, as one."""
 
-    return pytree.tree_map(join, old, new)
+    def join(first: Any, *others: Any) -> Any:
+        batched = isinstance(first, torch.Tensor) and first.ndim
+        return torch.cat((first, *others)) if batched else first
+
+    return pytree.tree_map(join, *parts)
+
+
+@contextmanager
+def maps_seen(model: nn.Module, note: Callable[[int], Any]) -> Iterator[None]:
+    """Tell ``note`` the bytes of every map that an innermost module gives."""
+
+    def seen(module: nn.Module, inputs: tuple, maps: Any) -> None:
+        if isinstance(maps, torch.Tensor):
+            note(maps.numel() * maps.element_size())
+
+    leaves = [m for m in model.modules() if not list(m.children())]
+    with hooked(*(leaf.register_forward_hook(seen) for leaf in leaves)):
+        yield
 
 
 def in_parts(run: Callable, given: Arguments, number: int, size: int) -> Any:
@@ -151,10 +167,7 @@ def in_parts(run: Callable, given: Arguments, number: int, size: int) -> Any:
         some(given, range(start, min(start + size, number)), number)
         for start in range(0, number, size)
     ]
-    outputs = [run(*args, **kwargs) for args, kwargs in parts]
-    return pytree.tree_map(
-        lambda *a: torch.cat(a) if isinstance(a[0], torch.Tensor) and a[0].ndim else a[0], *outputs
-    )
+    return both(*(run(*args, **kwargs) for args, kwargs in parts))
 
 
 def some(given: Any, chosen: Any, number: int) -> Any:

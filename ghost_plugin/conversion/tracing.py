@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..analysis import call, evaluating
+from ..analysis import call, evaluating, hooked
 from ..layers.ghost import GhostConv2d
 from .stations import pictures
 
@@ -126,7 +126,7 @@ def _watched(record: Found, order: dict[int, int]) -> Iterator[None]:
         # Not the map's size alone: boxes or windows may stand where the pictures stood.
         record.pixels += output.numel() // module.out_channels
 
-    with _spied(conv, record), _hooked(conv.register_forward_hook(seen)):
+    with _spied(conv, record), hooked(conv.register_forward_hook(seen)):
         yield
 
 
@@ -142,7 +142,7 @@ def _spied(conv: nn.Conv2d, record: Found) -> Iterator[None]:
     enter = conv.register_forward_pre_hook(lambda *args: running.append(True))
     leave = conv.register_forward_hook(lambda *args: running.pop() and None, always_call=True)
     try:
-        with _hooked(enter), _hooked(leave):
+        with hooked(enter), hooked(leave):
             yield
     finally:
         del vars(conv)['_on_read']
@@ -194,10 +194,10 @@ def _norms(model: nn.Module, records: list[Found]) -> Iterator[_Maps]:
 
     with ExitStack() as stack:
         for record in records:
-            stack.enter_context(_hooked(record.conv.register_forward_hook(made(record))))
+            stack.enter_context(hooked(record.conv.register_forward_hook(made(record))))
         for name, module in model.named_modules():
             if isinstance(getattr(module, 'running_mean', None), torch.Tensor):
-                stack.enter_context(_hooked(module.register_forward_pre_hook(taken(name))))
+                stack.enter_context(hooked(module.register_forward_pre_hook(taken(name))))
         stack.enter_context(maps)
         yield maps
     uses = {id(record): maps.uses[key] for key, (record, _) in maps.makers.items()}
@@ -207,11 +207,3 @@ def _norms(model: nn.Module, records: list[Found]) -> Iterator[_Maps]:
             continue
         if uses[id(record)] == 1:
             record.norm = name
-
-
-@contextmanager
-def _hooked(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()

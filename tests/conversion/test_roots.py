@@ -6,23 +6,10 @@ import logging
 import pytest
 import torch
 import torch.distributed as dist
+from _small import ALL, X, net, same
 from torch import nn
 
 import ghost_plugin as gp
-
-X = torch.randn(2, 3, 12, 12)
-ALL = {'keep_first': False, 'keep_last': False}
-
-
-def net():
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 16, 3), nn.Conv2d(16, 4, 1),
-    ).eval()  # fmt: skip
-
-
-def same(state, other):
-    return list(state) == list(other) and all(torch.equal(state[n], other[n]) for n in state)
 
 
 def test_a_model_on_meta_converts_and_takes_weights_later():
