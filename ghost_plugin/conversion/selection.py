@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..layers.cheap import build_cheap
+from ..layers.folding import plain
 from ..layers.ghost import split_channels
 from .costs import Shape
 from .tracing import Found, find_convs
@@ -97,17 +98,6 @@ def select(
         else:
             f.reason = hazard(f)
     return convs
-
-
-# Subclasses that differ from nn.Conv2d in how they pad, or for empty input only.
-_PLAIN = ('Conv2d', 'Conv2dSame', 'Conv2dAdaptivePadding')
-
-
-def plain(conv: nn.Module) -> bool:
-    """Whether a conv does with its weight what ``nn.Conv2d`` does."""
-    kind = type(conv)
-    origin = kind.__module__.split('.')[0]
-    return kind is nn.Conv2d or (origin in ('timm', 'mmcv') and kind.__name__ in _PLAIN)
 
 
 def unfit(conv: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Branches merged and norms folded: the same network with fewer steps."""
+"""Branches merged, norms folded, orders moved: the same network with fewer steps."""
 
 import copy
 from dataclasses import replace
@@ -6,25 +6,36 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ..analysis import call, evaluating
-from ..layers.folding import check_inference, fold
+from ..layers.folding import Folding, check_inference, fixed, fold, fold_pair, foldable
+from .chains import GHOST_CONVS, Chain, chains
+from .folded import fold_ghost, foldable_ghost
+from .outputs import differences
+
+_DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_DROP_NAMES = {'DropPath', 'DropBlock', 'DropBlock2d', 'StochasticDepth'}  # every library's own
 
 
 def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
     """A copy for inference in which every branch is merged and every norm folded into its conv.
 
+    Works on anything: our backbones, converted models, detectors of OpenMMLab. Which conv a norm
+    follows is told by the blocks of this package, by ``nn.Sequential``, and else found by following
+    the network symbolically, or those of its parts that can be followed. A norm behind a Ghost conv
+    goes into its kernels as far as that is exact
+    (:class:`ghost_plugin.deploy.folded.FoldedGhostConv2d`); a stored order goes into the conv that
+    reads the maps, where only one does. Dropout and drop path go.
+
     Args:
-        model: In eval mode; it is left as it is. Norms fold where a block of this package or the
-            order of an ``nn.Sequential`` says which conv they follow.
+        model: In eval mode; it is left as it is.
         example_input: A tensor, a tuple of arguments or a mapping of keyword arguments. With it
             the outputs of both models are compared; without it each part is, on noise.
 
     Returns:
-        The copy. Its attribute ``folding`` tells what was done and the largest difference that
-        was found (:class:`ghost_plugin.layers.folding.Folding`). Weights keep dtype, memory format
-        and ``requires_grad``.
+        The copy. Its attribute ``folding`` tells what was done, what stays and the largest
+        difference that was found (:class:`ghost_plugin.layers.folding.Folding`). Weights keep
+        dtype, memory format and ``requires_grad``. Fused again, nothing changes.
 
     Raises:
         ValueError: A part of the model is in training mode, or its branches end in norms that
@@ -33,17 +44,85 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
     check_inference(model)
     fused = copy.deepcopy(model)
     report = fold(fused)
+    report = _fold_chains(fused, report)
+    _drop(fused)
+    report = replace(report, orders=sum(_absorb(fused, chain) for chain in chains(fused)))
+    left = tuple(name for name, module in fused.named_modules() if fixed(module))
+    report = replace(report, left=left)
     if example_input is not None:
-        report = replace(report, max_abs_diff=_difference(model, fused, example_input))
+        found = _difference(model, fused, example_input)
+        report = replace(report, max_abs_diff=found)
     fused.folding = report
     return fused
 
 
+def _fold_chains(model: nn.Module, report: Folding) -> Folding:
+    """Fold the norms that the network itself tells, in place."""
+    folded, steps, worst = report.folded, report.steps, report.max_abs_diff
+    for chain in chains(model):
+        if not chain.norm:
+            continue
+        maker, norm = model.get_submodule(chain.maker), model.get_submodule(chain.norm)
+        if foldable_ghost(maker):
+            new, rest, difference = fold_ghost(maker, norm)
+            _put(model, chain.maker, new)
+            _put(model, chain.norm, rest)
+            steps += new.shift is not None or new.scale is not None
+        elif foldable(maker, norm):
+            difference = _fold_names(model, chain)
+        else:
+            continue
+        folded, worst = folded + 1, max(worst, difference)
+    return replace(report, folded=folded, steps=steps, max_abs_diff=worst)
+
+
+def _fold_names(model: nn.Module, chain: Chain) -> float:
+    """:func:`fold_pair` for a conv and a norm that may have different parents."""
+    pair = nn.Module()
+    pair.conv, pair.norm = (model.get_submodule(name) for name in (chain.maker, chain.norm))
+    difference = fold_pair(pair, 'conv', 'norm')
+    _put(model, chain.maker, pair.conv)
+    _put(model, chain.norm, pair.norm)
+    return difference
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _drop(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) in _DROPS or type(child).__name__ in _DROP_NAMES:
+                setattr(parent, name, nn.Identity().eval())
+
+
+@torch.no_grad()
+def _absorb(model: nn.Module, chain: Chain) -> bool:
+    """Move the stored order of a Ghost conv into what reads its maps; whether that was done."""
+    maker = model.get_submodule(chain.maker)
+    order = getattr(maker, 'order', None) if isinstance(maker, GHOST_CONVS) else None
+    if order is None or not chain.reader or chain.norm:
+        return False
+    if not torch.equal(order.sort().values, torch.arange(len(order), device=order.device)):
+        return False  # some of the last maps are used, some of the first are not
+    reader = model.get_submodule(chain.reader)
+    weight = getattr(reader, 'primary_conv', reader).weight
+    weight[:, order] = weight.clone()
+    for name in chain.depthwise:
+        for value in model.get_submodule(name).parameters():
+            value[order] = value.clone()
+    maker.cut = _maps(maker) > len(order)
+    maker.order = None
+    return True
+
+
+def _maps(ghost: nn.Module) -> int:
+    return ghost.primary_conv.out_channels * (ghost.copies + 1)
+
+
 def _difference(before: nn.Module, after: nn.Module, example_input: Any) -> float:
     with evaluating(before), evaluating(after):
-        pairs = zip(
-            pytree.tree_leaves(call(before, example_input)),
-            pytree.tree_leaves(call(after, example_input)),
-            strict=True,
-        )
-        return max((a - b).abs().max().item() for a, b in pairs if isinstance(a, torch.Tensor))
+        pair = call(before, example_input), call(after, example_input)
+    return differences(*pair).absolute

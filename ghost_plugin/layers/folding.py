@@ -17,6 +17,16 @@ from .norm import PooledBatchNorm2d
 
 # Exact types: subclasses may do more than scale and shift.
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, PooledBatchNorm2d)
+# Of other libraries, by their package and name; what "Act" stands for is left behind as ``act``.
+_FOREIGN = {
+    ('mmengine', 'SyncBatchNorm'),
+    ('timm', 'BatchNormAct2d'),
+    ('timm', 'FrozenBatchNorm2d'),
+    ('timm', 'FrozenBatchNormAct2d'),
+    ('torchvision', 'FrozenBatchNorm2d'),
+}
+# Subclasses that differ from nn.Conv2d in how they pad, or for empty input only.
+_PLAIN = ('Conv2d', 'Conv2dSame', 'Conv2dAdaptivePadding')
 
 
 @dataclass(frozen=True)
@@ -25,14 +35,20 @@ class Folding:
 
     Attributes:
         merged: Parts whose parallel branches became one conv each.
-        folded: Norms that went into a conv.
+        folded: Norms that went into a conv, Ghost convs among them.
         max_abs_diff: Largest difference of an output, before against after, over all parts, each
             on normal noise.
+        steps: Folded norms of Ghost convs whose primary maps keep a step per channel.
+        orders: Stored orders of Ghost convs that went into the conv behind.
+        left: Names of norms that stay, because no conv that could take them stands before them.
     """
 
     merged: int
     folded: int
     max_abs_diff: float
+    steps: int = 0
+    orders: int = 0
+    left: tuple[str, ...] = ()
 
 
 class Foldable:
@@ -99,17 +115,46 @@ def _check_norms(part: nn.Module) -> None:
     """Raise before anything is changed when the branches of ``part`` cannot be merged."""
     for branch in part.modules():
         for conv, norm in getattr(branch, 'folds', ()):
-            given = getattr(branch, norm)
-            if not (isinstance(given, nn.Identity) or foldable(getattr(branch, conv), given)):
+            maker, given = getattr(branch, conv), getattr(branch, norm)
+            if isinstance(given, nn.Identity):
+                continue
+            if not plain(maker):
+                raise ValueError(
+                    f'branches with a {type(maker).__name__} cannot be merged; merge them first '
+                    '(gp.fuse) and convert the result'
+                )
+            if not (fixed(given) and isinstance(remains(given), nn.Identity)):
                 raise ValueError(
                     f'branches behind {type(given).__name__} cannot be merged, only those behind '
                     'a BatchNorm with running statistics'
                 )
 
 
+def _origin(module: nn.Module) -> tuple[str, str]:
+    return type(module).__module__.split('.')[0], type(module).__name__
+
+
+def plain(conv: nn.Module) -> bool:
+    """Whether a conv does with its weight what ``nn.Conv2d`` does."""
+    package, name = _origin(conv)
+    return type(conv) is nn.Conv2d or (package in ('timm', 'mmcv') and name in _PLAIN)
+
+
+def fixed(norm: nn.Module) -> bool:
+    """Whether a norm in eval mode is a fixed scale and shift, but for an activation behind."""
+    known = type(norm) in _NORMS or _origin(norm) in _FOREIGN
+    return known and norm.running_mean is not None
+
+
 def foldable(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether ``norm`` is a fixed scale and shift of what ``conv`` gives."""
-    return type(conv) is nn.Conv2d and type(norm) in _NORMS and norm.running_mean is not None
+    return plain(conv) and fixed(norm)
+
+
+def remains(norm: nn.Module) -> nn.Module:
+    """What stands in the place of a folded norm: its activation, or nothing."""
+    act = getattr(norm, 'act', None)
+    return nn.Identity().train(norm.training) if act is None else act
 
 
 def kernel_and_bias(conv: nn.Conv2d, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,7 +168,7 @@ def scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """A norm in eval mode as x * scale + shift, (C,) each, in float64."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double() * scale
-    if norm.affine:
+    if norm.weight is not None:  # frozen norms are not asked whether they are affine
         weight = norm.weight.detach().double()
         scale, shift = scale * weight, shift * weight + norm.bias.detach().double()
     return scale, shift
@@ -150,14 +195,15 @@ def fold_pair(part: nn.Module, conv: str, norm: str) -> float:
     after = with_weights(before, *kernel_and_bias(before, behind))
     after.bias.requires_grad_(any(p.requires_grad for p in behind.parameters()))
     setattr(part, conv, after)
-    setattr(part, norm, nn.Identity().train(behind.training))
-    x = _noise(after.in_channels, after.weight)
+    rest = remains(behind)
+    setattr(part, norm, rest)
+    x = noise(after.in_channels, after.weight)
     with torch.no_grad():
-        return (behind(before(x)) - after(x)).abs().max().item()
+        return (behind(before(x)) - rest(after(x))).abs().max().item()
 
 
 def _merge(part: nn.Module) -> float:
-    x = _noise(part.in_channels, next(part.parameters()))
+    x = noise(part.in_channels, next(part.parameters()))
     with torch.no_grad():
         before = part(x)
         part.merge_branches()
@@ -165,6 +211,7 @@ def _merge(part: nn.Module) -> float:
         return (before - part(x)).abs().max().item()
 
 
-def _noise(channels: int, like: torch.Tensor) -> torch.Tensor:
+def noise(channels: int, like: torch.Tensor) -> torch.Tensor:
+    """One picture of normal noise, the same each time, with dtype and device of ``like``."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(1, channels, 9, 9, generator=generator).to(like)
