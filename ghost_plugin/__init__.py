@@ -10,7 +10,7 @@ from ._version import __version__
 from .analysis import Complexity, count
 from .backbones import GGhostRegNet, GhostNet, GhostNetV2, GhostNetV3
 from .conversion import ConversionPlan, convert, plan
-from .deploy import fuse
+from .deploy import ExportReport, export, export_onnx, fuse, optimize, quantize
 from .distill import Distiller
 from .layers.ghost import GhostConv2d, GhostModule
 from .specs import out_channels, out_strides
@@ -23,6 +23,7 @@ __all__ = [
     'Complexity',
     'ConversionPlan',
     'Distiller',
+    'ExportReport',
     'GGhostRegNet',
     'GhostConv2d',
     'GhostModule',
@@ -32,9 +33,13 @@ __all__ = [
     '__version__',
     'convert',
     'count',
+    'export',
+    'export_onnx',
     'fuse',
     'load_weights',
+    'optimize',
     'out_channels',
     'out_strides',
     'plan',
+    'quantize',
 ]

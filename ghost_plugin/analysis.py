@@ -145,7 +145,7 @@ class Timing:
 
 
 def time_together(
-    tasks: Mapping[str, Callable[[], Any]], rounds: int = 30, warmup: int = 5
+    tasks: Mapping[str, Callable[[], Any]], rounds: int = 30, warmup: int = 5, lead: int = 0
 ) -> list[Timing]:
     """Time several calls in turns, so that a machine that slows down slows all of them.
 
@@ -153,6 +153,8 @@ def time_together(
         tasks: Calls without arguments, by name.
         rounds: Timed calls of each.
         warmup: Untimed calls of each before that.
+        lead: Untimed calls of a task in front of each timed one; other libraries' threads go on
+            spinning for a while after their own.
 
     Returns:
         One :class:`Timing` per task, in their order.
@@ -165,6 +167,8 @@ def time_together(
     for turn in range(rounds):
         # Every task is as often first, so that none always runs in another one's wake.
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            for _ in range(lead):
+                tasks[name]()
             times[name].append(_milliseconds(tasks[name]))
     return [_timing(name, values) for name, values in times.items()]
 

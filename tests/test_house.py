@@ -13,14 +13,15 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 ARROWS = {
     '_optional': set(),
     '_version': set(),
+    '_files': set(),
     'specs': set(),
     'analysis': set(),
     'layers': set(),
     'backbones': {'layers', 'specs'},
     'weights': {'specs'},
-    'conversion': {'layers', 'analysis', '_version'},
+    'conversion': {'layers', 'analysis', '_files', '_version'},
     'distill': {'layers', 'analysis'},
-    'deploy': {'layers', 'analysis'},
+    'deploy': {'layers', 'analysis', '_files'},
     'registry': set(),
 }
 # The front door and the doors to other frameworks import from everywhere.

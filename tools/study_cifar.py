@@ -20,9 +20,10 @@ from _terminal import Meter, show, table
 from cifar_resnet import CifarResNet
 
 import ghost_plugin as gp
+from ghost_plugin._files import whole_file
 from ghost_plugin.integrations.evaluation import top1
 from ghost_plugin.integrations.feeding import Calibration, Feed
-from ghost_plugin.integrations.finetuning import finetune, save, whole_file
+from ghost_plugin.integrations.finetuning import finetune, save
 from ghost_plugin.integrations.folders import Pictures
 from ghost_plugin.integrations.looks import Look
 from ghost_plugin.integrations.recipes import Recipe

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._files import whole_file
 from .._version import __version__
 from ..layers.ghost import GhostConv2d
 from .budget import allocate
@@ -73,11 +74,9 @@ class ConversionPlan:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write JSON; a file that is there stays whole until the new one is."""
-        path = Path(path)
         text = json.dumps(self.as_dict(), indent=1, sort_keys=False) + '\n'
-        partial = path.with_name(f'{path.name}.partial')
-        partial.write_text(text)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_text(text)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'ConversionPlan':

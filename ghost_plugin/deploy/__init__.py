@@ -1,5 +1,17 @@
 """The road to deployment."""
 
+from .export import ExportReport, export, export_onnx
 from .fuse import fuse
+from .quantize import QuantReport, quantize
+from .runtime import Optimized, optimize
 
-__all__ = ['fuse']
+__all__ = [
+    'ExportReport',
+    'Optimized',
+    'QuantReport',
+    'export',
+    'export_onnx',
+    'fuse',
+    'optimize',
+    'quantize',
+]

@@ -42,9 +42,7 @@ class FoldedGhostConv2d(Ghost):
         self.train(ghost.training)
 
     @torch.no_grad()
-    def _fold(
-        self, scale: torch.Tensor, shift: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _fold(self, scale: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Fold what can be; the scale and the shift of the primary maps that are left."""
         number = self.primary_conv.out_channels
         own, ghosts = scale[:number], scale[number:]

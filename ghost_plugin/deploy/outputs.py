@@ -41,10 +41,9 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 
 def differences(got: Any, want: Any) -> Difference:
-    """How far ``got`` lies from ``want``; infinitely far where the shapes differ or a NaN is new."""
-    pairs = list(zip(tensors(got), tensors(want), strict=True))
+    """How far ``got`` lies from ``want``; infinitely where shapes differ or values are no number."""
     worst = Difference()
-    for a, b in pairs:
+    for a, b in zip(tensors(got), tensors(want), strict=True):
         worst |= _of_pair(a.detach(), b.detach())
     return worst
 

@@ -9,7 +9,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .._files import whole_file
 from ..distill import Distiller
 from .evaluation import logits_of
 from .feeding import Batch, Feed, Tick, silent
@@ -255,21 +255,6 @@ def _set_random_state(states: list[torch.Tensor]) -> None:
     torch.set_rng_state(states[0])
     if torch.cuda.is_available() and len(states) == 1 + torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states[1:])
-
-
-@contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A file to write that takes its place only when all of it is on the disk."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
-    try:
-        yield partial
-        with partial.open('rb+') as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save(content: Any, path: str | os.PathLike) -> None:

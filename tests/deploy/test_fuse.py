@@ -52,7 +52,9 @@ def test_without_a_border_no_step_is_left(randomise_norms):
 
 
 def test_shifted_ghosts_keep_their_norm(randomise_norms):
-    net = randomise_norms(nn.Sequential(gp.GhostConv2d(8, 20, 3, cheap='shift'), nn.BatchNorm2d(20)))
+    net = randomise_norms(
+        nn.Sequential(gp.GhostConv2d(8, 20, 3, cheap='shift'), nn.BatchNorm2d(20))
+    )
     fused = gp.fuse(net, torch.randn(1, 8, 6, 6))
     assert fused.folding.left == ('1',)
     assert fused.folding.max_abs_diff == 0

@@ -1,0 +1,133 @@
+"""The ways to run a model on this machine, one row each."""
+
+import copy
+import functools
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .export import export
+from .fuse import fuse
+from .outputs import Flat, arguments
+from .quantize import quantize
+from .runners import Runner, of_module, of_onnx, of_openvino, quiet
+
+
+class Forms:
+    """The forms of one model that backends start from, each made when it is first asked for.
+
+    Args:
+        model: In eval mode; it is left as it is.
+        example_input: What it is called with.
+        calibration: Inputs for int8.
+    """
+
+    def __init__(
+        self, model: nn.Module, example_input: Any, calibration: Iterable[Any] | None = None
+    ) -> None:
+        self.model, self.example_input, self.calibration = model, example_input, calibration
+        self.example = arguments(example_input)
+        self.flat = Flat(model, example_input)
+        self._folder = tempfile.TemporaryDirectory(prefix='ghost_plugin-')
+
+    @functools.cached_property
+    def fused(self) -> Flat:
+        """:func:`ghost_plugin.fuse` of it."""
+        return Flat(fuse(self.model), self.example_input)
+
+    @functools.cached_property
+    def last(self) -> Flat:
+        """That one channels-last."""
+        model = copy.deepcopy(self.fused.model).to(memory_format=torch.channels_last)
+        return Flat(model, self.example_input)
+
+    @functools.cached_property
+    def onnx(self) -> Path:
+        """An ONNX file; of any size where it can be, else of the example's."""
+        path = Path(self._folder.name) / 'model.onnx'
+        try:
+            export(self.model, self.example_input, path, exporter='trace')
+        except ValueError:
+            export(self.model, self.example_input, path, exporter='trace', dynamic=False)
+        return path
+
+    def quantized(self, library: str) -> Path:
+        """An int8 file."""
+        if self.calibration is None:
+            raise ValueError('int8 needs calibration= inputs')
+        suffix = {'onnxruntime': '.onnx', 'openvino': '.xml'}[library]
+        path = Path(self._folder.name) / f'int8-{library}{suffix}'
+        quantize(self.model, self.calibration, path)
+        return path
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run a model.
+
+    Attributes:
+        name: For people and for ``backend=``.
+        dtype: ``'float32'``, ``'bfloat16'`` or ``'int8'``, of what is computed inside.
+        needs: Packages.
+        build: Makes something to call.
+        cpu: It runs on the CPU only.
+    """
+
+    name: str
+    dtype: str
+    build: Callable[[Forms], Runner]
+    needs: tuple[str, ...] = ()
+    cpu: bool = field(default=False, kw_only=True)
+
+
+def _eager(forms: Forms) -> Runner:
+    return of_module(forms.flat)
+
+
+def _fused(forms: Forms) -> Runner:
+    return of_module(forms.fused)
+
+
+def _last(dtype: torch.dtype) -> Callable[[Forms], Runner]:
+    return lambda forms: of_module(forms.last, dtype, last=True)
+
+
+def _compiled(dtype: torch.dtype) -> Callable[[Forms], Runner]:
+    def build(forms: Forms) -> Runner:
+        run = of_module(torch.compile(forms.last, options={'freezing': True}), dtype, last=True)
+        with quiet():
+            run(forms.example)
+        return run
+
+    return build
+
+
+def _onnxruntime(forms: Forms) -> Runner:
+    return of_onnx(forms.onnx)
+
+
+def _openvino(dtype: str) -> Callable[[Forms], Runner]:
+    return lambda forms: of_openvino(forms.onnx, dtype)
+
+
+_ORT, _OV = ('onnx', 'onnxruntime'), ('onnx', 'openvino')
+_ROWS = (
+    Backend('eager', 'float32', _eager),
+    Backend('fused', 'float32', _fused),
+    Backend('channels-last', 'float32', _last(torch.float32)),
+    Backend('compiled', 'float32', _compiled(torch.float32)),
+    Backend('onnxruntime', 'float32', _onnxruntime, _ORT, cpu=True),
+    Backend('openvino', 'float32', _openvino('f32'), _OV, cpu=True),
+    Backend('channels-last-bf16', 'bfloat16', _last(torch.bfloat16)),
+    Backend('compiled-bf16', 'bfloat16', _compiled(torch.bfloat16)),
+    Backend('openvino-bf16', 'bfloat16', _openvino('bf16'), _OV, cpu=True),
+    Backend('onnxruntime-int8', 'int8', lambda f: of_onnx(f.quantized('onnxruntime')), _ORT, cpu=True),
+    Backend('openvino-int8', 'int8', lambda f: of_openvino(f.quantized('openvino')),
+            (*_OV, 'nncf'), cpu=True),
+)  # fmt: skip
+BACKENDS = {row.name: row for row in _ROWS}

@@ -1,0 +1,279 @@
+"""int8 after training, by ONNX Runtime or by NNCF for OpenVINO, and what each layer loses by it."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import _optional
+from .._files import whole_files
+from ..analysis import time_together
+from .export import export
+from .outputs import Difference, arguments, differences
+from .runners import Runner, of_onnx, of_openvino, quiet
+from .writers import FORMATS
+
+DEPTHWISE = ('auto', 'int8', 'float')
+# Depthwise layers go to int8 only where that makes the whole faster by this share: they lose most.
+_GAIN = 0.03
+_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class QuantReport:
+    """What became of a model in int8.
+
+    Attributes:
+        path: The file.
+        library: ``'onnxruntime'`` or ``'openvino'``.
+        depthwise: ``'int8'`` or ``'float'``.
+        typical: Root mean square of the outputs' error, as a share of that of the outputs, on the
+            last calibration batch.
+        times: Median milliseconds for that batch of ``'float32'`` and of the forms that were tried.
+        layers: Error of each layer's maps, all in front of it in int8 too, measured like
+            ``typical``; ONNX Runtime only.
+        size, float_size: Bytes of the file, and of the one in float32.
+    """
+
+    path: Path
+    library: str
+    depthwise: str
+    typical: float
+    times: dict[str, float]
+    layers: dict[str, float]
+    size: int
+    float_size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), 'path': str(self.path)}
+
+    def table(self, number: int = 10) -> str:
+        """The layers that lose most, in Markdown."""
+        worst = sorted(self.layers.items(), key=lambda item: -item[1])[:number]
+        rows = [f'| {name} | {error:.3f} |' for name, error in worst]
+        return '\n'.join(['| Layer | Error of its maps |', '| --- | --- |', *rows])
+
+
+def quantize(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    path: str | os.PathLike,
+    *,
+    depthwise: str = 'auto',
+) -> QuantReport:
+    """Write a model in int8, with a scale per output channel of its weights.
+
+    Args:
+        model: In eval mode, on the CPU; it is left as it is.
+        calibration: Inputs that the model is called with, real ones; some 100 pictures do. The last
+            one is what errors and times are measured on.
+        path: ``.onnx`` quantises with ONNX Runtime, ``.xml`` with NNCF for OpenVINO.
+        depthwise: Whether depthwise convs become int8 or stay in float32; ``'auto'`` tries both
+            and takes int8 only where it is faster here.
+
+    Returns:
+        What was written, how far it lies from the model, and how fast it is here.
+
+    Raises:
+        ValueError: No calibration input; an option that cannot be; the model cannot be exported.
+        ImportError: The library is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in _LIBRARIES:
+        raise ValueError(f'the name must end in one of {list(_LIBRARIES)}, got {str(path)!r}')
+    if depthwise not in DEPTHWISE:
+        raise ValueError(f'depthwise must be one of {DEPTHWISE}, got {depthwise!r}')
+    library = _LIBRARIES[path.suffix]
+    _optional.require(*library.needs)
+    batches = [arguments(batch) for batch in calibration]
+    if not batches:
+        raise ValueError('calibration holds no input; some 100 pictures do')
+    with tempfile.TemporaryDirectory(prefix='ghost_plugin-') as name:
+        folder = Path(name)
+        plain = folder / 'float.onnx'
+        _export(model, batches, plain)
+        kinds = ('float', 'int8') if depthwise == 'auto' else (depthwise,)
+        files = {kind: folder / f'{kind}{path.suffix}' for kind in kinds}
+        for kind, file in files.items():
+            with quiet():
+                library.write(plain, batches, file, _depthwise(plain) if kind == 'float' else [])
+        runners = {kind: library.read(file) for kind, file in files.items()}
+        times = _times({'float32': library.read(plain), **runners}, batches[-1])
+        kind = _better(times, depthwise)
+        found = differences(runners[kind](batches[-1]), of_onnx(plain)(batches[-1]))
+        layers = library.layers(plain, files[kind], batches[-1:], folder)
+        size = _place(files[kind], path)
+        return QuantReport(
+            path, library.name, kind, found.typical, times, layers, size, plain.stat().st_size
+        )
+
+
+def _export(model: nn.Module, batches: list[list[torch.Tensor]], path: Path) -> None:
+    """As ONNX, of free sizes where the model takes them."""
+    example = tuple(batches[0])
+    try:
+        export(model, example, path, exporter='trace')
+    except ValueError:
+        export(model, example, path, exporter='trace', dynamic='batch')
+
+
+def _times(runners: dict[str, Runner], batch: list[torch.Tensor]) -> dict[str, float]:
+    tasks = {name: lambda run=run: run(batch) for name, run in runners.items()}
+    return {t.name: t.median for t in time_together(tasks, _ROUNDS, 2, lead=1)}
+
+
+def _better(times: dict[str, float], depthwise: str) -> str:
+    if depthwise != 'auto':
+        return depthwise
+    return 'int8' if times['int8'] < (1 - _GAIN) * times['float'] else 'float'
+
+
+def _depthwise(path: Path) -> list[str]:
+    """Names of the depthwise convs of an ONNX file."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    shapes = {weight.name: weight.dims for weight in graph.initializer}
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == 'Conv' and shapes.get(node.input[1], (0, 0))[1] == 1 < _groups(node)
+    ]
+
+
+def _groups(node: Any) -> int:
+    return next((a.i for a in node.attribute if a.name == 'group'), 1)
+
+
+def _place(file: Path, path: Path) -> int:
+    """Move a file and its companions to where they belong; their bytes."""
+    others = FORMATS[path.suffix].others
+    with whole_files(path, *others) as partial:
+        size = 0
+        for suffix in (path.suffix, *others):
+            content = file.with_suffix(suffix).read_bytes()
+            partial.with_suffix(suffix).write_bytes(content)
+            size += len(content)
+    return size
+
+
+def _feeds(path: Path, batches: list[list[torch.Tensor]]) -> Iterator[dict[str, Any]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    names = [node.name for node in session.get_inputs()]
+    for batch in batches:
+        yield {name: x.numpy() for name, x in zip(names, batch, strict=True)}
+
+
+def _reader(path: Path, batches: list[list[torch.Tensor]]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.feeds = _feeds(path, batches)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.feeds, None)
+
+    return Reader()
+
+
+def _by_onnxruntime(
+    plain: Path, batches: list[list[torch.Tensor]], path: Path, left: list[str]
+) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    ready = path.with_suffix('.ready.onnx')
+    quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+    quantize_static(
+        str(ready),
+        str(path),
+        _reader(ready, batches),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=left,
+    )
+    _unique(path)
+
+
+def _unique(path: Path) -> None:
+    """Give nodes of the same name names of their own: a map that two kinds of layers read may get
+    two steps of one name, which ONNX Runtime itself then refuses."""
+    import onnx
+
+    model = onnx.load(path)
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if node.name in seen:
+            node.name = f'{node.name}_{index}'
+        seen.add(node.name)
+    onnx.save(model, path)
+
+
+def _by_nncf(plain: Path, batches: list[list[torch.Tensor]], path: Path, left: list[str]) -> None:
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(str(plain))
+    kinds = ['GroupConvolution'] if left else []
+    data = nncf.Dataset(batches, lambda batch: [x.numpy() for x in batch])
+    scope = nncf.IgnoredScope(types=kinds)
+    made = nncf.quantize(model, data, subset_size=len(batches), ignored_scope=scope)
+    openvino.save_model(made, str(path), compress_to_fp16=False)
+
+
+def _layers(
+    plain: Path, path: Path, batches: list[list[torch.Tensor]], folder: Path
+) -> dict[str, float]:
+    """Error of each quantised map, as ONNX Runtime's debugger matches them."""
+    from onnxruntime.quantization import qdq_loss_debug as debug
+
+    found = []
+    for name, file in (('plain', path.with_suffix('.ready.onnx')), ('int8', path)):
+        shown = folder / f'{name}.shown.onnx'
+        debug.modify_model_output_intermediate_tensors(file, shown)
+        found.append(debug.collect_activations(str(shown), _reader(plain, batches)))
+    matches = debug.create_activation_matching(found[1], found[0])
+    return {
+        name: _error(match['float'], match['post_qdq'])
+        for name, match in matches.items()
+        if match.get('float')
+    }
+
+
+def _error(want: Iterable[Any], got: Iterable[Any]) -> float:
+    worst = Difference()
+    for a, b in zip(want, got, strict=True):
+        worst |= differences(torch.from_numpy(b), torch.from_numpy(a))
+    return worst.typical
+
+
+@dataclass(frozen=True)
+class _Library:
+    name: str
+    needs: tuple[str, ...]
+    write: Callable[[Path, list[list[torch.Tensor]], Path, list[str]], None]
+    read: Callable[[Path], Runner]
+    layers: Callable[..., dict[str, float]]
+
+
+_LIBRARIES = {
+    '.onnx': _Library('onnxruntime', ('onnx', 'onnxruntime'), _by_onnxruntime, of_onnx, _layers),
+    '.xml': _Library(
+        'openvino',
+        ('onnx', 'onnxruntime', 'openvino', 'nncf'),
+        _by_nncf,
+        of_openvino,
+        lambda *args: {},
+    ),
+}

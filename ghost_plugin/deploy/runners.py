@@ -1,0 +1,127 @@
+"""Files and models as something to call with tensors: PyTorch, ONNX Runtime, OpenVINO."""
+
+import functools
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import _optional
+from .outputs import tensors
+
+# (N, ...) tensors in the order of the arguments -> tensors in the order of the outputs.
+Runner = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+SHAPES = 8  # that OpenVINO keeps compiled; one of fixed shape is the faster one
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of exporters and compilers, which speak of their own insides."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(level)
+
+
+def of_module(
+    module: Callable, dtype: torch.dtype = torch.float32, last: bool = False
+) -> Runner:
+    """PyTorch itself.
+
+    Args:
+        module: Takes tensors, gives tensors.
+        dtype: Others than float32 by autocast, with outputs in float32.
+        last: Hand pictures over channels-last.
+    """
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            if last:
+                inputs = [channels_last(x) for x in inputs]
+            if dtype == torch.float32:
+                return tensors(module(*inputs))
+            with torch.autocast(inputs[0].device.type, dtype):
+                outputs = tensors(module(*inputs))
+        return [value.float() if value.is_floating_point() else value for value in outputs]
+
+    return run
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """A picture channels-last; what has no four axes as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def of_onnx(path: Path, threads: int | None = None) -> Runner:
+    """An ONNX file in ONNX Runtime on the CPU.
+
+    Args:
+        path: The file.
+        threads: Of one operator; PyTorch's number without it.
+    """
+    _optional.require('onnxruntime')
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        given = {n: x.detach().contiguous().numpy() for n, x in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(value) for value in session.run(None, given)]
+
+    return run
+
+
+def of_openvino(source: Any, dtype: str = 'f32', threads: int | None = None) -> Runner:
+    """An OpenVINO model, or a file that OpenVINO reads, on the CPU; compiled for each shape.
+
+    Args:
+        source: Path of an IR or ONNX file, or an ``openvino.Model``.
+        dtype: ``'f32'`` or ``'bf16'``, of what is computed inside.
+        threads: PyTorch's number without it.
+    """
+    _optional.require('openvino')
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(str(source)) if isinstance(source, str | Path) else source
+    config = {
+        'INFERENCE_PRECISION_HINT': dtype,
+        'INFERENCE_NUM_THREADS': threads or torch.get_num_threads(),
+        'PERFORMANCE_HINT': 'LATENCY',
+    }
+
+    @functools.lru_cache(maxsize=SHAPES)
+    def request(*shapes: tuple[int, ...]) -> Any:
+        fixed = model.clone()
+        fixed.reshape(dict(enumerate(shapes)))
+        return core.compile_model(fixed, 'CPU', config).create_infer_request()
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        given = [x.detach().contiguous().numpy() for x in inputs]
+        found = request(*(x.shape for x in given)).infer(given, share_inputs=True)
+        return [torch.from_numpy(value) for value in found.to_tuple()]
+
+    return run
+
+
+def of_torchscript(path: Path) -> Runner:
+    """A TorchScript file."""
+    return of_module(torch.jit.load(path))
+
+
+def of_program(path: Path) -> Runner:
+    """A file of ``torch.export.save``."""
+    return of_module(torch.export.load(path).module())

@@ -1,0 +1,206 @@
+"""The fastest form of a model on this machine, found by trying."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import _optional
+from ..analysis import Timing, time_together
+from ..layers.folding import check_inference
+from .backends import BACKENDS, Backend, Forms
+from .outputs import Difference, arguments, differences
+from .runners import Runner, of_module
+
+# How far outputs may lie from the model's, by dtype: a figure of Difference and its largest value.
+TOLERANCES = {
+    'float32': ('relative', 1e-4),
+    'bfloat16': ('typical', 0.05),
+    'int8': ('typical', 0.3),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One backend.
+
+    Attributes:
+        backend: Its name.
+        dtype: Of what it computes inside.
+        timing: Of one call, milliseconds; None where it was not timed.
+        difference: Of its outputs from the model's.
+        reason: Why it is out, '' if it is not.
+    """
+
+    backend: str
+    dtype: str
+    timing: Timing | None = None
+    difference: Difference | None = None
+    reason: str = ''
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was tried, the model itself first.
+
+    Attributes:
+        trials: One per backend.
+        chosen: The fastest of those that compute the same.
+        threads: Of PyTorch, which the others got, too.
+        shapes: Of the example's tensors.
+    """
+
+    trials: tuple[Trial, ...]
+    chosen: str
+    threads: int
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __getitem__(self, backend: str) -> Trial:
+        return next(trial for trial in self.trials if trial.backend == backend)
+
+    def table(self) -> str:
+        """The trials in Markdown, with times as median (quartiles) and as a ratio to eager."""
+        head = ['Backend', 'dtype', 'ms', 'times eager', 'difference', '']
+        lines = [head, ['---'] * len(head), *(self._cells(trial) for trial in self.trials)]
+        return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+
+    def _cells(self, trial: Trial) -> list[str]:
+        note = trial.reason or ('chosen' if trial.backend == self.chosen else '')
+        cells = [trial.backend, trial.dtype, '', '', '', note]
+        if trial.timing:
+            t = trial.timing
+            cells[2] = f'{t.median:.2f} ({t.low:.2f} to {t.high:.2f})'
+            cells[3] = f'{self.trials[0].timing.median / t.median:.2f}'
+        if trial.difference:
+            figure = TOLERANCES[trial.dtype][0]
+            cells[4] = f'{getattr(trial.difference, figure):.1e}'
+        return cells
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class Optimized:
+    """A model in its fastest form; called like the model, it gives what the model gives.
+
+    Attributes:
+        backend: Name of the form.
+        report: What was tried.
+    """
+
+    backend: str
+    report: Report
+    _run: Runner = field(repr=False)
+    _forms: Forms = field(repr=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        example = self._forms.example_input
+        given = kwargs or (args[0] if isinstance(example, torch.Tensor) and len(args) == 1 else args)
+        inputs = arguments(given)
+        with torch.inference_mode():
+            return self._forms.flat.nested(self._run(inputs))
+
+
+def optimize(
+    model: nn.Module,
+    example_input: Any,
+    backend: str = 'auto',
+    *,
+    dtypes: Sequence[str] = ('float32',),
+    calibration: Iterable[Any] | None = None,
+    rounds: int = 20,
+    warmup: int = 3,
+) -> Optimized:
+    """The fastest form of a model on this machine, out of those that compute the same.
+
+    All are timed in turns in one run. One that is not installed, fails or differs is left out, and
+    the report says why.
+
+    Args:
+        model: In eval mode; it is left as it is.
+        example_input: A tensor, a tuple of arguments or a mapping of keyword arguments. Its batch
+            and sizes are what is timed; other tensors may be given to the result, but what is no
+            tensor in it is kept as it is.
+        backend: ``'auto'``, or a key of :data:`ghost_plugin.deploy.backends.BACKENDS`, which is
+            then the only one besides the model itself.
+        dtypes: What may be computed in: ``'float32'``, ``'bfloat16'``, ``'int8'``.
+        calibration: Inputs like the example, for int8.
+        rounds, warmup: Timed and untimed calls of each.
+
+    Returns:
+        Something to call, with a ``report``.
+
+    Raises:
+        ValueError: The model is in training mode; no such backend or dtype; int8 without
+            calibration; the one backend asked for does not compute the same.
+        ImportError: The one backend asked for needs what is not installed.
+    """
+    check_inference(model)
+    rows = _rows(backend, dtypes, calibration)
+    forms = Forms(model, example_input, None if calibration is None else list(calibration))
+    trials, runners = [], {}
+    want = of_module(forms.flat)(forms.example)
+    for row in rows:
+        trial, run = _try(row, forms, want)
+        if backend == row.name and run is None:
+            raise (ImportError if not _optional.usable(*row.needs) else ValueError)(
+                f'{row.name} does not work here: {trial.reason}'
+            )
+        trials.append(trial)
+        if run is not None:
+            runners[row.name] = run
+    trials = _timed(trials, runners, forms, rounds, warmup)
+    usable = [trial for trial in trials if trial.timing]
+    chosen = min(usable, key=lambda trial: trial.timing.median).backend
+    chosen = chosen if backend == 'auto' else backend
+    shapes = tuple(tuple(x.shape) for x in forms.example)
+    report = Report(tuple(trials), chosen, torch.get_num_threads(), shapes)
+    return Optimized(chosen, report, runners[chosen], forms)
+
+
+def _rows(backend: str, dtypes: Sequence[str], calibration: Any) -> list[Backend]:
+    unknown = [dtype for dtype in dtypes if dtype not in TOLERANCES]
+    if unknown or isinstance(dtypes, str):
+        raise ValueError(f'dtypes must be some of {tuple(TOLERANCES)}, got {dtypes!r}')
+    if 'int8' in dtypes and calibration is None:
+        raise ValueError("dtypes with 'int8' need calibration=, inputs like the example")
+    if backend == 'auto':
+        return [row for row in BACKENDS.values() if row.dtype in dtypes or row.name == 'eager']
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {list(BACKENDS)}, got {backend!r}")
+    return [BACKENDS[name] for name in dict.fromkeys(('eager', backend))]
+
+
+def _try(row: Backend, forms: Forms, want: list[torch.Tensor]) -> tuple[Trial, Runner | None]:
+    """Build one backend and compare it."""
+    missing = next((name for name in row.needs if not _optional.usable(name)), '')
+    reason = f'{missing} is not installed' if missing else ''
+    if row.cpu and forms.example[0].device.type != 'cpu':
+        reason = 'runs on the CPU only'
+    if reason:
+        return Trial(row.name, row.dtype, reason=reason), None
+    try:
+        run = row.build(forms)
+        found = differences(run(forms.example), want)
+    except Exception as error:  # foreign libraries raise whatever they like
+        lines = str(error).strip().splitlines() or ['']
+        return Trial(row.name, row.dtype, reason=f'{type(error).__name__}: {lines[0]}'), None
+    figure, largest = TOLERANCES[row.dtype]
+    if not getattr(found, figure) <= largest:
+        reason = f'differs by {getattr(found, figure):.1e} ({figure}), allowed is {largest:g}'
+        return Trial(row.name, row.dtype, difference=found, reason=reason), None
+    return Trial(row.name, row.dtype, difference=found), run
+
+
+def _timed(
+    trials: list[Trial], runners: dict[str, Runner], forms: Forms, rounds: int, warmup: int
+) -> list[Trial]:
+    tasks = {name: lambda run=run: run(forms.example) for name, run in runners.items()}
+    timings = {t.name: t for t in time_together(tasks, rounds, warmup, lead=1)}
+    return [
+        Trial(t.backend, t.dtype, timings.get(t.backend), t.difference, t.reason) for t in trials
+    ]

@@ -1,0 +1,119 @@
+"""How each file format is written; nothing is checked here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import _optional
+from .outputs import Flat
+from .runners import Runner, of_onnx, of_openvino, of_program, of_torchscript
+
+Inputs = Sequence[torch.Tensor]
+AXES = {0: 'batch', 2: 'height', 3: 'width'}  # of pictures, (N, C, H, W)
+DYNAMIC = (True, False, 'batch')
+
+
+def axes(value: torch.Tensor, dynamic: bool | str) -> dict[int, str]:
+    """Names of the axes that are free; sizes only of what has four."""
+    if not dynamic or not value.dim():
+        return {}
+    return AXES if dynamic is True and value.dim() == 4 else {0: 'batch'}
+
+
+def input_names(inputs: Inputs) -> list[str]:
+    """``input``, or numbered where there are several."""
+    return ['input'] if len(inputs) == 1 else [f'input_{i}' for i in range(len(inputs))]
+
+
+def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
+    """By the exporter that traces one call."""
+    _optional.require('onnx')
+    names = input_names(inputs)
+    free = {name: axes(value, dynamic) for name, value in zip(names, inputs, strict=True)}
+    outputs = flat(*inputs)
+    free |= {name: axes(value, dynamic) for name, value in zip(flat.names, outputs, strict=True)}
+    torch.onnx.export(
+        flat,
+        tuple(inputs),
+        str(path),
+        input_names=names,
+        output_names=flat.names,
+        dynamic_axes={name: own for name, own in free.items() if own} or None,
+        opset_version=opset,
+        dynamo=False,
+    )
+
+
+def onnx_by_export(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
+    """By the exporter that goes through ``torch.export``."""
+    _optional.require('onnx', 'onnxscript')
+    torch.onnx.export(
+        flat,
+        tuple(inputs),
+        str(path),
+        input_names=input_names(inputs),
+        output_names=flat.names,
+        dynamic_shapes=_shapes(inputs, dynamic),
+        opset_version=max(opset, 18),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def openvino_ir(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
+    """OpenVINO's IR, through ONNX."""
+    _optional.require('openvino')
+    import openvino
+
+    between = path.with_suffix('.onnx')
+    onnx_by_tracing(flat, inputs, between, dynamic, opset)
+    openvino.save_model(openvino.convert_model(str(between)), str(path), compress_to_fp16=False)
+
+
+def torchscript(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
+    """TorchScript of one traced call, which takes any batch and size."""
+    torch.jit.trace(flat, tuple(inputs), check_trace=False).save(str(path))
+
+
+def program(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
+    """``torch.export``."""
+    shapes = _shapes(inputs, dynamic)
+    exported = torch.export.export(flat, tuple(inputs), dynamic_shapes=shapes)
+    torch.export.save(exported, path)
+
+
+def _shapes(inputs: Inputs, dynamic: bool | str) -> Any:
+    if not dynamic:
+        return None
+    free = torch.export.Dim.DYNAMIC
+    return (tuple(dict.fromkeys(axes(value, dynamic), free) for value in inputs),)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file.
+
+    Attributes:
+        name: For people.
+        exporters: How it can be written, by name, in the order in which they are tried.
+        read: The file as something to call.
+        others: Suffixes of files that belong to it.
+    """
+
+    name: str
+    exporters: dict[str, Callable[..., None]]
+    read: Callable[[Path], Runner]
+    others: tuple[str, ...] = ()
+
+
+# By the end of the file's name.
+FORMATS = {
+    '.onnx': Format('onnx', {'trace': onnx_by_tracing, 'dynamo': onnx_by_export}, of_onnx),
+    '.xml': Format('openvino', {'trace': openvino_ir}, of_openvino, ('.bin',)),
+    '.pt': Format('torchscript', {'trace': torchscript}, of_torchscript),
+    '.pt2': Format('program', {'dynamo': program}, of_program),
+}

@@ -1,0 +1,174 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ghost_plugin as gp
+from ghost_plugin import _optional
+from ghost_plugin.deploy.outputs import differences
+from ghost_plugin.deploy.writers import FORMATS
+
+NEEDS = {'.onnx': ('onnx', 'onnxruntime'), '.xml': ('onnx', 'openvino')}
+CASES = [
+    (suffix, exporter)
+    for suffix, kind in FORMATS.items()
+    for exporter in kind.exporters
+]  # fmt: skip
+SIZES = [(160, 160), (224, 224), (256, 320)]
+
+
+def need(suffix, exporter='trace'):
+    names = NEEDS.get(suffix, ()) + (('onnxscript',) if exporter == 'dynamo' else ())
+    if not _optional.usable(*names):
+        pytest.skip(f'needs {names}')
+
+
+@pytest.mark.parametrize(('suffix', 'exporter'), CASES)
+def test_every_format_takes_a_converted_network_at_any_batch_and_size(
+    suffix, exporter, converted, tmp_path
+):
+    need(suffix, exporter)
+    path = tmp_path / f'net{suffix}'
+    report = gp.export(converted, torch.randn(1, 3, 32, 40), path, exporter=exporter)
+    assert report.exporter == exporter
+    assert report.max_rel_diff <= 1e-4
+    assert len({shape[2:] for shape in report.checked}) > 3
+    assert {shape[0] for shape in report.checked} == {1, 2, 3}
+    files = sorted(tmp_path.iterdir())
+    assert report.size == sum(file.stat().st_size for file in files)
+    assert [file.suffix for file in files] == sorted([suffix, *FORMATS[suffix].others])
+    x = torch.randn(4, 3, 50, 34)
+    (got,) = FORMATS[suffix].read(path)([x])
+    torch.testing.assert_close(got, converted(x), rtol=1e-4, atol=1e-5)
+    json.dumps(report.as_dict())
+
+
+class Random(nn.Module):
+    """Never gives the same twice, so no file can agree with it."""
+
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml', '.pt'])
+def test_what_differs_is_not_written_and_an_older_file_stays(suffix, tmp_path):
+    need(suffix)
+    path = tmp_path / f'net{suffix}'
+    path.write_text('older')
+    with pytest.raises(ValueError, match=r'nothing was written.* differ by .* allowed is 1\.0e-04'):
+        gp.export(Random().eval(), torch.randn(1, 3, 8, 8), path, exporter='trace')
+    assert path.read_text() == 'older'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3 * 8 * 8, 2)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def test_networks_of_one_size_are_told_what_to_do(tmp_path):
+    need('.onnx')
+    example = torch.randn(1, 3, 8, 8)
+    with pytest.raises(ValueError, match="give dynamic='batch'"):
+        gp.export_onnx(Fixed().eval(), example, tmp_path / 'net.onnx')
+    report = gp.export_onnx(Fixed().eval(), example, tmp_path / 'net.onnx', dynamic='batch')
+    assert [shape[0] for shape in report.checked] == [1, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'path': 'net.foo'}, r'tells the format: \.onnx'),
+        ({'dynamic': 'size'}, "dynamic must be True, False or 'batch', got 'size'"),
+        ({'opset': 11}, 'opset must be 17 or newer, got 11'),
+        ({'exporter': 'magic'}, r"must be one of \['auto', 'trace', 'dynamo'\], got 'magic'"),
+    ],
+)
+def test_wrong_options_are_named(options, said, residual, tmp_path):
+    path = tmp_path / options.pop('path', 'net.onnx')
+    with pytest.raises(ValueError, match=said):
+        gp.export(residual, torch.randn(1, 3, 16, 16), path, **options)
+    with pytest.raises(ValueError, match='training mode'):
+        gp.export(residual.train(), torch.randn(1, 3, 16, 16), tmp_path / 'net.onnx')
+
+
+def test_differences_see_shapes_and_nans():
+    one = torch.ones(2, 3)
+    assert differences({'a': one}, {'a': one}).absolute == 0
+    assert differences(one, one[:1]).relative == float('inf')
+    assert differences(one * float('nan'), one).typical == float('inf')
+    assert differences(one + 0.5, 2 * one).relative == 0.25
+
+
+def test_the_tool_writes_and_says_what_is_wrong(tmp_path):
+    need('.onnx')
+    pytest.importorskip('timm')
+    tool = [sys.executable, str(Path(__file__).parents[2] / 'tools' / 'export.py')]
+    out = tmp_path / 'net.onnx'
+    options = ['timm:ghostnet_plugin_050', '--size', '64', '--num-classes', '5', '--json']
+    done = subprocess.run([*tool, *options, '-o', out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)['max_rel_diff'] <= 1e-4
+    wrong = subprocess.run([*tool, *options, '-o', 'net.foo'], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr.count('\n')) == (2, 1)
+
+
+def _family(name):
+    import timm
+
+    return timm.create_model(name)
+
+
+def _converted(build):
+    return gp.convert(build().eval(), torch.randn(1, 3, 64, 64))[0]
+
+
+def _networks():
+    """Builders by name: every registered family, two conversions."""
+    if not _optional.usable('timm'):
+        return {}
+    from ghost_plugin.integrations.timm_ghost import VARIANTS
+
+    nets = {name: lambda name=name: _family(name) for name in VARIANTS}
+    for name in ('tf_efficientnet_lite0', 'resnet50'):
+        nets[f'{name}-converted'] = lambda name=name: _converted(lambda: _family(name))
+    return nets
+
+
+def _check_parity(net, example, suffix, path):
+    need(suffix)
+    gp.export(net, example, path)
+    run = FORMATS[suffix].read(path)
+    for size in SIZES:
+        for batch in (1, 3):
+            x = torch.randn(batch, 3, *size)
+            with torch.no_grad():
+                want = net(x)
+            assert differences(run([x]), want).relative <= 1e-4, (size, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+@pytest.mark.parametrize('name', _networks())
+def test_parity_of_every_family(name, suffix, randomise_norms, tmp_path):
+    net = randomise_norms(_networks()[name]())
+    _check_parity(net, torch.randn(1, 3, 160, 160), suffix, tmp_path / f'net{suffix}')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+def test_parity_of_a_detector(suffix, randomise_norms, tmp_path):
+    pytest.importorskip('mmdet')
+    from ghost_plugin.integrations import sources
+
+    net = sources.load('configs/detection/retinanet_ghostnetv2-100_fpn_1x_coco.py').model
+    net = randomise_norms(net)
+    _check_parity(net, torch.randn(1, 3, 160, 160), suffix, tmp_path / f'net{suffix}')
