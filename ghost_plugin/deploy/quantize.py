@@ -96,7 +96,7 @@ def quantize(
         raise ValueError('calibration holds no input; some 100 pictures do')
     with tempfile.TemporaryDirectory(prefix='ghost_plugin-') as name:
         folder = Path(name)
-        plain = folder / 'float.onnx'
+        plain = folder / 'plain.onnx'
         _export(model, batches, plain)
         kinds = ('float', 'int8') if depthwise == 'auto' else (depthwise,)
         files = {kind: folder / f'{kind}{path.suffix}' for kind in kinds}
@@ -207,16 +207,14 @@ def _by_onnxruntime(
 
 
 def _unique(path: Path) -> None:
-    """Give nodes of the same name names of their own: a map that two kinds of layers read may get
-    two steps of one name, which ONNX Runtime itself then refuses."""
+    """Drop steps that stand twice, which ONNX Runtime writes and then refuses to read."""
     import onnx
 
     model = onnx.load(path)
-    seen: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        if node.name in seen:
-            node.name = f'{node.name}_{index}'
-        seen.add(node.name)
+    nodes = {tuple(node.output): node for node in reversed(model.graph.node)}
+    kept = [node for node in model.graph.node if nodes[tuple(node.output)] is node]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
     onnx.save(model, path)
 
 

@@ -32,9 +32,7 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def of_module(
-    module: Callable, dtype: torch.dtype = torch.float32, last: bool = False
-) -> Runner:
+def of_module(module: Callable, dtype: torch.dtype = torch.float32, last: bool = False) -> Runner:
     """PyTorch itself.
 
     Args:

@@ -99,7 +99,9 @@ class Optimized:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         example = self._forms.example_input
-        given = kwargs or (args[0] if isinstance(example, torch.Tensor) and len(args) == 1 else args)
+        given = kwargs or (
+            args[0] if isinstance(example, torch.Tensor) and len(args) == 1 else args
+        )
         inputs = arguments(given)
         with torch.inference_mode():
             return self._forms.flat.nested(self._run(inputs))

@@ -1,0 +1,67 @@
+import json
+
+import pytest
+import torch
+
+import ghost_plugin as gp
+from ghost_plugin import _optional
+from ghost_plugin.deploy.outputs import differences
+from ghost_plugin.deploy.writers import FORMATS
+
+NEEDS = {'.onnx': ('onnx', 'onnxruntime'), '.xml': ('onnx', 'onnxruntime', 'openvino', 'nncf')}
+
+
+@pytest.fixture
+def batches():
+    return [torch.randn(4, 3, 32, 32) for _ in range(6)]
+
+
+@pytest.mark.parametrize('depthwise', ['auto', 'int8', 'float'])
+@pytest.mark.parametrize('suffix', NEEDS)
+def test_int8_lies_near_the_model_and_says_how_near(
+    suffix, depthwise, converted, batches, tmp_path
+):
+    if not _optional.usable(*NEEDS[suffix]):
+        pytest.skip(f'needs {NEEDS[suffix]}')
+    path = tmp_path / f'net{suffix}'
+    report = gp.quantize(converted, batches, path, depthwise=depthwise)
+    assert report.depthwise == (depthwise if depthwise != 'auto' else report.depthwise)
+    assert set(report.times) - {'float32'} == (
+        {'float', 'int8'} if depthwise == 'auto' else {depthwise}
+    )
+    assert 0 < report.typical < 0.1
+    x = torch.randn(2, 3, 40, 24)
+    with torch.no_grad():
+        want = converted(x)
+    found = differences(FORMATS[suffix].read(path)([x]), want)
+    assert 0 < found.typical < 0.2
+    weights = path.with_suffix(suffix.replace('xml', 'bin'))
+    assert weights.stat().st_size < report.float_size
+    if suffix == '.onnx':
+        assert len(report.layers) > 5
+        assert all(0 <= error < 0.5 for error in report.layers.values())
+        assert report.table(3).count('\n') == 4
+    json.dumps(report.as_dict())
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'path': 'net.pt'}, r"must end in one of \['.onnx', '.xml'\]"),
+        ({'depthwise': 'maybe'}, "depthwise must be one of .*got 'maybe'"),
+        ({'calibration': []}, 'calibration holds no input'),
+    ],
+)
+def test_wrong_options_are_named(options, said, residual, batches, tmp_path):
+    if not _optional.usable(*NEEDS['.onnx']):
+        pytest.skip('needs onnxruntime')
+    path = tmp_path / options.pop('path', 'net.onnx')
+    with pytest.raises(ValueError, match=said):
+        gp.quantize(residual, options.pop('calibration', batches), path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_missing_is_named(residual, batches, tmp_path, monkeypatch):
+    monkeypatch.setattr(_optional, 'failure', lambda name: 'ModuleNotFoundError: gone')
+    with pytest.raises(ImportError, match=r"pip install 'ghost_plugin\[export\]'"):
+        gp.quantize(residual, batches, tmp_path / 'net.onnx')

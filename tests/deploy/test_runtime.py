@@ -1,0 +1,113 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import ghost_plugin as gp
+from ghost_plugin import _optional
+from ghost_plugin.deploy import backends, runtime
+from ghost_plugin.deploy.backends import BACKENDS, Backend
+
+FAST = [name for name in BACKENDS if not name.startswith('compiled') and 'int8' not in name]
+
+
+class Nested(nn.Module):
+    """Takes a keyword that is no tensor, gives a mapping with more than tensors."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image, scale=1.0):
+        return {'logits': self.model(image) * scale, 'kind': 'plain', 'parts': (image.mean(),)}
+
+
+@pytest.mark.parametrize('backend', FAST)
+def test_every_backend_gives_what_the_model_gives_at_other_sizes_too(backend, converted):
+    if not _optional.usable(*BACKENDS[backend].needs):
+        pytest.skip(f'needs {BACKENDS[backend].needs}')
+    fast = gp.optimize(converted, torch.randn(1, 3, 32, 32), backend, rounds=1)
+    assert fast.backend == backend
+    assert [trial.backend for trial in fast.report.trials] == list(
+        dict.fromkeys(['eager', backend])
+    )
+    tolerance = 1e-4 if BACKENDS[backend].dtype == 'float32' else 0.1
+    for size in ((1, 3, 32, 32), (3, 3, 41, 27)):
+        x = torch.randn(size)
+        want = converted(x)
+        assert (fast(x) - want).abs().max() <= tolerance * want.abs().max()
+
+
+def test_nested_inputs_and_outputs(converted):
+    model = Nested(converted).eval()
+    fast = gp.optimize(model, {'image': torch.randn(1, 3, 16, 16), 'scale': 2.0}, 'fused', rounds=1)
+    x = torch.randn(2, 3, 16, 16)
+    got, want = fast(image=x, scale=2.0), model(x, 2.0)
+    assert got['kind'] == 'plain'
+    torch.testing.assert_close(got['logits'], want['logits'], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got['parts'], want['parts'])
+
+
+def _rows(monkeypatch, *rows):
+    table = {row.name: row for row in (BACKENDS['eager'], *rows)}
+    monkeypatch.setattr(runtime, 'BACKENDS', table)
+
+
+def test_what_fails_differs_or_is_missing_is_left_out_and_named(monkeypatch, residual):
+    def broken(forms):
+        raise RuntimeError('no such machine')
+
+    _rows(
+        monkeypatch,
+        Backend('wrong', 'float32', lambda forms: lambda x: [2 * forms.flat(*x)[0]]),
+        Backend('broken', 'float32', broken),
+        Backend('absent', 'float32', broken, ('no_such_package',)),
+        Backend('half', 'bfloat16', broken),
+    )
+    fast = gp.optimize(residual, torch.randn(1, 3, 16, 16), rounds=2)
+    report = fast.report
+    assert (fast.backend, report.chosen) == ('eager', 'eager')
+    assert 'differs by 1.0e+00 (relative), allowed is 0.0001' in report['wrong'].reason
+    assert report['broken'].reason == 'RuntimeError: no such machine'
+    assert report['absent'].reason == 'no_such_package is not installed'
+    assert [trial.backend for trial in report.trials] == ['eager', 'wrong', 'broken', 'absent']
+    assert report.table().count('\n') == 5
+    json.dumps(report.as_dict())
+    with pytest.raises(ImportError, match='no_such_package is not installed'):
+        gp.optimize(residual, torch.randn(1, 3, 16, 16), 'absent')
+    with pytest.raises(ValueError, match='no such machine'):
+        gp.optimize(residual, torch.randn(1, 3, 16, 16), 'broken')
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'backend': 'tpu'}, "backend must be 'auto' or one of .*got 'tpu'"),
+        ({'dtypes': ('float16',)}, r"dtypes must be some of .*got \('float16',\)"),
+        ({'dtypes': ('int8',)}, 'need calibration='),
+    ],
+)
+def test_wrong_options_are_named(options, said, residual):
+    with pytest.raises(ValueError, match=said):
+        gp.optimize(residual, torch.randn(1, 3, 16, 16), **options)
+    with pytest.raises(ValueError, match='training mode'):
+        gp.optimize(residual.train(), torch.randn(1, 3, 16, 16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('backend', ['compiled', 'compiled-bf16'])
+def test_compiled_forms(backend, converted):
+    fast = gp.optimize(converted, torch.randn(1, 3, 32, 32), backend, rounds=1)
+    x = torch.randn(2, 3, 32, 32)
+    want = converted(x)
+    assert (fast(x) - want).abs().max() <= 0.1 * want.abs().max()
+
+
+def test_forms_are_made_once(converted, monkeypatch):
+    calls = []
+    monkeypatch.setattr(backends, 'fuse', lambda model: calls.append(1) or gp.fuse(model))
+    forms = backends.Forms(converted, torch.randn(1, 3, 16, 16))
+    assert forms.last is forms.last
+    assert forms.fused is forms.fused
+    assert calls == [1]
