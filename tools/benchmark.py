@@ -4,7 +4,9 @@
 Both models take turns call by call, so a machine that slows down slows both. Each is measured in
 both memory formats; the ratio compares like with like, and the last column the best of each.
 ``benchmark.py family`` does that for V1, V2 and V3 against timm's own; ``benchmark.py convert``
-says what converting ResNet-50 costs.
+says what converting ResNet-50 costs; ``benchmark.py grid MODEL [MODEL ...]`` times any models by any
+backends, a model being ``timm:NAME``, a config and so on, and ``MODEL@2`` or ``MODEL@PLAN.json`` its
+conversion.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import timm
 import torch
 from _cli import tool
 from _conversion_costs import conversion_costs
+from _grid import BACKENDS, run_grid
 from _modes import MODES
 
 from ghost_plugin.analysis import Timing, time_together
@@ -84,7 +87,7 @@ def compare_all(args: argparse.Namespace) -> list[dict]:
     pairs = list(FAMILY.items()) if args.models == ['family'] else [args.models]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(
-            f'give two models, family or convert, got {len(args.models)}: {args.models}'
+            f'give two models, family, convert or grid, got {len(args.models)}: {args.models}'
         )
     machine = platform.processor() or platform.machine()
     print(f'{machine}, {args.device}, {args.threads} threads, torch {torch.__version__}, float32')
@@ -99,18 +102,26 @@ def compare_all(args: argparse.Namespace) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('models', nargs='*', default=['ghostnet_plugin', 'ghostnet_100'],
-                        help='two timm names to compare; or family; or convert')  # fmt: skip
+                        help='two timm names; or family; or convert; or grid MODEL ...')  # fmt: skip
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=list(MODES))
     parser.add_argument('--batch', nargs='+', type=int, default=[1, 16], help='images per call')
     parser.add_argument('--side', type=int, default=224, help='of the images, pixels')
     parser.add_argument('--rounds', type=int, default=30, help='timed calls of each')
     parser.add_argument('--warmup', type=int, default=5, help='untimed calls before that')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    add = parser.add_argument
+    add('--backends', nargs='+', default=BACKENDS, help='of grid; %(default)s')
+    add('--cores', nargs='+', type=int, help='of grid: numbers of threads; or --threads')
+    add('--picture', type=Path, metavar='PNG', help='of grid')
+    add('--top1', type=Path, metavar='JSON', help='of grid: per cent by model, for the picture')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', type=Path, help='file for all figures')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.models == ['convert']:
+    args.cores = args.cores or [args.threads]
+    if args.models[0] == 'grid':
+        figures = run_grid(args)
+    elif args.models == ['convert']:
         figures = conversion_costs('resnet50', args.side)
     else:
         figures = compare_all(args)

@@ -56,12 +56,11 @@ class Forms:
             export(self.model, self.example_input, path, exporter='trace', dynamic=False)
         return path
 
-    def quantized(self, library: str) -> Path:
-        """An int8 file."""
+    def quantized(self, suffix: str) -> Path:
+        """An int8 file, of the library that its suffix stands for."""
         if self.calibration is None:
             raise ValueError('int8 needs calibration= inputs')
-        suffix = {'onnxruntime': '.onnx', 'openvino': '.xml'}[library]
-        path = Path(self._folder.name) / f'int8-{library}{suffix}'
+        path = Path(self._folder.name) / f'int8{suffix}'
         quantize(self.model, self.calibration, path)
         return path
 
@@ -115,6 +114,14 @@ def _openvino(dtype: str) -> Callable[[Forms], Runner]:
     return lambda forms: of_openvino(forms.onnx, dtype)
 
 
+def _onnxruntime_int8(forms: Forms) -> Runner:
+    return of_onnx(forms.quantized('.onnx'))
+
+
+def _openvino_int8(forms: Forms) -> Runner:
+    return of_openvino(forms.quantized('.xml'))
+
+
 _ORT, _OV = ('onnx', 'onnxruntime'), ('onnx', 'openvino')
 _ROWS = (
     Backend('eager', 'float32', _eager),
@@ -126,8 +133,7 @@ _ROWS = (
     Backend('channels-last-bf16', 'bfloat16', _last(torch.bfloat16)),
     Backend('compiled-bf16', 'bfloat16', _compiled(torch.bfloat16)),
     Backend('openvino-bf16', 'bfloat16', _openvino('bf16'), _OV, cpu=True),
-    Backend('onnxruntime-int8', 'int8', lambda f: of_onnx(f.quantized('onnxruntime')), _ORT, cpu=True),
-    Backend('openvino-int8', 'int8', lambda f: of_openvino(f.quantized('openvino')),
-            (*_OV, 'nncf'), cpu=True),
-)  # fmt: skip
+    Backend('onnxruntime-int8', 'int8', _onnxruntime_int8, _ORT, cpu=True),
+    Backend('openvino-int8', 'int8', _openvino_int8, (*_OV, 'nncf'), cpu=True),
+)
 BACKENDS = {row.name: row for row in _ROWS}

@@ -41,7 +41,7 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 
 def differences(got: Any, want: Any) -> Difference:
-    """How far ``got`` lies from ``want``; infinitely where shapes differ or values are no number."""
+    """How far ``got`` lies from ``want``; infinitely for other shapes or no numbers."""
     worst = Difference()
     for a, b in zip(tensors(got), tensors(want), strict=True):
         worst |= _of_pair(a.detach(), b.detach())

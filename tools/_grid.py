@@ -1,0 +1,38 @@
+"""The benchmark's grid: any models by any backends, batches and threads, in turns."""
+
+import argparse
+import json
+import os
+from typing import Any
+
+from _terminal import Meter, show, table
+
+from ghost_plugin.integrations.timing import Figure, draw, grid, verdicts
+
+BACKENDS = ['eager', 'channels-last', 'compiled', 'onnxruntime', 'openvino']
+_HEAD = ['Model', 'Backend', 'Batch', 'Threads', 'ms', 'pictures/s', 'MB', 'Difference', '']
+
+
+def run_grid(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure, print the table and what follows from it, draw; the figures."""
+    size = (args.side, args.side)
+    with Meter() as meter:
+        found = grid(args.models[1:], args.backends, args.batch, args.cores, size, args.rounds,
+                     args.warmup, meter)  # fmt: skip
+    show(table(_HEAD, [_cells(figure) for figure in found]))
+    load = ' '.join(f'{value:.1f}' for value in os.getloadavg())
+    show('\n'.join(['', *verdicts(found), f'load of the machine (1, 5, 15 min): {load}']))
+    if args.picture:
+        top1 = json.loads(args.top1.read_text()) if args.top1 else None
+        draw(found, args.picture, top1)
+    return [figure.as_dict() for figure in found]
+
+
+def _cells(figure: Figure) -> list[str]:
+    cells = [figure.model, figure.backend, str(figure.batch), str(figure.threads)]
+    if figure.median is None:
+        return [*cells, '', '', '', '', figure.reason]
+    spread = f'{figure.median:.2f} ({figure.low:.2f} to {figure.high:.2f})'
+    memory = '' if figure.memory is None else f'{figure.memory:.0f}'
+    speed = f'{1000 * figure.batch / figure.median:.0f}'
+    return [*cells, spread, speed, memory, f'{figure.difference:.1e}', '']
