@@ -4,9 +4,9 @@
 Both models take turns call by call, so a machine that slows down slows both. Each is measured in
 both memory formats; the ratio compares like with like, and the last column the best of each.
 ``benchmark.py family`` does that for V1, V2 and V3 against timm's own; ``benchmark.py convert``
-says what converting ResNet-50 costs; ``benchmark.py grid MODEL [MODEL ...]`` times any models by any
-backends, a model being ``timm:NAME``, a config and so on, and ``MODEL@2`` or ``MODEL@PLAN.json`` its
-conversion.
+says what converting ResNet-50 costs; ``benchmark.py grid MODEL [MODEL ...]`` times any models by
+any backends. There a model is ``timm:NAME``, a config and so on, and ``MODEL@2`` (a ratio) or
+``MODEL@PLAN.json`` its conversion.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def compare_all(args: argparse.Namespace) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('models', nargs='*', default=['ghostnet_plugin', 'ghostnet_100'],
-                        help='two timm names; or family; or convert; or grid MODEL ...')  # fmt: skip
+                        help='two timm names, family, convert, or grid MODEL ...')  # fmt: skip
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=list(MODES))
     parser.add_argument('--batch', nargs='+', type=int, default=[1, 16], help='images per call')
     parser.add_argument('--side', type=int, default=224, help='of the images, pixels')

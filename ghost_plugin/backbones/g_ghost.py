@@ -107,13 +107,13 @@ class GhostStage(Foldable, nn.Module):
         super().__init__()
         before, after = dilations
         inner = int(group_width * CHEAP_WIDTH)
-        self.raw = int(out_channels * (1 - cheap_ratio) / inner) * inner
-        if not 0 < self.raw < out_channels:
+        raw = int(out_channels * (1 - cheap_ratio) / inner) * inner
+        if not 0 < raw < out_channels:
             raise ValueError(
-                f'cheap_ratio {cheap_ratio!r} leaves {self.raw} of {out_channels} maps to the '
+                f'cheap_ratio {cheap_ratio!r} leaves {raw} of {out_channels} maps to the '
                 f'blocks, which work in groups of {inner}; take a value nearer to 0.5'
             )
-        cheap = out_channels - self.raw
+        cheap = out_channels - raw
         self.base = RegNetBottleneck(
             in_channels, out_channels, group_width, parts, stride, before, drop_paths[0]
         )
@@ -122,7 +122,7 @@ class GhostStage(Foldable, nn.Module):
         )
         self.merge = nn.Sequential(
             nn.Identity(),  # the authors pool here, after joining the maps
-            nn.Conv2d(out_channels + self.raw * (depth - 2), cheap, 1, bias=False),
+            nn.Conv2d(out_channels + raw * (depth - 2), cheap, 1, bias=False),
             pooled_norm(parts.norm_layer, cheap),
             activation(parts.act_layer),
             nn.Conv2d(cheap, cheap, 1, bias=False),
@@ -131,20 +131,19 @@ class GhostStage(Foldable, nn.Module):
         self.cheap = nn.Sequential(nn.Conv2d(cheap, cheap, 1, bias=False), parts.norm_layer(cheap))
         self.cheap_relu = activation(parts.act_layer)
         self.layers = nn.Sequential(
-            *(
-                RegNetBottleneck(self.raw, self.raw, inner, parts, 1, after, rate)
-                for rate in drop_paths[1:-1]
-            )
+            *(RegNetBottleneck(raw, raw, inner, parts, 1, after, rate) for rate in drop_paths[1:-1])
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first = self.base(x)
         means = [first.mean((2, 3), keepdim=True)]
-        maps = first[:, : self.raw]
+        # Asked of the layers, which may have lost channels to pruning.
+        sizes = [self.layers[0].conv1.in_channels, self.cheap[0].in_channels]
+        maps, rest = torch.split(first, sizes, 1)
         for block in self.layers:
             maps = block(maps)
             means.append(maps.mean((2, 3), keepdim=True))
-        cheap = self.cheap(first[:, self.raw :]) + self.merge(torch.cat(means, 1))
+        cheap = self.cheap(rest) + self.merge(torch.cat(means, 1))
         return self.end(torch.cat((maps, self.cheap_relu(cheap)), 1))
 
 

@@ -1,7 +1,7 @@
 """Any models by any backends, timed in turns: what the benchmark's grid shows.
 
-A model is named as in :mod:`ghost_plugin.integrations.sources`; ``NAME@PLAN.json`` is its conversion
-by a plan and ``NAME@2`` the one with ratio 2 everywhere, both with weights fitted without pictures.
+A model is named as in :mod:`ghost_plugin.integrations.sources`; ``NAME@PLAN.json`` is its
+conversion by a plan and ``NAME@2`` the one with ratio 2 everywhere, both fitted without pictures.
 """
 
 import os

@@ -203,7 +203,9 @@ def fold_pair(part: nn.Module, conv: str, norm: str) -> float:
 
 
 def _merge(part: nn.Module) -> float:
-    x = noise(part.in_channels, next(part.parameters()))
+    # Not the part's own number, from which pruning may have taken some.
+    first = next(module for module in part.modules() if isinstance(module, nn.Conv2d))
+    x = noise(first.in_channels, first.weight)
     with torch.no_grad():
         before = part(x)
         part.merge_branches()

@@ -1,0 +1,109 @@
+"""Channels pruned through Ghost layers, by the package ``torch-pruning``.
+
+Its dependency graph sees the convs inside of Ghost modules by itself. A Ghost conv, whose maps come
+in a stored order, is one layer to it: this module says how that one loses channels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import _optional
+from ..backbones.g_ghost import GhostStage, RegNetBottleneck
+from ..layers.cheap import Shift
+from ..layers.ghost import GhostConv2d
+
+_optional.require('torch_pruning')
+
+import torch_pruning as tp
+
+
+class GhostConvPruner(tp.pruner.function.BasePruningFunc):
+    """How a Ghost conv loses maps: a primary map goes when neither it nor a ghost of it is used."""
+
+    def prune_out_channels(self, layer: GhostConv2d, idxs: Sequence[int]) -> nn.Module:
+        """Drop output maps."""
+        number = layer.primary_conv.out_channels
+        order = layer.order
+        if order is None:
+            order = torch.arange(layer.out_channels, device=layer.primary_conv.weight.device)
+        gone = set(idxs)
+        order = order[[index for index in range(len(order)) if index not in gone]]
+        makers = torch.where(order < number, order, (order - number) // max(layer.copies, 1))
+        kept = makers.unique()
+        # Shifts go by the number of a ghost map, so none may get another.
+        if layer.groups == 1 and not isinstance(layer.cheap_operation, Shift):
+            order = _keep(layer, kept, order)
+        layer.order, layer.out_channels, layer.cut = order, len(order), False
+        return layer
+
+    def prune_in_channels(self, layer: GhostConv2d, idxs: Sequence[int]) -> nn.Module:
+        """Drop input maps."""
+        tp.prune_conv_in_channels(layer.primary_conv, list(idxs))
+        layer.in_channels = layer.primary_conv.in_channels
+        return layer
+
+    def get_out_channels(self, layer: GhostConv2d) -> int:
+        return layer.out_channels
+
+    def get_in_channels(self, layer: GhostConv2d) -> int:
+        return layer.in_channels
+
+    def get_in_channel_groups(self, layer: GhostConv2d) -> int:
+        return layer.groups
+
+    def get_out_channel_groups(self, layer: GhostConv2d) -> int:
+        return layer.groups
+
+
+def _keep(layer: GhostConv2d, kept: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Keep these primary maps and their ghosts; the order in their new numbers."""
+    number, copies = layer.primary_conv.out_channels, layer.copies
+    place = torch.full((number,), -1, dtype=order.dtype, device=order.device)
+    place[kept] = torch.arange(len(kept), device=order.device)
+    each = torch.arange(copies, device=order.device)
+    ghosts = (kept[:, None] * copies + each).flatten()
+    _rows(layer.primary_conv, kept)
+    if isinstance(layer.cheap_operation, nn.Conv2d):
+        _rows(layer.cheap_operation, ghosts)
+        layer.cheap_operation.groups = layer.cheap_operation.in_channels = len(kept)
+    behind = order - number
+    return torch.where(
+        order < number,
+        place[order.clamp_max(number - 1)],
+        len(kept)
+        + place[(behind // max(copies, 1)).clamp_min(0)] * copies
+        + behind % max(copies, 1),
+    )
+
+
+def _rows(conv: nn.Conv2d, kept: torch.Tensor) -> None:
+    for name in ('weight', 'bias'):
+        old = getattr(conv, name)
+        if old is not None:
+            new = nn.Parameter(old.detach()[kept].clone(), requires_grad=old.requires_grad)
+            setattr(conv, name, new)
+    conv.out_channels = len(kept)
+
+
+def options(model: nn.Module) -> dict[str, Any]:
+    """Keyword arguments that let a pruner of ``torch_pruning`` go through Ghost layers.
+
+    Args:
+        model: What is pruned. ``ignored_layers`` are its linear layers, and of G-Ghost all convs
+            but those inside of its blocks: the package loses count where a stage divides its maps.
+    """
+    roots = [GhostConv2d, nn.modules.conv._ConvNd, nn.Linear]
+    ignored = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if any(isinstance(module, GhostStage) for module in model.modules()):
+        inner = {id(conv) for block in model.modules() for conv in _inner(block)}
+        convs = (module for module in model.modules() if isinstance(module, roots[0] | nn.Conv2d))
+        ignored += [conv for conv in convs if id(conv) not in inner]
+    pruners = {GhostConv2d: GhostConvPruner()}
+    return {'customized_pruners': pruners, 'root_module_types': roots, 'ignored_layers': ignored}
+
+
+def _inner(block: nn.Module) -> list[nn.Module]:
+    return [block.conv1, block.conv2] if isinstance(block, RegNetBottleneck) else []
