@@ -15,6 +15,8 @@ _HEAD = ['Model', 'Backend', 'Batch', 'Threads', 'ms', 'pictures/s', 'MB', 'Diff
 
 def run_grid(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure, print the table and what follows from it, draw; the figures."""
+    if len(args.models) < 2:
+        raise ValueError('grid needs models, such as grid timm:resnet18 timm:resnet18@2')
     size = (args.side, args.side)
     with Meter() as meter:
         found = grid(args.models[1:], args.backends, args.batch, args.cores, size, args.rounds,
