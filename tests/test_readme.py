@@ -13,16 +13,21 @@ PYTHON = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize('code', PYTHON, ids=[code.splitlines()[0] for code in PYTHON])
-def test_python_runs(code, tmp_path):
+def test_python_runs(code, tmp_path, monkeypatch):
     if '_base_' in code:
         config = pytest.importorskip('mmengine.config').Config
         pytest.importorskip('mmdet')
         (tmp_path / 'mine.py').write_text(code)
         assert config.fromfile(tmp_path / 'mine.py').model.backbone.type.startswith('ghost_plugin.')
         return
-    for framework in ('timm', 'torchvision'):
-        if framework in code:
+    for word, framework in (
+        ('timm', 'timm'),
+        ('torchvision', 'torchvision'),
+        ('onnx', 'onnxruntime'),
+    ):
+        if word in code:
             pytest.importorskip(framework)
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, 'README.md', 'exec'), {})
 
 
