@@ -9,7 +9,7 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin import _optional
-from ghost_plugin.deploy.outputs import differences
+from ghost_plugin.deploy.outputs import Flat, allowance, differences
 from ghost_plugin.deploy.writers import FORMATS
 
 NEEDS = {'.onnx': ('onnx', 'onnxruntime'), '.xml': ('onnx', 'openvino')}
@@ -98,6 +98,25 @@ def test_wrong_options_are_named(options, said, residual, tmp_path):
         gp.export(residual, torch.randn(1, 3, 16, 16), path, **options)
     with pytest.raises(ValueError, match='training mode'):
         gp.export(residual.train(), torch.randn(1, 3, 16, 16), tmp_path / 'net.onnx')
+
+
+class Steep(nn.Module):
+    """Loses all but a few digits in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large = nn.Parameter(torch.tensor(1e4))
+
+    def forward(self, x):
+        return (x + self.large) * 3 - (self.large * 3 + x)
+
+
+def test_where_float32_loses_digits_more_is_allowed():
+    net, x = Flat(Steep(), torch.randn(1, 3)), torch.randn(1, 3)
+    assert 1e-4 < allowance(net, [x], 1e-4) < 1e-1
+    plain = Flat(nn.Linear(3, 2), x)
+    assert allowance(plain, [x], 1e-4) == 1e-4
+    assert plain.model.weight.dtype == torch.float32
 
 
 def test_differences_see_shapes_and_nans():
