@@ -176,9 +176,10 @@ def compare(
             allowed = allowance(want, trial, tolerance)
         if not found.relative <= allowed:
             shape = tuple(trial[0].shape)
+            lost = '' if allowed == tolerance else ' (float32 itself loses much here; untrained?)'
             raise ValueError(
                 f'for input {shape} the outputs differ by {found.relative:.1e} of their largest '
-                f'value, allowed is {allowed:.1e}'
+                f'value, allowed is {allowed:.1e}{lost}'
             )
         worst |= found
     return worst
