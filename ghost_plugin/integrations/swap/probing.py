@@ -1,0 +1,64 @@
+"""What a backbone returns, asked of the backbone: channels and stride of every map."""
+
+
+import torch
+
+from ... import _optional
+
+_optional.require('mmengine', 'mmcv')
+
+from mmengine.registry import MODELS, init_default_scope
+
+_SIDE = 128  # of the picture that backbones are shown, pixels; all strides up to 128 divide it
+_WEIGHTS = ('init_cfg', 'pretrained')
+Map = tuple[int, int]  # channels, stride in pixels
+
+
+def features(cfg: dict, scope: str) -> list[Map]:
+    """Channels and stride of the maps of a backbone, built without its weights.
+
+    Args:
+        cfg: Config of the backbone.
+        scope: Package whose names it uses, ``'mmdet'`` or ``'mmpretrain'``.
+
+    Raises:
+        ValueError: It cannot be built, or does not return maps.
+    """
+    init_default_scope(scope)
+    bare = {key: value for key, value in cfg.items() if key not in _WEIGHTS}
+    try:
+        maps = _run(bare, 'meta')  # costs neither memory nor time
+    except Exception:  # compiled ops and code that looks at its own weights need real ones
+        maps = _run_or_say(bare)
+    if any(len(getattr(one, 'shape', ())) != 4 for one in maps):
+        raise ValueError(f'the backbone {cfg.get("type")} returns tokens or scores, not maps')
+    return [(one.shape[1], round(_SIDE / one.shape[-1])) for one in maps]
+
+
+def deepest_stride(cfg: dict, scope: str) -> int | None:
+    """Stride of the last map of a backbone, None where only real weights could tell."""
+    init_default_scope(scope)
+    try:
+        last = _run({key: value for key, value in cfg.items() if key not in _WEIGHTS}, 'meta')[-1]
+    except Exception:  # foreign constructors raise whatever they like
+        return None
+    shape = getattr(last, 'shape', ())
+    return round(_SIDE / shape[-1]) if len(shape) == 4 and shape[-1] > 1 else None
+
+
+def _run_or_say(cfg: dict) -> list[torch.Tensor]:
+    try:
+        return _run(cfg, 'cpu')
+    except Exception as error:  # foreign constructors raise whatever they like
+        reason = (str(error).splitlines() or [''])[-1]
+        raise ValueError(
+            f'cannot build backbone {cfg.get("type")!r}: {type(error).__name__}: {reason}'
+        ) from error
+
+
+def _run(cfg: dict, device: str) -> list[torch.Tensor]:
+    with torch.device(device), torch.no_grad():
+        backbone = MODELS.build(dict(cfg))
+        backbone.eval()  # on its own line: many of OpenMMLab's return None here
+        maps = backbone(torch.zeros(1, cfg.get('in_channels', 3), _SIDE, _SIDE))
+    return list(maps) if isinstance(maps, tuple | list) else [maps]
