@@ -68,10 +68,10 @@ def check(args: argparse.Namespace, old: Config, new: Config) -> None:
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='ERROR')
-    refuse_python_style(args.config)
     chosen = {name: getattr(args, name) for name in BACKBONE + TRAINING}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     cfg = load_config(args.config)
+    refuse_python_style(args.config)
     backbone = args.backbone or f'ghost_plugin.{FAMILIES[args.family]}'
     swap = swap_backbone(cfg, backbone, **chosen)
     note = f'Made by tools/swap_backbone.py from {args.config}'

@@ -1,7 +1,9 @@
 """Both models of a swap built, one step of training and one prediction of the new one, costs."""
 
 import copy
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +19,12 @@ from .swapping import is_classifier
 _optional.require('mmengine', 'mmcv')
 
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import MODELS, init_default_scope
 
 SIDES = {'classifier': 224, 'detector': 256}  # of the pictures that costs are counted for, pixels
+# What a Runner tells losses that change while a model trains.
+_PROGRESS = {'iter': 0, 'epoch': 0, 'max_iters': 1000, 'max_epochs': 12}
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,41 @@ def build(cfg: Config) -> tuple[nn.Module, Mapping]:
         part.setdefault('data_preprocessor', {'type': 'DetDataPreprocessor', 'pad_size_divisor': 32})
     if not classifier:  # they would make small pictures large
         (part.get('data_preprocessor') or {}).pop('batch_augments', None)
-    part.backbone.pop('pretrained', None)
+    _drop_pretrained(part)
     init_default_scope(cfg.get('default_scope') or ('mmpretrain' if classifier else 'mmdet'))
     try:
-        return MODELS.build(part), part
+        with _quiet():
+            built = MODELS.build(part)
+            built.init_weights()
+        return built, part
     except Exception as error:  # foreign constructors raise whatever they like
         raise ValueError(f'cannot build the model: {_reason(error)}') from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines in which mmengine tells how every parameter was initialised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _drop_pretrained(node: Any) -> None:
+    """Take all weights to load out of a config."""
+    if isinstance(node, Mapping):
+        init = node.get('init_cfg')
+        if isinstance(init, Mapping) and init.get('type') == 'Pretrained':
+            node['init_cfg'] = None
+        if 'pretrained' in node:
+            node['pretrained'] = None if isinstance(node['pretrained'], str) else False
+        for value in node.values():
+            _drop_pretrained(value)
+    elif isinstance(node, list | tuple):
+        for item in node:
+            _drop_pretrained(item)
 
 
 def _reason(error: Exception) -> str:
@@ -86,6 +120,7 @@ def exercise(model: nn.Module, part: Mapping, side: int = 128) -> float:
 
 def _train(model: nn.Module, batch: dict[str, Any]) -> float:
     model.train()
+    MessageHub.get_current_instance().update_info_dict(_PROGRESS)
     data = model.data_preprocessor(copy.deepcopy(batch), True)
     if getattr(model, 'head', True) is None:  # a backbone to take features from
         loss = sum(one.square().mean() for one in model(**data))
@@ -140,7 +175,10 @@ def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str,
         ValueError: One of them cannot be built, or the new one does not run.
     """
     model, part = build(new)
-    exercise(model, part)
+    try:
+        exercise(model, part)
+    except ValueError as error:
+        raise ValueError(f'{error}{_also_before(old)}') from error
     side = side or SIDES['classifier' if is_classifier(part) else 'detector']
     after = {cost.part: cost for cost in costs(model, side)}
     before = {cost.part: cost for cost in costs(build(old)[0], side)}
@@ -150,3 +188,12 @@ def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str,
         rows.append({'part': name, 'params': was.params, 'macs': was.macs,
                      'new_params': now.params, 'new_macs': now.macs})  # fmt: skip
     return rows
+
+
+def _also_before(old: Config) -> str:
+    """What to add to an error where the config failed before the swap already."""
+    try:
+        exercise(*build(old))
+    except ValueError as error:
+        return f'; the config as it was does not run here either: {error}'
+    return '; the config as it was runs'

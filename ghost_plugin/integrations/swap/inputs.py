@@ -1,5 +1,6 @@
 """Made-up pictures and labels in the form that a detector or classifier is trained with."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,19 +8,23 @@ import torch
 
 from .places import type_of
 
+_MASKS = re.compile('mask|HeadIns|DetIns')  # in the config of whatever learns from masks
 _CLASSES = 2  # labels 0 and 1 exist in every head with classes
 
 
 def detection_batch(part: Mapping, side: int) -> dict[str, Any]:
-    """Two pictures with boxes, masks, a map of classes and, for Fast R-CNN, proposals.
+    """Two pictures with boxes, a map of classes, proposals, and masks where they are learned.
 
     Args:
         part: Config of the detector.
         side: Of the pictures, pixels.
     """
-    from mmdet.testing import demo_mm_inputs
+    from mmdet.testing import demo_mm_inputs, demo_track_inputs
     from mmengine.structures import InstanceData
 
+    if 'Track' in type_of(part.get('data_preprocessor')):
+        shape = [(3, side, side)]
+        return demo_track_inputs(1, 2, image_shapes=shape, num_classes=_CLASSES, with_mask=True)
     classes = min(_CLASSES, *values(part, 'num_classes'), _CLASSES)
     semantic = (part.get('roi_head') or {}).get('semantic_head')
     batch = demo_mm_inputs(
@@ -28,7 +33,7 @@ def detection_batch(part: Mapping, side: int) -> dict[str, Any]:
         num_items=[3, 3],
         num_classes=_CLASSES,
         sem_seg_output_strides=8 if semantic else 1,
-        with_mask=True,
+        with_mask=bool(_MASKS.search(str(part))),
         with_semantic=True,
         use_box_type=True,
     )

@@ -1,6 +1,9 @@
 """What a backbone returns, asked of the backbone: channels and stride of every map."""
 
 
+import functools
+import json
+
 import torch
 
 from ... import _optional
@@ -24,29 +27,39 @@ def features(cfg: dict, scope: str) -> list[Map]:
     Raises:
         ValueError: It cannot be built, or does not return maps.
     """
-    init_default_scope(scope)
     bare = {key: value for key, value in cfg.items() if key not in _WEIGHTS}
     try:
-        maps = _run(bare, 'meta')  # costs neither memory nor time
-    except Exception:  # compiled ops and code that looks at its own weights need real ones
-        maps = _run_or_say(bare)
+        return list(_asked(json.dumps(bare, sort_keys=True), scope))
+    except TypeError:  # holds more than plain values
+        return list(_maps(bare, scope))
+
+
+@functools.lru_cache(maxsize=256)
+def _asked(cfg: str, scope: str) -> tuple[Map, ...]:
+    return tuple(_maps(json.loads(cfg), scope))
+
+
+def _maps(cfg: dict, scope: str) -> list[Map]:
+    maps = _outputs(cfg, scope)
     if any(len(getattr(one, 'shape', ())) != 4 for one in maps):
         raise ValueError(f'the backbone {cfg.get("type")} returns tokens or scores, not maps')
     return [(one.shape[1], round(_SIDE / one.shape[-1])) for one in maps]
 
 
 def deepest_stride(cfg: dict, scope: str) -> int | None:
-    """Stride of the last map of a backbone, None where only real weights could tell."""
+    """Stride of the last map of a backbone, None where it returns none for the probe's side."""
+    try:
+        return features(cfg, scope)[-1][1]
+    except ValueError:
+        return None
+
+
+def _outputs(cfg: dict, scope: str) -> list[torch.Tensor]:
     init_default_scope(scope)
     try:
-        last = _run({key: value for key, value in cfg.items() if key not in _WEIGHTS}, 'meta')[-1]
-    except Exception:  # foreign constructors raise whatever they like
-        return None
-    shape = getattr(last, 'shape', ())
-    return round(_SIDE / shape[-1]) if len(shape) == 4 and shape[-1] > 1 else None
-
-
-def _run_or_say(cfg: dict) -> list[torch.Tensor]:
+        return _run(cfg, 'meta')  # costs neither memory nor time
+    except Exception:  # compiled ops and code that looks at its own values need real ones
+        pass
     try:
         return _run(cfg, 'cpu')
     except Exception as error:  # foreign constructors raise whatever they like

@@ -10,7 +10,7 @@ from typing import Any
 
 from ... import _optional, specs
 from . import classifiers, detectors
-from .places import find_part, nested
+from .places import find_part, nested, type_of
 from .probing import deepest_stride, features
 from .training import look_change, training_change
 
@@ -111,7 +111,13 @@ def _classifier(part: Mapping, new: dict, scope: str) -> tuple[dict[str, Any], l
     if _ours(new):
         spec = specs.find(new['type'])
         new = {**classifiers.levels(part, spec.deepest), **new}
-        stride = deepest_stride(part['backbone'], scope)
-        if spec.deepest == specs.FINAL_LEVEL and stride and stride <= _SMALL:
+        if spec.deepest == specs.FINAL_LEVEL and _for_small_pictures(part, scope):
             new.setdefault('stem_stride', 1)
     return classifiers.backbone_change(part, new, scope)
+
+
+def _for_small_pictures(part: Mapping, scope: str) -> bool:
+    if type_of(part.get('neck')) != 'GlobalAveragePooling':
+        return False  # tokens, and networks too big to ask
+    stride = deepest_stride(part['backbone'], scope)
+    return stride is not None and stride <= _SMALL

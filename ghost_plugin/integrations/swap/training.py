@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 _MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet, RGB, 0..255
+# What mmengine's own constructor reads.
+_PARAMWISE = (
+    'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
+    'flat_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate',
+)  # fmt: skip
 
 
 def training_change(
@@ -21,6 +26,7 @@ def training_change(
     """
     change, remarks = {}, []
     wrapper = cfg.get('optim_wrapper') or {}
+    paramwise = wrapper.get('paramwise_cfg') or {}
     for name, factor in (('--lr-scale', lr_scale), ('--backbone-lr', backbone_lr)):
         if factor is not None and not factor > 0:
             raise ValueError(f'{name} must be above 0, such as 0.5, got {factor}')
@@ -31,10 +37,12 @@ def training_change(
         optim['optimizer'] = {'lr': wrapper['optimizer']['lr'] * lr_scale}
     if 'Decay' in str(wrapper.get('constructor')):
         optim['constructor'] = 'DefaultOptimWrapperConstructor'
-        optim['paramwise_cfg'] = {'_delete_': True}
+        kept = {key: value for key, value in paramwise.items() if key in _PARAMWISE}
+        optim['paramwise_cfg'] = {'_delete_': True, **kept} if paramwise else {}
         remarks.append(f'{wrapper["constructor"]} knows the layers of the old backbone only')
     if backbone_lr is not None:
-        optim.setdefault('paramwise_cfg', {})['custom_keys'] = {'backbone': {'lr_mult': backbone_lr}}
+        keys = optim.setdefault('paramwise_cfg', {}).get('custom_keys', {})
+        optim['paramwise_cfg']['custom_keys'] = {**keys, 'backbone': {'lr_mult': backbone_lr}}
     if optim:
         change['optim_wrapper'] = optim
     if cfg.get('load_from'):
