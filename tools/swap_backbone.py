@@ -78,7 +78,7 @@ def main() -> None:
     changes = Config(swap.change)
     changes.merge_from_dict(args.cfg_options)
     new = write_config(args.out, [args.config, *args.others], changes.to_dict(), note)
-    print(f'{args.out}: {backbone} in the place of {cfg.model.get("type")}\'s backbone')
+    print(f"{args.out}: {backbone} in the place of {cfg.model.get('type')}'s backbone")
     for remark in swap.remarks:
         print(f'note: {remark}')
     if args.check:

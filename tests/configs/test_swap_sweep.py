@@ -61,7 +61,7 @@ def offline():
             for line in KEPT.read_text().splitlines():
                 row = json.loads(line)
                 BOARD[row['config']] = row
-                SEEN.update({key: row['config'] for key in row['keys']})
+                SEEN.update(dict.fromkeys(row['keys'], row['config']))
         yield
 
 
@@ -190,7 +190,7 @@ def keep(name, kind, state, reason, keys, seconds=0.0):
     BOARD[name] = {**row, 'seconds': seconds, 'keys': keys}
     for key in keys:
         SEEN.setdefault(key, name)
-    print(*row.values(), BOARD[name]["seconds"], flush=True)
+    print(*row.values(), BOARD[name]['seconds'], flush=True)
     if KEPT.parent.is_dir():
         with KEPT.open('a') as file:
             file.write(json.dumps(BOARD[name]) + '\n')

@@ -122,7 +122,9 @@ def test_what_cannot_be_swapped_is_refused_in_a_line(source, said):
 
 def test_python_style_is_refused(tmp_path):
     path = tmp_path / 'lazy.py'
-    path.write_text('from mmengine.config import read_base\nwith read_base():\n    pass\nmodel = {}')
+    path.write_text(
+        'from mmengine.config import read_base\nwith read_base():\n    pass\nmodel = {}'
+    )
     with pytest.raises(ValueError, match='Python style'):
         refuse_python_style(path)
 

@@ -48,7 +48,9 @@ def build(cfg: Config) -> tuple[nn.Module, Mapping]:
     if cfg.get('data_preprocessor') and not part.get('data_preprocessor'):
         part.data_preprocessor = cfg.data_preprocessor  # as the Runner does it
     if not classifier and part is not model:
-        part.setdefault('data_preprocessor', {'type': 'DetDataPreprocessor', 'pad_size_divisor': 32})
+        part.setdefault(
+            'data_preprocessor', {'type': 'DetDataPreprocessor', 'pad_size_divisor': 32}
+        )
     if not classifier:  # they would make small pictures large
         (part.get('data_preprocessor') or {}).pop('batch_augments', None)
     _drop_pretrained(part)

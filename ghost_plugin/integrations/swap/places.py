@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _OWN = {  # models and necks that only their own backbone can serve
-    'TridentFasterRCNN': 'its heads want the three branches of TridentResNet; swap in a Faster R-CNN',
+    'TridentFasterRCNN': 'its heads want the three branches of TridentResNet; use a Faster R-CNN',
     'RFP': 'this neck runs a second DetectoRS_ResNet of its own on its outputs; swap in a config '
     'with an FPN, such as cascade-rcnn_r50-sac',
     'GLIP': 'its language model attends to the maps of its own pretrained backbone',

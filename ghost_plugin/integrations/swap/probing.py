@@ -1,6 +1,5 @@
 """What a backbone returns, asked of the backbone: channels and stride of every map."""
 
-
 import functools
 import json
 
