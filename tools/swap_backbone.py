@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
                         help='more changes, as in OpenMMLab: key.sub=value')  # fmt: skip
     parser.add_argument('--check', action='store_true',
                         help='build both models, train a step, predict, count by part')  # fmt: skip
-    parser.add_argument('--side', type=int, help='of the pictures that --check counts, pixels')
+    parser.add_argument('--side', type=int, help='of the pictures of --check, pixels')
     parser.add_argument('--json', help='file for the figures of --check')
     parser.add_argument('-o', '--out', required=True, help='config to write')
     return parser.parse_args()

@@ -103,19 +103,34 @@ def kind_of(part):
     return 'token classifier' if tokens else 'classifier'
 
 
-def lightened(node):
-    """Fewer regions in training and testing; nothing is built differently."""
+# What a model may have at most here; none of it is of the backbone or is read by another part.
+LIGHT = {
+    'fc_out_channels': 64,
+    'max_per_img': 64,
+    'nms_post': 64,
+    'nms_pre': 64,
+    'num_dn_queries': 8,
+    'num_proposals': 20,
+    'num_queries': 40,
+}
+LAYERS = 2  # of an encoder or decoder
+REGIONS = 32  # that a sampler takes
+
+
+def lightened(node, within=''):
+    """Fewer regions, queries and layers, in place."""
     if isinstance(node, dict):
         for name, value in node.items():
-            if name in ('max_per_img', 'nms_pre', 'nms_post') and isinstance(value, int):
-                node[name] = min(value, 64)
-            elif name == 'sampler' and isinstance(value, dict) and 'num' in value:
-                value['num'] = min(value['num'], 32)
+            most = LIGHT.get(name)
+            most = LAYERS if name == 'num_layers' and within.endswith('coder') else most
+            most = REGIONS if name == 'num' and within == 'sampler' else most
+            if most and isinstance(value, int):
+                node[name] = min(value, most)
             else:
-                lightened(value)
+                lightened(value, name)
     elif isinstance(node, list | tuple):
         for item in node:
-            lightened(item)
+            lightened(item, within)
 
 
 def run(cfg):
@@ -137,7 +152,6 @@ def merged(cfg, change):
 
 def outcome(cfg, part, keys):
     """State and reason of one config."""
-    lightened(cfg.model)
     try:
         swap = swap_backbone(cfg, 'ghost_plugin.GhostNet', width=0.5)
     except ValueError as error:
@@ -149,11 +163,13 @@ def outcome(cfg, part, keys):
     if keys[-1] in SEEN:
         return 'same', SEEN[keys[-1]]
     try:
+        lightened(new.model)
         run(new)
         return 'swapped', ' '.join(swap.remarks)
     except ValueError as error:
         reason = str(error)
     try:
+        lightened(cfg.model)
         run(cfg)
     except ValueError as error:
         return 'not here', str(error)

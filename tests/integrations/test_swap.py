@@ -40,11 +40,8 @@ RUN = {
     'rpn-c4': 'mmdet::rpn/rpn_r50-caffe-c4_1x_coco.py',
     'dilated': 'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py',
     'list-of-necks': 'mmdet::libra_rcnn/libra-retinanet_r50_fpn_1x_coco.py',
-    'deconvolution': 'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py',
-    'masks': 'mmdet::yolact/yolact_r50_1xb8-55e_coco.py',
     'mapper': 'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
     'linear': 'mmpretrain::resnet/resnet18_8xb32_in1k.py',
-    'stacked': 'mmpretrain::mobilenet_v3/mobilenet-v3-small_8xb128_in1k.py',
     'tokens': 'mmpretrain::vision_transformer/vit-base-p16_32xb128-mae_in1k.py',
     'scores': 'mmpretrain::vgg/vgg11_8xb32_in1k.py',
     'pyramid': 'mmpretrain::hrnet/hrnet-w18_4xb32_in1k.py',
@@ -142,6 +139,17 @@ def test_every_family_fits(backbone, options, channels, tmp_path):
     cfg, _ = swapped(source, tmp_path, f'ghost_plugin.{backbone}', **options)
     assert cfg.model.neck.in_channels == channels
     assert {key: cfg.model.backbone[key] for key in options} == options
+
+
+def test_a_check_that_fails_says_whether_the_original_runs(tmp_path):
+    source = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
+    cfg, _ = swapped(source, tmp_path)
+    cfg.model.head.loss.type = 'NoLoss'
+    with pytest.raises(ValueError, match='NoLoss is not in the mmpretrain'):
+        compare(load_config(source), cfg, 32)
+    cfg.model.head = dict(load_config(source).model.head, in_channels=7)
+    with pytest.raises(ValueError, match=r'does not run: .*; the config as it was runs'):
+        compare(load_config(source), cfg, 32)
 
 
 def test_training_follows_the_backbone(tmp_path):

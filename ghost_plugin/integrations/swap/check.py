@@ -22,7 +22,7 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.registry import MODELS, init_default_scope
 
-SIDES = {'classifier': 224, 'detector': 256}  # of the pictures that costs are counted for, pixels
+SIDES = {'classifier': 224, 'detector': 256}  # of made-up pictures, pixels
 # What a Runner tells losses that change while a model trains.
 _PROGRESS = {'iter': 0, 'epoch': 0, 'max_iters': 1000, 'max_epochs': 12}
 
@@ -116,7 +116,7 @@ def exercise(model: nn.Module, part: Mapping, side: int = 128) -> float:
     except ValueError:
         raise
     except Exception as error:  # as above
-        raise ValueError(f'the new model does not run: {_reason(error)}') from error
+        raise ValueError(f'the model does not run: {_reason(error)}') from error
     return loss
 
 
@@ -168,7 +168,7 @@ def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str,
 
     Args:
         old, new: The config before and after the swap.
-        side: Of the pictures that are counted, pixels.
+        side: Of the made-up pictures, pixels.
 
     Returns:
         One row per part with ``part``, ``params``, ``macs``, ``new_params`` and ``new_macs``.
@@ -177,11 +177,11 @@ def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str,
         ValueError: One of them cannot be built, or the new one does not run.
     """
     model, part = build(new)
-    try:
-        exercise(model, part)
-    except ValueError as error:
-        raise ValueError(f'{error}{_also_before(old)}') from error
     side = side or SIDES['classifier' if is_classifier(part) else 'detector']
+    try:
+        exercise(model, part, side)
+    except ValueError as error:
+        raise ValueError(f'{error}{_also_before(old, side)}') from error
     after = {cost.part: cost for cost in costs(model, side)}
     before = {cost.part: cost for cost in costs(build(old)[0], side)}
     rows = []
@@ -192,10 +192,10 @@ def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str,
     return rows
 
 
-def _also_before(old: Config) -> str:
+def _also_before(old: Config, side: int) -> str:
     """What to add to an error where the config failed before the swap already."""
     try:
-        exercise(*build(old))
+        exercise(*build(old), side)
     except ValueError as error:
         return f'; the config as it was does not run here either: {error}'
     return '; the config as it was runs'

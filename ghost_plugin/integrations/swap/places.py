@@ -7,7 +7,6 @@ _OWN = {  # models and necks that only their own backbone can serve
     'TridentFasterRCNN': 'its heads want the three branches of TridentResNet; use a Faster R-CNN',
     'RFP': 'this neck runs a second DetectoRS_ResNet of its own on its outputs; swap in a config '
     'with an FPN, such as cascade-rcnn_r50-sac',
-    'GLIP': 'its language model attends to the maps of its own pretrained backbone',
 }
 # Pretraining that hides patches from the backbone: it is called with masks, not with pictures.
 _MASKED = (
