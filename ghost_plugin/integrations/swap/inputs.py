@@ -9,6 +9,7 @@ import torch
 from .places import type_of
 
 _MASKS = re.compile('mask|HeadIns|DetIns')  # in the config of whatever learns from masks
+_PERSON = (256, 128)  # height and width of a cut-out person, pixels
 _CLASSES = 2  # labels 0 and 1 exist in every head with classes
 
 
@@ -60,10 +61,15 @@ def classification_batch(part: Mapping, side: int) -> dict[str, Any]:
     """Four labelled pictures, or two views of each for a model that learns without labels."""
     from mmpretrain.structures import DataSample
 
+    shape, sample = (side, side), DataSample
+    if type_of(part) == 'BaseReID':  # persons, by a kernel of a fixed size
+        from mmdet.structures import ReIDDataSample
+
+        shape, sample = _PERSON, ReIDDataSample
     backbone = part['backbone']
     channels = backbone.get('backbone', backbone).get('in_channels', 3)
-    pictures = [torch.randint(0, 256, (channels, side, side), dtype=torch.uint8) for _ in range(4)]
-    samples = [DataSample().set_gt_label(index % _CLASSES) for index in range(4)]
+    pictures = [torch.randint(0, 256, (channels, *shape), dtype=torch.uint8) for _ in range(4)]
+    samples = [sample().set_gt_label(index % _CLASSES) for index in range(4)]
     views = pictures if is_labelled(part) else [torch.stack(pictures)] * 2
     return {'inputs': views, 'data_samples': samples}
 
