@@ -2,6 +2,8 @@
 """Put a GhostNet into a config of MMDetection or MMPretrain; neck and head follow by themselves."""
 
 import argparse
+import json
+from pathlib import Path
 
 from _cli import needs, tool
 
@@ -10,41 +12,77 @@ needs('mmengine', 'mmcv')
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 
-from ghost_plugin.integrations.swap import load_config, swap_backbone, write_config
+from ghost_plugin.integrations.swap import (
+    load_config,
+    refuse_python_style,
+    swap_backbone,
+    write_config,
+)
+
+FAMILIES = {'v1': 'GhostNet', 'v2': 'GhostNetV2', 'v3': 'GhostNetV3', 'g-ghost': 'GGhostRegNet'}
+BACKBONE = ('width', 'arch', 'out_indices', 'output_stride', 'frozen_stages')
+TRAINING = ('pretrained', 'lr_scale', 'backbone_lr')
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='file, or mmdet::... / mmpretrain::... of the installed one')
-    parser.add_argument('--backbone', default='ghost_plugin.GhostNet', help='registered type')
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument('--family', choices=FAMILIES, default='v1', help='of our backbones')
+    kind.add_argument('--backbone', help='any registered type instead')
     parser.add_argument('--width', type=float, help='multiplier of the channels')
+    parser.add_argument('--arch', help='size of G-Ghost, such as 032')
     parser.add_argument('--out-indices', type=int, nargs='+', help='levels 0..5 to take')
     parser.add_argument('--output-stride', type=int, help='8, 16 or 32')
     parser.add_argument('--frozen-stages', type=int, help='-1 none, 0 stem, k up to level k')
+    parser.add_argument('--pretrained', help='weights of the backbone, file or address')
+    parser.add_argument('--lr-scale', type=float, help='factor of the learning rate')
+    parser.add_argument('--backbone-lr', type=float, help='factor of the backbone against the rest')
     parser.add_argument('--with', nargs='+', default=[], dest='others', metavar='CONFIG',
                         help='more configs to inherit: data, schedule, runtime')  # fmt: skip
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         help='more changes, as in OpenMMLab: key.sub=value')  # fmt: skip
+    parser.add_argument('--check', action='store_true',
+                        help='build both models, train a step, predict, count by part')  # fmt: skip
+    parser.add_argument('--side', type=int, help='of the pictures of --check, pixels')
+    parser.add_argument('--json', help='file for the figures of --check')
     parser.add_argument('-o', '--out', required=True, help='config to write')
     return parser.parse_args()
+
+
+def check(args: argparse.Namespace, old: Config, new: Config) -> None:
+    """Print what the parts cost before and after."""
+    from ghost_plugin.integrations.swap.check import compare
+
+    rows = compare(old, new, args.side)
+    print('| part | params (M) | now | MACs (M) | now |\n| --- | --- | --- | --- | --- |')
+    for row in rows:
+        figures = (row[key] / 1e6 for key in ('params', 'new_params', 'macs', 'new_macs'))
+        print('|', ' | '.join([row['part'], *(f'{figure:.2f}' for figure in figures)]), '|')
+    print('checked: one training step with finite gradients, one prediction')
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=2))
 
 
 @tool
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='ERROR')
-    names = ('width', 'out_indices', 'output_stride', 'frozen_stages')
-    chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    chosen = {name: getattr(args, name) for name in BACKBONE + TRAINING}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
     cfg = load_config(args.config)
-    change = swap_backbone(cfg, args.backbone, **chosen)
+    refuse_python_style(args.config)
+    backbone = args.backbone or f'ghost_plugin.{FAMILIES[args.family]}'
+    swap = swap_backbone(cfg, backbone, **chosen)
     note = f'Made by tools/swap_backbone.py from {args.config}'
-    changes = Config({'model': change})
+    changes = Config(swap.change)
     changes.merge_from_dict(args.cfg_options)
-    write_config(args.out, [args.config, *args.others], changes.to_dict(), note)
-    fitted = {part: values for part, values in change.items() if part != 'backbone'}
-    print(
-        f'{args.out}: {args.backbone} at levels {change["backbone"].get("out_indices")}, {fitted}'
-    )
+    new = write_config(args.out, [args.config, *args.others], changes.to_dict(), note)
+    print(f"{args.out}: {backbone} in the place of {cfg.model.get('type')}'s backbone")
+    for remark in swap.remarks:
+        print(f'note: {remark}')
+    if args.check:
+        check(args, cfg, new)
 
 
 if __name__ == '__main__':

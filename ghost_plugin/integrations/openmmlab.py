@@ -20,7 +20,7 @@ from ..backbones import g_ghost, ghostnet
 from ..layers.ghost import GhostConv2d
 from ..registry import MODELS, ROOT
 from ..weights import adapt_input, drop_counters, load_weights, to_classifier
-from . import conversion, distillation  # noqa: F401  register Converted and Distilled
+from . import conversion, distillation, levels  # noqa: F401  register what they define
 
 _optional.require('mmengine', 'mmcv')
 

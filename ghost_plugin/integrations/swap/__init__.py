@@ -1,0 +1,13 @@
+"""Another backbone for a config of MMDetection or MMPretrain, as a difference that inherits it."""
+
+from .files import load_config, refuse_python_style, resolve, write_config
+from .swapping import Swap, swap_backbone
+
+__all__ = [
+    'Swap',
+    'load_config',
+    'refuse_python_style',
+    'resolve',
+    'swap_backbone',
+    'write_config',
+]

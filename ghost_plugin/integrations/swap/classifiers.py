@@ -1,0 +1,105 @@
+"""A classifier's neck and head fitted to a new backbone, or replaced where they read tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...specs import FINAL_LEVEL
+from .places import type_of
+from .probing import features
+
+_POOL = {'type': 'GlobalAveragePooling'}
+# Heads that read tokens, several branches or finished scores, and the one that follows maps.
+_LINEAR = {
+    'ClsHead': 'LinearClsHead',
+    'ConformerHead': 'LinearClsHead',
+    'DeiTClsHead': 'LinearClsHead',
+    'EfficientFormerClsHead': 'LinearClsHead',
+    'LeViTClsHead': 'LinearClsHead',
+    'MultiLabelClsHead': 'MultiLabelLinearClsHead',
+    'VigClsHead': 'LinearClsHead',
+    'VisionTransformerClsHead': 'LinearClsHead',
+}
+_KEPT = ('num_classes', 'loss', 'topk', 'cal_acc', 'thr')  # of a head that is replaced
+_READS_MAPS = ('CSRAClsHead',)  # heads that pool by themselves
+_TOKEN_NECKS = ('ClsBatchNormNeck',)
+
+
+def levels(part: Mapping, deepest: int) -> dict[str, Any]:
+    """``out_indices`` of ours: the last, or one each for a neck that reads a pyramid."""
+    wanted = _pyramid(part)
+    if wanted:
+        return {'out_indices': tuple(range(FINAL_LEVEL - wanted, FINAL_LEVEL))}
+    return {'out_indices': (deepest,)}
+
+
+def _pyramid(part: Mapping) -> int:
+    channels = _first(part.get('neck')).get('in_channels')
+    return len(channels) if isinstance(channels, list | tuple) else 0
+
+
+def _first(neck: Any) -> Mapping:
+    first = neck[0] if isinstance(neck, list | tuple) and neck else neck
+    return first or {}
+
+
+def backbone_change(
+    part: Mapping, new: dict[str, Any], scope: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The change to a classifier, and remarks about what had to be replaced.
+
+    Raises:
+        ValueError: The neck wants another number of maps, or the head's classes are not known.
+    """
+    channels = [width for width, _ in features(new, scope)]
+    if _pyramid(part) not in (0, len(channels)):
+        raise ValueError(
+            f'the neck {type_of(part["neck"])} wants {_pyramid(part)} levels and the backbone '
+            f'gives {len(channels)} (channels {channels}); choose as many with --out-indices'
+        )
+    change = {'backbone': {'_delete_': True, **new}}
+    neck, reading = _fit_neck(part, channels)
+    head, remarks = _fit_head(part, reading)
+    return {**change, **neck, **head}, remarks
+
+
+def _fit_neck(part: Mapping, channels: list[int]) -> tuple[dict[str, Any], int | None]:
+    """The neck's change, and the channels behind it where they follow the backbone's."""
+    neck = part.get('neck')
+    first = _first(neck)
+    if neck and type_of(neck) not in _TOKEN_NECKS:
+        if first.get('dim', 2) != 2:  # it pooled tokens
+            return {'neck': {'dim': 2}}, channels[-1]
+        if 'in_channels' not in first:
+            return {}, channels[-1]
+        change = {'in_channels': channels if _pyramid(part) else channels[-1]}
+        if first.get('with_avg_pool') is False:  # it read a vector
+            change['with_avg_pool'] = True
+        if first is neck:
+            return {'neck': change}, None
+        return {'neck': [{**first, **change}, *(dict(other) for other in neck[1:])]}, None
+    if not part.get('head') or type_of(part['head']) in _READS_MAPS:
+        return {}, channels[-1]
+    return {'neck': {**({'_delete_': True} if 'neck' in part else {}), **_POOL}}, channels[-1]
+
+
+def _fit_head(part: Mapping, channels: int | None) -> tuple[dict[str, Any], list[str]]:
+    head = part.get('head')
+    if not head or channels is None:
+        return {}, []
+    if type_of(head) in _LINEAR:
+        return _linear(part, channels)
+    if 'in_channels' not in head:
+        raise ValueError(
+            f'the head {head.get("type")} has no in_channels to fit; use a LinearClsHead'
+        )
+    return {'head': {'in_channels': channels}}, []
+
+
+def _linear(part: Mapping, channels: int) -> tuple[dict[str, Any], list[str]]:
+    head, kind = part['head'], type_of(part['head'])
+    kept = {key: head[key] for key in _KEPT if key in head}
+    kept.setdefault('num_classes', part['backbone'].get('num_classes'))
+    if not kept['num_classes']:
+        raise ValueError(f'the head {kind} does not say num_classes; give them in the config')
+    new = {'_delete_': True, 'type': _LINEAR[kind], 'in_channels': channels, **kept}
+    return {'head': new}, [f'{kind} reads no maps; a {_LINEAR[kind]} takes its place']

@@ -1,0 +1,85 @@
+"""Configs in and out: read by path or ``package::`` name, written as a base plus a difference."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ... import _optional
+from ..runs import read_config
+
+_optional.require('mmengine', 'mmcv')
+
+from mmengine.config import Config
+
+
+def load_config(source: str | os.PathLike) -> Config:
+    """A config file, or ``mmdet::...`` / ``mmpretrain::...`` out of an installed package.
+
+    Raises:
+        FileNotFoundError: No such config. ImportError: The package is not installed.
+        ValueError: It cannot be read.
+    """
+    return read_config(resolve(os.fspath(source)))
+
+
+def refuse_python_style(source: str | os.PathLike) -> None:
+    """Raise for a config that is a Python module: mmengine lets no text config inherit it.
+
+    Raises:
+        ValueError: The config uses ``read_base()`` or imports what it names.
+    """
+    path = resolve(os.fspath(source))
+    if Config._is_lazy_import(path):
+        raise ValueError(
+            f'{os.fspath(source)} is written in the Python style, which no text config can '
+            f"inherit; write it as text with Config.fromfile({path!r}).dump('plain.py') and "
+            'swap in plain.py'
+        )
+
+
+def resolve(source: str) -> str:
+    """The path of a config, with ``package::`` looked up among the installed packages."""
+    if '::' not in source:
+        return source
+    try:
+        return Config._get_cfg_path(source, '')[0]
+    except (ValueError, OSError, AssertionError) as error:
+        raise FileNotFoundError(
+            f'no config {source!r} in an installed package; a name such as '
+            "'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py' is wanted"
+        ) from error
+
+
+def write_config(
+    out: str | os.PathLike, bases: Sequence[str], change: dict[str, Any], note: str = ''
+) -> Config:
+    """Write a config that inherits ``bases`` and holds the difference; it replaces no file by half.
+
+    Args:
+        out: File to write; folders are made.
+        bases: Config files or ``package::`` names, none of which may share a key.
+        change: Top-level keys and values that differ.
+        note: First line, a comment.
+
+    Returns:
+        The merged config, read back from what was written.
+    """
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    names = [base if '::' in base else _relative(base, out.parent) for base in bases]
+    lines = [f'# {note}'] if note else []
+    lines.append(f'_base_ = {names if len(names) > 1 else names[0]!r}')
+    lines.append(Config(change).pretty_text)
+    partial = out.with_name(f'{out.stem}_partial.py')
+    try:
+        partial.write_text('\n'.join(lines))
+        Config.fromfile(partial)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Config.fromfile(out)
+
+
+def _relative(path: str, start: Path) -> str:
+    return Path(os.path.relpath(Path(path).resolve(), start.resolve())).as_posix()

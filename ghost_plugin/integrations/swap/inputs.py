@@ -1,0 +1,79 @@
+"""Made-up pictures and labels in the form that a detector or classifier is trained with."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from .places import type_of
+
+_MASKS = re.compile('mask|HeadIns|DetIns')  # in the config of whatever learns from masks
+_PERSON = (256, 128)  # height and width of a cut-out person, pixels
+_CLASSES = 2  # labels 0 and 1 exist in every head with classes
+
+
+def detection_batch(part: Mapping, side: int) -> dict[str, Any]:
+    """Two pictures with boxes, a map of classes, proposals, and masks where they are learned.
+
+    Args:
+        part: Config of the detector.
+        side: Of the pictures, pixels.
+    """
+    from mmdet.testing import demo_mm_inputs, demo_track_inputs
+    from mmengine.structures import InstanceData
+
+    if 'Track' in type_of(part.get('data_preprocessor')):
+        shape = [(3, side, side)]
+        return demo_track_inputs(1, 2, image_shapes=shape, num_classes=_CLASSES, with_mask=True)
+    classes = min(_CLASSES, *values(part, 'num_classes'), _CLASSES)
+    semantic = (part.get('roi_head') or {}).get('semantic_head')
+    batch = demo_mm_inputs(
+        2,
+        [(3, side, side)] * 2,
+        num_items=[3, 3],
+        num_classes=_CLASSES,
+        sem_seg_output_strides=8 if semantic else 1,
+        with_mask=bool(_MASKS.search(str(part))),
+        with_semantic=True,
+        use_box_type=True,
+    )
+    for sample in batch['data_samples']:
+        sample.gt_instances.labels %= classes
+        sample.proposals = InstanceData(
+            bboxes=sample.gt_instances.bboxes.tensor.repeat(8, 1), scores=torch.ones(24)
+        )
+    return batch
+
+
+def values(node: Any, key: str) -> Iterator[int]:
+    """Every whole number that stands under a key in a tree of dicts and lists."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get(key), int):
+            yield node[key]
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for item in node:
+            yield from values(item, key)
+
+
+def classification_batch(part: Mapping, side: int) -> dict[str, Any]:
+    """Four labelled pictures, or two views of each for a model that learns without labels."""
+    from mmpretrain.structures import DataSample
+
+    shape, sample = (side, side), DataSample
+    if type_of(part) == 'BaseReID':  # persons, by a kernel of a fixed size
+        from mmdet.structures import ReIDDataSample
+
+        shape, sample = _PERSON, ReIDDataSample
+    backbone = part['backbone']
+    channels = backbone.get('backbone', backbone).get('in_channels', 3)
+    pictures = [torch.randint(0, 256, (channels, *shape), dtype=torch.uint8) for _ in range(4)]
+    samples = [sample().set_gt_label(index % _CLASSES) for index in range(4)]
+    views = pictures if is_labelled(part) else [torch.stack(pictures)] * 2
+    return {'inputs': views, 'data_samples': samples}
+
+
+def is_labelled(part: Mapping) -> bool:
+    """Whether a classifier learns from labels, not from views of a picture."""
+    return type_of(part) in ('ImageClassifier', 'BaseReID')

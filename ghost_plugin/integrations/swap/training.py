@@ -1,0 +1,62 @@
+"""What else of a config belongs to the old backbone: learning rates, weights, mean and std."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet, RGB, 0..255
+# What mmengine's own constructor reads.
+_PARAMWISE = (
+    'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
+    'flat_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate',
+)  # fmt: skip
+
+
+def training_change(
+    cfg: Mapping, lr_scale: float | None, backbone_lr: float | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Changes outside the model, and remarks about them.
+
+    Args:
+        cfg: The whole config.
+        lr_scale: Factor of the learning rate.
+        backbone_lr: Learning rate of the backbone as a factor of that of the rest.
+
+    Raises:
+        ValueError: A factor that is not above 0, or no ``optim_wrapper`` to scale.
+    """
+    change, remarks = {}, []
+    wrapper = cfg.get('optim_wrapper') or {}
+    paramwise = wrapper.get('paramwise_cfg') or {}
+    for name, factor in (('--lr-scale', lr_scale), ('--backbone-lr', backbone_lr)):
+        if factor is not None and not factor > 0:
+            raise ValueError(f'{name} must be above 0, such as 0.5, got {factor}')
+        if factor is not None and 'optimizer' not in wrapper:
+            raise ValueError(f'{name}: the config has no optim_wrapper.optimizer; leave it out')
+    optim: dict[str, Any] = {}
+    if lr_scale is not None:
+        optim['optimizer'] = {'lr': wrapper['optimizer']['lr'] * lr_scale}
+    if 'Decay' in str(wrapper.get('constructor')):
+        optim['constructor'] = 'DefaultOptimWrapperConstructor'
+        kept = {key: value for key, value in paramwise.items() if key in _PARAMWISE}
+        optim['paramwise_cfg'] = {'_delete_': True, **kept} if paramwise else {}
+        remarks.append(f'{wrapper["constructor"]} knows the layers of the old backbone only')
+    if backbone_lr is not None:
+        keys = optim.setdefault('paramwise_cfg', {}).get('custom_keys', {})
+        optim['paramwise_cfg']['custom_keys'] = {**keys, 'backbone': {'lr_mult': backbone_lr}}
+    if optim:
+        change['optim_wrapper'] = optim
+    if cfg.get('load_from'):
+        change['load_from'] = None
+        remarks.append('load_from is dropped: its weights are of the old backbone')
+    return change, remarks
+
+
+def look_change(cfg: Mapping, model: Mapping) -> dict[str, Any]:
+    """Mean and std of our pretrained weights, where the config has others."""
+    change = {}
+    for place, owner in (('model', model), ('top', cfg)):
+        old = owner.get('data_preprocessor')
+        if isinstance(old, Mapping) and 'mean' in old and list(old['mean']) != _MEAN:
+            channels = 'to_rgb' if 'to_rgb' in old else 'bgr_to_rgb'
+            change[place] = {'mean': _MEAN, 'std': _STD, channels: True}
+    return change
