@@ -6,7 +6,6 @@ initialises and loads; dense checkpoints are converted while they load, by ``loa
 ``init_cfg`` or ``resume``.
 """
 
-import logging
 import os
 from typing import Any
 
@@ -19,9 +18,9 @@ from ..registry import MODELS
 
 _optional.require('mmengine', 'mmcv')
 
-from .configs import called
+from mmengine.logging import print_log
 
-_logger = logging.getLogger(__name__)
+from .configs import called
 
 
 @MODELS.register_module(name='Converted', force=True)
@@ -46,7 +45,7 @@ def converted(
     defaults = {'data_preprocessor': data_preprocessor} if data_preprocessor else {}
     inner = MODELS.build({**defaults, **model})
     made = _plan(inner, plan, (size, size) if isinstance(size, int) else tuple(size))
-    _logger.info('%s, converted:\n%s', type(inner).__name__, made.report())
+    print_log(f'{type(inner).__name__}, converted:\n{made.report()}', logger='current')
     return made.apply(inner, inherit=False, inplace=True, optimizers=[])
 
 
