@@ -10,7 +10,6 @@ import torch
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmpretrain')
-pytest.importorskip('sklearn')
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -22,10 +21,11 @@ CIFAR = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
 DENSE = """
 _base_ = '{root}/configs/classification/ghostnet-050_digits.py'
 model = dict(
-    backbone=dict(_delete_=True, type='ResNet_CIFAR', depth=18, base_channels=8, stem_channels=8),
-    head=dict(in_channels=64))
-data = '{data}/classification'
-train_dataloader = dict(batch_size=256, dataset=dict(data_root=data))
+    backbone=dict(_delete_=True, type='ResNet', depth=18, base_channels=8, stem_channels=8),
+    head=dict(in_channels=64, num_classes=3))
+data_preprocessor = dict(num_classes=3)
+data = '{data}'
+train_dataloader = dict(batch_size=18, dataset=dict(data_root=data))
 val_dataloader = dict(dataset=dict(data_root=data))
 test_dataloader = dict(dataset=dict(data_root=data))
 train_cfg = dict(max_epochs=1, val_interval=1)
@@ -76,13 +76,12 @@ def test_a_detectors_config_is_converted(ok, tmp_path):
     assert len(names) > 15 and all(name.startswith('backbone.') for name in names)
 
 
-def test_a_file_with_a_checkpoint_is_converted_trained_and_tested(ok, tmp_path):
-    data, dense, out = tmp_path / 'digits', tmp_path / 'dense.py', tmp_path / 'made/mine.py'
-    run_tool('make_digits.py', data, '--train', 8, '--val', 4)
-    dense.write_text(DENSE.format(root=ROOT, data=data))
+def test_a_file_with_a_checkpoint_is_converted_trained_and_tested(ok, pictures, tmp_path):
+    dense, out = tmp_path / 'dense.py', tmp_path / 'made/mine.py'
+    dense.write_text(DENSE.format(root=ROOT, data=pictures))
     torch.save(built(dense).state_dict(), tmp_path / 'dense.pth')
-    pictures = ['--data', data / 'classification', '--pictures', 32, '--size', 64]
-    ok(dense, '--checkpoint', tmp_path / 'dense.pth', *pictures, '-o', out)
+    shown = ['--data', pictures, '--pictures', 8, '--size', 64]
+    ok(dense, '--checkpoint', tmp_path / 'dense.pth', *shown, '-o', out)
     assert '../dense.py' in out.read_text()
     work = tmp_path / 'work'
     log = run_tool('train.py', out, '--work-dir', work)
