@@ -1,0 +1,192 @@
+"""Configs that MMDetection and MMPretrain ship, built as ``Converted``, trained and asked.
+
+The smallest config of each family of the installed packages stands for it; all are slow but for a
+few. ``GHOST_SWEEP=all`` takes every config whose model differs; ``1/4`` in it, as in ``all 1/4``,
+is every fourth beginning with the second, so that parts can run side by side.
+"""
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+mmdet = pytest.importorskip('mmdet')
+mmpretrain = pytest.importorskip('mmpretrain')
+
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.structures import DataSample
+
+import ghost_plugin as gp
+
+SECONDS, MILLIONS, SIDE = 120, 120, 128  # of one model, of its parameters, of its pictures
+WHICH = os.environ.get('GHOST_SWEEP', '')
+BOARD: dict[str, str] = {}
+SMALL = (
+    'nano',
+    'tiny',
+    'small',
+    '_s_',
+    '-s_',
+    'r18',
+    'resnet18',
+    '_t_',
+    '-t_',
+    'b0',
+    'r50',
+    'base',
+)
+# Families that are no detectors or classifiers of single pictures, or need what is not installed.
+OTHER = {
+    'mmdet': {
+        'bytetrack', 'deepsort', 'sort', 'ocsort', 'qdtrack', 'masktrack_rcnn', 'mask2former_vis',
+        'strongsort', 'reid', 'glip', 'grounding_dino', 'mm_grounding_dino', 'common',
+        'legacy_1.x', 'v3det', 'openimages', 'objects365', 'lvis', 'deepfashion', 'wider_face',
+        'cityscapes', 'pascal_voc', 'albu_example', 'timm_example',
+    },
+    'mmpretrain': {
+        'barlowtwins', 'beit', 'blip', 'blip2', 'byol', 'cae', 'chinese_clip', 'clip', 'densecl',
+        'eva', 'flamingo', 'glip', 'itpn', 'llava', 'mae', 'maskfeat', 'mff', 'milan', 'minigpt4',
+        'mixmim', 'mocov2', 'mocov3', 'ofa', 'otter', 'sam', 'simclr', 'simmim', 'simsiam', 'spark',
+        'swav', 'arcface',
+    },
+}  # fmt: skip
+FEW = {
+    'mmdet': ('retinanet', 'faster_rcnn', 'yolox'),
+    'mmpretrain': ('resnet', 'mobilenet_v2', 'convnext'),
+}
+
+
+def rank(path):
+    """Small models first, then short names."""
+    words = [index for index, word in enumerate(SMALL) if word in path.stem]
+    return min(words, default=len(SMALL)), len(path.stem), path.stem
+
+
+def configs(package):
+    """Paths by ``family/name``."""
+    root = Path(package.__file__).parent / '.mim/configs'
+    chosen = []
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and folder.name not in {'_base_', *OTHER[package.__name__]}:
+            found = sorted(folder.glob('*.py'), key=rank)
+            chosen += found if 'all' in WHICH else found[:1]
+    part = re.search(r'(\d+)/(\d+)', WHICH)
+    chosen = chosen[int(part[1]) :: int(part[2])] if part else chosen
+    few = FEW[package.__name__]
+    names = {f'{path.parent.name}/{path.stem}': path for path in chosen}
+    return [
+        pytest.param(path, id=name, marks=() if path.parent.name in few else pytest.mark.slow)
+        for name, path in names.items()
+    ]
+
+
+def model_of(path):
+    """The model's config without files that would be fetched."""
+    cfg = Config.fromfile(path)
+    if 'model' not in cfg:
+        pytest.skip('no model in it')
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    model = cfg.model.to_dict()
+    if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
+        model['data_preprocessor'] = cfg.data_preprocessor.to_dict()
+    return bare(model)
+
+
+def bare(part):
+    """A config without its checkpoints."""
+    if isinstance(part, dict):
+        return {
+            key: None if key in ('teacher_ckpt', 'pretrained') else bare(value)
+            for key, value in part.items()
+            if not (key == 'init_cfg' and 'checkpoint' in str(value))
+        }
+    return [bare(one) for one in part] if isinstance(part, list | tuple) else part
+
+
+def size_of(model):
+    """Side of the pictures that a backbone is built for, or a small one."""
+    backbone = model.get('backbone') or {}
+    given = backbone.get('img_size') or backbone.get('resolution')
+    return (given[0] if isinstance(given, list | tuple) else given) or SIDE
+
+
+def skip_big(model):
+    with torch.device('meta'):
+        try:
+            number = sum(p.numel() for p in MODELS.build(model).parameters())
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+            return
+    if number > MILLIONS * 1e6:
+        pytest.skip(f'{number / 1e6:.0f} M parameters')
+
+
+def boxes(side):
+    return demo_mm_inputs(
+        2, (3, side, side), num_items=[3, 2], num_classes=3, with_mask=True, with_semantic=True
+    )
+
+
+def labels(side):
+    pictures = torch.randint(0, 255, (2, 3, side, side), dtype=torch.uint8)
+    return {'inputs': pictures, 'data_samples': [DataSample().set_gt_label(i) for i in (0, 1)]}
+
+
+def trained(model, data):
+    """One step: every parameter of the Ghost convs that took part gets a finite gradient."""
+    ghosts = [m for m in model.modules() if isinstance(m, gp.GhostConv2d)]
+    ran = set()
+    for ghost in ghosts:
+        ghost.register_forward_hook(lambda module, *args: ran.add(id(module)))
+    model.train()
+    batch = model.data_preprocessor(data, True)
+    loss, _ = model.parse_losses(model(**batch, mode='loss'))
+    loss.backward()
+    assert loss.isfinite()
+    taught = [p for g in ghosts if id(g) in ran for p in g.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in taught)
+    return ghosts
+
+
+def sweep(path, limited, inputs):
+    """One config from beginning to end."""
+    name = f'{path.parent.name}/{path.stem}'
+    torch.manual_seed(0)
+    inner = model_of(path)
+    BOARD[name] = 'refused'
+    side = size_of(inner)
+    skip_big(inner)
+    with limited(SECONDS):
+        plan = dict(keep_first=False)
+        model = MODELS.build(dict(type='ghost_plugin.Converted', model=inner, plan=plan, size=side))
+        BOARD[name] = 'failed'
+        ghosts = trained(model, inputs(side))
+        model.eval()
+        with torch.no_grad():
+            assert len(model.test_step(inputs(side))) == 2
+    BOARD[name] = 'converted' if ghosts else 'nothing to convert'
+    print(f'{name}: {len(ghosts)} Ghost convs', flush=True)
+
+
+@pytest.mark.parametrize('path', configs(mmdet))
+def test_detector(path, limited):
+    sweep(path, limited, boxes)
+
+
+@pytest.mark.parametrize('path', configs(mmpretrain))
+def test_classifier(path, limited):
+    sweep(path, limited, labels)
+
+
+@pytest.mark.slow
+def test_scoreboard():
+    """Runs last, on all that ran before it."""
+    tally = Counter(BOARD.values())
+    print(
+        f'\n{dict(tally)}', *(f'{n}: {s}' for n, s in BOARD.items() if s != 'converted'), sep='\n'
+    )
+    assert tally['failed'] + tally['refused'] <= 0.05 * len(BOARD)
