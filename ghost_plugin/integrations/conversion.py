@@ -20,7 +20,7 @@ _optional.require('mmengine', 'mmcv')
 
 from mmengine.logging import print_log
 
-from .configs import called
+from .configs import called, mode_of
 
 
 @MODELS.register_module(name='Converted', force=True)
@@ -52,4 +52,5 @@ def converted(
 def _plan(model: nn.Module, given: Any, size: tuple[int, int]) -> ConversionPlan:
     if isinstance(given, str | os.PathLike):
         return ConversionPlan.load(given)
-    return plan(model, called(model, torch.randn(1, 3, *size)), **(given or {}))
+    example = called(model, torch.randn(1, 3, *size), mode_of(model, size))
+    return plan(model, example, **(given or {}))
