@@ -105,7 +105,16 @@ def model_of(path):
     model = cfg.model.to_dict()
     if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
         model['data_preprocessor'] = cfg.data_preprocessor.to_dict()
-    return ConfigDict(bare(model))
+    return few_boxes(ConfigDict(bare(model)))
+
+
+def few_boxes(model):
+    """A two-stage detector whose second stage looks at few boxes: a thousand are slow, not more."""
+    for stage in (model.get('test_cfg'), (model.get('train_cfg') or {}).get('rpn_proposal')):
+        stage = (stage or {}).get('rpn', stage)
+        if stage and stage.get('max_per_img', 0) >= 300:
+            stage.max_per_img = 50
+    return model
 
 
 def bare(part):
