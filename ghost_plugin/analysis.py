@@ -92,7 +92,7 @@ def count(model: nn.Module, example_input: Any) -> Complexity:
         Totals and one row per module. A module that runs twice counts twice.
     """
     counter = FlopCounterMode(display=False)
-    with evaluating(model), counter:
+    with evaluating(model), _constant(model), counter:
         call(model, example_input)
     totals = {
         name: sum(flops for op, flops in ops.items() if _op_name(op) in _COUNTED) // 2
@@ -100,6 +100,19 @@ def count(model: nn.Module, example_input: Any) -> Complexity:
     }
     params = sum(p.numel() for p in model.parameters())
     return Complexity(params, totals.get('Global', 0), tuple(_rows(model, totals)))
+
+
+@contextmanager
+def _constant(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient: the counter stumbles over views that say they do."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def _op_name(op: Any) -> str:

@@ -8,18 +8,20 @@ from . import _optional
 
 _optional.require('mmengine', 'mmcv')
 
+from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import Registry
 
 
-def _child(kind: str, parent: Registry, location: str) -> Registry:
+def _child(kind: str, parent: Registry, *locations: str) -> Registry:
     """A child registry; a reloaded module finds the one that it made before."""
-    place = f'ghost_plugin.integrations.{location}'
+    places = [f'ghost_plugin.integrations.{location}' for location in locations]
     return parent.children.get('ghost_plugin') or Registry(
-        kind, parent=parent, scope='ghost_plugin', locations=[place]
+        kind, parent=parent, scope='ghost_plugin', locations=places
     )
 
 
 MODELS = _child('model', ROOT, 'openmmlab')
-HOOKS = _child('hook', ROOT_HOOKS, 'progress')
+HOOKS = _child('hook', ROOT_HOOKS, 'progress', 'checkpoints')
+FUNCTIONS = _child('function', ROOT_FUNCTIONS, 'sharding')

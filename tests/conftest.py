@@ -1,5 +1,7 @@
 """Shared by all tests: the seed, pictures, trained-looking norms, data that only CI has."""
 
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,23 @@ def assert_equal_maps():
             assert (a - b).abs().max() <= tolerance * b.abs().max()
 
     return compare
+
+
+@contextmanager
+def _limited(seconds):
+    def stop(*args):
+        raise TimeoutError(f'over {seconds} s')
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def limited():
+    """A context that ends with an error after some seconds."""
+    return _limited

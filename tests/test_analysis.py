@@ -44,3 +44,22 @@ def test_timing_gives_every_task_its_rounds():
     assert [t.name for t in timings] == ['a', 'b']
     assert calls.count('a') == calls.count('b') == 5
     assert all(t.low <= t.median <= t.high for t in timings)
+
+
+class Queries(nn.Module):
+    """Asks by parts of an embedding, as transformers that detect do."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(5, 8), nn.Linear(4, 3)
+
+    def forward(self, x):
+        position, query = torch.split(self.embedding.weight, 4, dim=1)
+        return self.linear(query) + self.linear(position) + x
+
+
+def test_parts_of_parameters_are_counted_and_stay_trainable():
+    model = Queries()
+    model.linear.bias.requires_grad_(False)
+    assert gp.count(model, torch.zeros(1)).macs == 2 * 5 * 4 * 3
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False]

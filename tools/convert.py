@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Convert a network that you have: plan, apply, report, finetune, evaluate.
 
+    convert.py mmdet::retinanet/retinanet_r18_fpn_1x_coco.py --macs 0.6 -o converted.py
     convert.py plan timm:resnet18 -o plan.json
     convert.py apply timm:resnet18 plan.json --checkpoint mine.pth --data pictures -o converted.pth
     convert.py finetune timm:resnet18 plan.json --checkpoint mine.pth --weights converted.pth \
@@ -14,14 +15,14 @@ import json
 from functools import partial
 from typing import Any
 
-import torch
 from _cli import fail, quiet_workers, tool
-from _convert_args import BUDGETS, parse_args
+from _convert_args import parse_args
+from _convert_steps import calibration, load, planned
 from _terminal import Meter, figures, show
 
 import ghost_plugin as gp
-from ghost_plugin.integrations import evaluation, sources
-from ghost_plugin.integrations.feeding import Augmentation, Calibration, Feed
+from ghost_plugin.integrations import evaluation
+from ghost_plugin.integrations.feeding import Augmentation, Feed
 from ghost_plugin.integrations.finetuning import finetune, save
 from ghost_plugin.integrations.folders import Pictures, read_labels
 from ghost_plugin.integrations.recipes import Recipe
@@ -30,36 +31,24 @@ from ghost_plugin.integrations.restoring import converted
 Result = tuple[dict[str, Any], list[str]]  # for machines, for people
 
 
-def load(args: argparse.Namespace) -> sources.Source:
-    """The model of the command line on its device, and the look of its pictures."""
-    torch.manual_seed(args.seed)
-    source = sources.load(args.model, args.num_classes, args.checkpoint, args.pretrained)
-    source = source.adjusted(args.size, args.mean, args.std)
-    source.model.to(args.device)
-    evaluation.costs(source.model, source.example())  # says so where it does not run at all
-    return source
-
-
-def calibration(args: argparse.Namespace, source: sources.Source, meter: Meter) -> dict[str, Any]:
-    """The pictures that a conversion may see, as an argument, if there are any."""
-    if args.data is None:
-        return {}
-    pictures = Pictures(args.data, args.split).some(args.pictures, args.seed)
-    feed = Feed(pictures, source.look, device=args.device, keep=True, tick=meter)
-    return {'calibration': Calibration(feed, wrap=source.wrap)}
-
-
 def plan(args: argparse.Namespace, meter: Meter) -> Result:
     """Make a plan."""
-    source = load(args)
-    names = ('ratio', 'dw_size', 'cheap', 'include', 'exclude', *BUDGETS, 'seed')
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if any(name in options for name in BUDGETS):
-        options |= calibration(args, source, meter)
-    options |= {'keep_first': not args.no_keep_first, 'keep_last': not args.no_keep_last}
-    made = gp.plan(source.model, source.example(), **options)
+    made = planned(args, load(args), meter)
     made.save(args.out)
     return made.as_dict(), [made.report(), '', f'plan: {args.out}']
+
+
+def config(args: argparse.Namespace, meter: Meter) -> Result:
+    """Make a plan of a config, and the config that trains its model converted."""
+    from ghost_plugin.integrations.converted_config import check_out, write_converted
+
+    check_out(args.out, args.model)
+    source = load(args)
+    made, model = planned(args, source, meter), None
+    if args.checkpoint:
+        model = made.apply(source.model, **calibration(args, source, meter))
+    files = write_converted(args.out, args.model, made, model)
+    return made.as_dict(), [made.report(), '', f'written: {", ".join(map(str, files))}']
 
 
 def apply(args: argparse.Namespace, meter: Meter) -> Result:
@@ -133,7 +122,10 @@ def evaluate(args: argparse.Namespace, meter: Meter) -> Result:
     return found, [figures([found]), '', f'latency: {found["setup"]}']
 
 
-COMMANDS = {'plan': plan, 'apply': apply, 'report': report, 'finetune': tune, 'evaluate': evaluate}
+COMMANDS = {
+    'plan': plan, 'config': config, 'apply': apply, 'report': report, 'finetune': tune,
+    'evaluate': evaluate,
+}  # fmt: skip
 
 
 @tool

@@ -11,7 +11,7 @@ needs('mmengine', 'mmcv')
 
 from mmengine.runner import Runner
 
-from ghost_plugin.integrations.runs import check_checkpoint, load_run
+from ghost_plugin.integrations.runs import check_checkpoint, launch, load_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,7 +26,7 @@ def main() -> None:
     args = parse_args()
     try:
         cfg = load_run(args.config, args.work_dir, args.cfg_options)
-        cfg.launcher = args.launcher
+        launch(cfg, args.launcher)
         check_checkpoint(args.checkpoint)
         cfg.load_from = args.checkpoint
         metrics = Runner.from_cfg(cfg).test()

@@ -9,7 +9,7 @@ needs('mmengine', 'mmcv')
 
 from mmengine.runner import Runner
 
-from ghost_plugin.integrations.runs import check_checkpoint, load_run
+from ghost_plugin.integrations.runs import check_checkpoint, keep_whole, launch, load_run, resume
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,14 +28,14 @@ def main() -> None:
     quiet_workers()
     try:
         cfg = load_run(args.config, args.work_dir, args.cfg_options)
-        cfg.launcher = args.launcher
+        launch(cfg, args.launcher)
         if args.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
         if args.auto_scale_lr:
             cfg.auto_scale_lr.enable = True
+        keep_whole(cfg)
         if args.resume:
-            cfg.resume = True
-            cfg.load_from = None if args.resume == 'auto' else args.resume
+            resume(cfg, args.resume)
         if cfg.get('load_from'):
             check_checkpoint(cfg.load_from)
         Runner.from_cfg(cfg).train()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .. import _optional
+from ..analysis import call, evaluating
 from .looks import Look
 
 _optional.require('mmengine', 'mmcv')
@@ -42,14 +43,20 @@ def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Look,
     try:
         built = MODELS.build(model)
         look = _look(model.get('data_preprocessor') or {}, cfg)
-        return built, look, partial(called, built)
+        return built, look, partial(called, built, mode=mode_of(built, look.size))
     except Exception as error:  # foreign constructors raise whatever they like
         reason = ' '.join(str(error).split())
         raise ValueError(f'cannot build {source}: {type(error).__name__}: {reason}') from error
 
 
-def called(model: nn.Module, images: torch.Tensor) -> Any:
-    """What a model is called with for raw outputs; detectors ask for sizes besides."""
+def called(model: nn.Module, images: torch.Tensor, mode: str = 'tensor') -> Any:
+    """What a model is called with for raw outputs; detectors ask for sizes besides.
+
+    Args:
+        model: Of MMPretrain, MMDetection or another package on MMEngine.
+        images: (N, 3, H, W).
+        mode: Of a detector, as :func:`mode_of` finds it.
+    """
     if not type(model).__module__.startswith('mmdet.'):
         return images
     from mmdet.structures import DetDataSample
@@ -58,7 +65,18 @@ def called(model: nn.Module, images: torch.Tensor) -> Any:
     names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
     info = {**dict.fromkeys(names, shape), 'scale_factor': (1.0, 1.0)}
     samples = [DetDataSample(metainfo=info) for _ in images]
-    return {'inputs': images, 'data_samples': samples, 'mode': 'tensor'}
+    return {'inputs': images, 'data_samples': samples, 'mode': mode}
+
+
+@torch.no_grad()
+def mode_of(model: nn.Module, size: tuple[int, int]) -> str:
+    """``'tensor'``, or ``'predict'`` for detectors that give raw outputs only beside labels."""
+    try:
+        with evaluating(model):
+            call(model, called(model, torch.zeros(1, 3, *size)))
+    except Exception:  # whatever their heads miss
+        return 'predict'
+    return 'tensor'
 
 
 def _config(source: str) -> Config:

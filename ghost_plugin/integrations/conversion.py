@@ -6,7 +6,6 @@ initialises and loads; dense checkpoints are converted while they load, by ``loa
 ``init_cfg`` or ``resume``.
 """
 
-import logging
 import os
 from typing import Any
 
@@ -19,9 +18,9 @@ from ..registry import MODELS
 
 _optional.require('mmengine', 'mmcv')
 
-from .configs import called
+from mmengine.logging import print_log
 
-_logger = logging.getLogger(__name__)
+from .configs import called, mode_of
 
 
 @MODELS.register_module(name='Converted', force=True)
@@ -46,11 +45,12 @@ def converted(
     defaults = {'data_preprocessor': data_preprocessor} if data_preprocessor else {}
     inner = MODELS.build({**defaults, **model})
     made = _plan(inner, plan, (size, size) if isinstance(size, int) else tuple(size))
-    _logger.info('%s, converted:\n%s', type(inner).__name__, made.report())
+    print_log(f'{type(inner).__name__}, converted:\n{made.report()}', logger='current')
     return made.apply(inner, inherit=False, inplace=True, optimizers=[])
 
 
 def _plan(model: nn.Module, given: Any, size: tuple[int, int]) -> ConversionPlan:
     if isinstance(given, str | os.PathLike):
         return ConversionPlan.load(given)
-    return plan(model, called(model, torch.randn(1, 3, *size)), **(given or {}))
+    example = called(model, torch.randn(1, 3, *size), mode_of(model, size))
+    return plan(model, example, **(given or {}))

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import distributed, nn
 
 from .. import _optional
 from ..specs import SPECS, out_channels
@@ -14,6 +16,7 @@ from ..weights import read
 _optional.require('mmengine')
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
@@ -90,15 +93,57 @@ def _check_data(cfg: Config) -> None:
 
 
 def last_checkpoint(work_dir: Path) -> Path:
-    """The newest whole checkpoint of a run.
+    """The newest whole checkpoint of a run, also where the run was killed while it saved.
 
     Raises:
         FileNotFoundError: The run saved none.
     """
     pointer = work_dir / 'last_checkpoint'
-    if not pointer.is_file():
+    named = Path(pointer.read_text().strip() or '-') if pointer.is_file() else work_dir / '-'
+    if named.is_dir() or zipfile.is_zipfile(named):  # a folder holds one file per process
+        return named
+    whole = [path for path in work_dir.glob('*_*.pth') if _step(path) and zipfile.is_zipfile(path)]
+    if not whole:
         raise FileNotFoundError(f'no checkpoint in {work_dir}; train first')
-    return Path(pointer.read_text().strip())
+    return max(whole, key=_step)
+
+
+def _step(path: Path) -> int:
+    """Number of the epoch or iteration that a checkpoint's name tells, 0 for others."""
+    found = re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem)
+    return int(found[1]) if found else 0
+
+
+def launch(cfg: Config, launcher: str) -> None:
+    """Choose a job launcher; processes of torchrun without GPUs talk by gloo.
+
+    MMEngine by itself asks for a GPU as soon as there is a launcher.
+    """
+    cfg.launcher = launcher
+    if launcher != 'pytorch' or get_device() != 'cpu':
+        return
+    if not distributed.is_initialized():
+        distributed.init_process_group('gloo')
+    unused = cfg.get('find_unused_parameters', False)
+    wrapper = {'broadcast_buffers': False, 'find_unused_parameters': unused}
+    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+
+
+def resume(cfg: Config, source: str) -> None:
+    """Let a run go on from a checkpoint; with ``'auto'`` from its newest one, if it has any."""
+    if source == 'auto':
+        try:
+            source = str(last_checkpoint(Path(cfg.work_dir)))
+        except FileNotFoundError:
+            return  # it was killed before its first, and begins again with what it loads
+    cfg.resume, cfg.load_from = True, source
+
+
+def keep_whole(cfg: Config) -> None:
+    """Let MMEngine's checkpoint hook, where a config has it, write whole files only."""
+    hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', {'type': 'CheckpointHook'})
+    if hook and hook.get('type') == 'CheckpointHook':
+        hook['type'] = 'ghost_plugin.WholeCheckpointHook'
 
 
 def build_model(

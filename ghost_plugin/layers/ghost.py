@@ -251,5 +251,13 @@ class GhostConv2d(Ghost):
         self.accept(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == 'weight':  # asked for by what folds norms or normalises weights on the fly
+            raise AttributeError(
+                'a Ghost conv has no single weight, it has one in primary_conv and in '
+                'cheap_operation; switch off what needs it (efficient_conv_bn_eval and the like)'
+            )
+        return super().__getattr__(name)
+
     def extra_repr(self) -> str:
         return f'{self.in_channels}, {self.out_channels}, ratio={self.ratio:g}'

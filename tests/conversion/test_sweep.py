@@ -7,9 +7,7 @@ every word of their names but sizes, ``GHOST_SWEEP=all`` takes all names; ``1/4`
 
 import os
 import re
-import signal
 from collections import Counter, defaultdict
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -60,20 +58,6 @@ def representatives(names, module=lambda name: ''):
     return chosen[int(part[1]) :: int(part[2])] if part else chosen
 
 
-@contextmanager
-def limited(seconds):
-    def stop(*args):
-        raise TimeoutError(f'over {seconds} s')
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def skip_big(build):
     """Skip a model by its parameters before it takes memory."""
     with torch.device('meta'):
@@ -121,7 +105,7 @@ def train(converted, ghosts, x):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in taught)
 
 
-def sweep(name, build, inputs, **options):
+def sweep(name, build, inputs, limited, **options):
     """One model from beginning to end; ``inputs`` gives arguments for eval and for training."""
     skip_big(build)
     torch.manual_seed(0)
@@ -165,8 +149,8 @@ TIMM = [name for name in timm.list_models() if '_plugin' not in name]
 
 
 @pytest.mark.parametrize('name', map(known, representatives(TIMM, timm_module)))
-def test_timm(name):
-    sweep(name, lambda: timm.create_model(name), timm_inputs)
+def test_timm(name, limited):
+    sweep(name, lambda: timm.create_model(name), timm_inputs, limited)
 
 
 def names_of(module):
@@ -179,16 +163,16 @@ def pictures(model, side=96):
 
 
 @pytest.mark.parametrize('name', map(known, representatives(names_of(torchvision.models))))
-def test_torchvision_classification(name):
-    sweep(name, lambda: torchvision.models.get_model(name), pictures)
+def test_torchvision_classification(name, limited):
+    sweep(name, lambda: torchvision.models.get_model(name), pictures, limited)
 
 
 @pytest.mark.parametrize('name', map(known, names_of(torchvision.models.segmentation)))
-def test_torchvision_segmentation(name):
+def test_torchvision_segmentation(name, limited):
     options = {'weights': None, 'weights_backbone': None}
     if 'lraspp' not in name:
         options.update(aux_loss=True)
-    sweep(name, lambda: torchvision.models.get_model(name, **options), pictures)
+    sweep(name, lambda: torchvision.models.get_model(name, **options), pictures, limited)
 
 
 def scenes(model):
@@ -203,12 +187,12 @@ def scenes(model):
 
 
 @pytest.mark.parametrize('name', map(known, names_of(torchvision.models.detection)))
-def test_torchvision_detection(name):
+def test_torchvision_detection(name, limited):
     options = {'weights': None, 'weights_backbone': None}
     if 'ssd' not in name:
         options.update(min_size=128, max_size=160)
     build = lambda: torchvision.models.get_model(name, **options)  # noqa: E731
-    sweep(name, build, scenes, boxes=True)
+    sweep(name, build, scenes, limited, boxes=True)
 
 
 def test_of_a_hundred_with_a_dense_conv_ninety_nine_convert():

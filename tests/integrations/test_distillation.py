@@ -6,7 +6,6 @@ import torch
 pytest.importorskip('mmengine')
 pytest.importorskip('mmcv')
 pytest.importorskip('mmpretrain')
-pytest.importorskip('mmdet')
 
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -58,6 +57,7 @@ def test_classifier_learns_from_a_teacher_and_stays_itself():
 
 
 def test_detector_learns_from_its_neck():
+    pytest.importorskip('mmdet')
     init_default_scope('mmdet')
     detector = load_config('mmdet::_base_/models/retinanet_r50_fpn.py').model
     detector.backbone = dict(type='ghost_plugin.GhostNet', width=0.5)

@@ -20,6 +20,7 @@ import _options
 import convert as tool
 
 import ghost_plugin as gp
+from ghost_plugin.integrations import sources
 
 NETS = """
 from torch import nn
@@ -34,46 +35,6 @@ def net(num_classes=3):
 def other():
     return nn.Conv2d(3, 8, 3)
 """
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the tool in this process: exit status, standard output, standard error."""
-    monkeypatch.setattr(os, 'dup2', lambda *args: None)  # the error stream is pytest's
-    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
-
-    def call(*args):
-        monkeypatch.setattr(sys, 'argv', ['convert.py', *map(str, args)])
-        try:
-            tool.main()
-            status = 0
-        except SystemExit as leaving:
-            status = leaving.code or 0
-        return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def ok(run):
-    def call(*args):
-        status, out, err = run(*args)
-        assert status == 0, err
-        return out
-
-    return call
-
-
-@pytest.fixture
-def refused(run):
-    def call(*args):
-        status, out, err = run(*args)
-        lines = err.splitlines()
-        assert (status, out, len(lines)) == (2, '', 1), (status, out, err)
-        assert lines[0].startswith('error: ')
-        return lines[0]
-
-    return call
 
 
 @pytest.fixture
@@ -151,7 +112,7 @@ model = converted(load({model[0]!r}).model, {str(plan)!r}, {str(weights)!r})
 torch.save(model(torch.ones(2, 3, 32, 32)), {str(tmp_path / 'there.pth')!r})
 """
     subprocess.run([sys.executable, '-c', code], check=True)
-    here = gp.ConversionPlan.load(plan).apply(tool.sources.load(model[0]).model, inherit=False)
+    here = gp.ConversionPlan.load(plan).apply(sources.load(model[0]).model, inherit=False)
     here.load_state_dict(torch.load(weights, weights_only=True), strict=True)
     there = torch.load(tmp_path / 'there.pth', weights_only=True)
     assert torch.equal(there, here.eval()(torch.ones(2, 3, 32, 32)))
@@ -310,7 +271,7 @@ def test_bad_plans_and_weights(refused, model, made, pictures, tmp_path):
     evaluate = ['evaluate', *model, '--plan', plan]
     assert 'go together' in refused(*evaluate)
     assert 'no checkpoint at' in refused(*evaluate, '--weights', 'none.pth')
-    torch.save(tool.sources.load(model[0]).model.state_dict(), tmp_path / 'dense.pth')
+    torch.save(sources.load(model[0]).model.state_dict(), tmp_path / 'dense.pth')
     assert 'holds other weights' in refused(*evaluate, '--weights', tmp_path / 'dense.pth')
     tune = ['finetune', *model, *training(pictures, tmp_path / 'w.pth'), plan]
     assert 'go together' in refused(*tune)

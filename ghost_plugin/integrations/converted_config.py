@@ -1,0 +1,80 @@
+"""A config that inherits another and trains its model converted: written beside its plan."""
+
+import os
+from pathlib import Path
+
+from .. import _optional
+from ..conversion import ConversionPlan
+from .finetuning import save, whole_file
+
+_optional.require('mmengine', 'mmcv')
+
+from mmengine.config import Config
+from torch import nn
+
+# Both files move together: mmengine puts the config's own folder in.
+_HERE = '{{ fileDirname }}'
+
+
+def write_converted(
+    out: str | os.PathLike,
+    source: str,
+    plan: ConversionPlan,
+    model: nn.Module | None = None,
+) -> list[Path]:
+    """Write ``OUT.py`` that inherits a config, and ``OUT.plan.json`` that it builds its model by.
+
+    Args:
+        out: Config to write, ends in ``.py``.
+        source: The config that was planned: a file, or ``mmdet::...`` / ``mmpretrain::...``.
+        plan: Made for its model.
+        model: Converted, whose weights go into ``OUT.pth``, where the config loads them from.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: ``out`` is no name of a config, or is ``source`` itself.
+    """
+    out = check_out(out, source)
+    names = {'plan': out.with_suffix('.plan.json')}
+    plan.save(names['plan'])
+    if model is not None:
+        names['weights'] = out.with_suffix('.pth')
+        save({'state_dict': model.state_dict()}, names['weights'])
+    with whole_file(out) as partial:
+        partial.write_text(_text(source, out, names))
+    Config.fromfile(out)
+    return [out, *names.values()]
+
+
+def check_out(out: str | os.PathLike, source: str) -> Path:
+    """Where a config that inherits ``source`` shall go.
+
+    Raises:
+        ValueError: ``out`` is no name of a config, or is ``source`` itself.
+    """
+    out = Path(out)
+    if out.suffix != '.py':
+        raise ValueError(f'a config ends in .py, got {str(out)!r}')
+    if out.resolve() == Path(source).resolve():
+        raise ValueError(f'{source} would inherit itself; give another file with -o')
+    return out
+
+
+def _text(source: str, out: Path, names: dict[str, Path]) -> str:
+    base = source if '::' in source else os.path.relpath(source, out.parent)
+    lines = [
+        f'# Made by tools/convert.py from {source}',
+        f'_base_ = {Path(base).as_posix()!r}',
+        '',
+        'model = dict(',
+        '    _delete_=True,',
+        "    type='ghost_plugin.Converted',",
+        '    model={{_base_.model}},',
+        f"    plan='{_HERE}/{names['plan'].name}',",
+        ')',
+    ]
+    if 'weights' in names:
+        lines.append(f"load_from = '{_HERE}/{names['weights'].name}'")
+    return '\n'.join([*lines, ''])

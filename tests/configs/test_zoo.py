@@ -1,0 +1,88 @@
+"""The model zoo as OpenMMLab's tools read it: every config once, with figures that are true."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('mmpretrain')
+pytest.importorskip('mmdet')
+modelindex = pytest.importorskip('modelindex.load_model_index')
+
+from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.apis import ModelHub, get_model
+
+import ghost_plugin as gp
+from ghost_plugin.integrations.runs import read_config
+
+MIM = Path(gp.__file__).parent / '.mim'  # where mim looks in an installed package
+LEAVES = {
+    str(path.relative_to(MIM))
+    for path in MIM.glob('configs/*/*.py')
+    if path.parent.name != '_base_'
+}
+SIDES = {'ImageNet-1k': 224, 'CIFAR-10': 32}
+MACS = 1e9  # above that counting takes its time
+
+
+def zoo():
+    """What a tool of OpenMMLab would show."""
+    index = modelindex.load(str(MIM / 'model-index.yml'))
+    index.build_models_with_collections()
+    return index
+
+
+ENTRIES = list(zoo().models)
+
+
+def test_every_config_is_listed_once_under_its_name():
+    assert sorted(model.config for model in ENTRIES) == sorted(LEAVES)
+    assert all(model.name == Path(model.config).stem for model in ENTRIES)
+    assert all(model.metadata.data['Training Data'] for model in ENTRIES)
+
+
+def test_collections_are_known_and_have_a_page():
+    collections = {collection.name: collection for collection in zoo().collections}
+    assert {model.in_collection for model in ENTRIES} == set(collections)
+    assert all((MIM / one.readme).is_file() for one in collections.values())
+
+
+def test_only_what_was_measured_has_results():
+    found = {model.name: [r.metrics for r in model.results or []] for model in ENTRIES}
+    assert {n: r for n, r in found.items() if r} == {
+        'ghostnet-050_digits': [{'Top 1 Accuracy': 96.8}]
+    }
+    page = (MIM / 'configs/classification/README.md').read_text()
+    assert '| `ghostnet-050_digits` |' in page and '| 96.8 |' in page
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [
+        pytest.param(
+            model,
+            id=model.name,
+            marks=pytest.mark.slow if model.metadata.data.get('FLOPs', 0) > MACS else (),
+        )
+        for model in ENTRIES
+        if 'Parameters' in model.metadata.data
+    ],
+)
+def test_figures_are_those_of_the_model(entry):
+    figures = entry.metadata.data
+    cfg = read_config(MIM / entry.config)
+    init_default_scope(cfg.default_scope)
+    model = cfg.model.student if 'student' in cfg.model else cfg.model
+    model = MODELS.build(model)
+    assert sum(p.numel() for p in model.parameters()) == figures['Parameters']
+    assert cfg.train_dataloader.batch_size == figures['Batch Size']
+    assert cfg.train_cfg.max_epochs == figures['Epochs']
+    if 'FLOPs' in figures:
+        side = SIDES.get(figures['Training Data'], 64)
+        assert gp.count(model, torch.zeros(1, 3, side, side)).macs == figures['FLOPs']
+
+
+def test_mmpretrain_builds_by_name():
+    ModelHub.register_model_index(MIM / 'configs/classification/metafile.yml', MIM)
+    model = get_model('ghostnet-050_digits')
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)

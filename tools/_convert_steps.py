@@ -1,0 +1,42 @@
+"""What several commands of ``convert.py`` begin with."""
+
+import argparse
+from typing import Any
+
+import torch
+from _convert_options import BUDGETS
+from _terminal import Meter
+
+import ghost_plugin as gp
+from ghost_plugin.integrations import evaluation, sources
+from ghost_plugin.integrations.feeding import Calibration, Feed
+from ghost_plugin.integrations.folders import Pictures
+
+
+def load(args: argparse.Namespace) -> sources.Source:
+    """The model of the command line on its device, and the look of its pictures."""
+    torch.manual_seed(args.seed)
+    source = sources.load(args.model, args.num_classes, args.checkpoint, args.pretrained)
+    source = source.adjusted(args.size, args.mean, args.std)
+    source.model.to(args.device)
+    evaluation.costs(source.model, source.example())  # says so where it does not run at all
+    return source
+
+
+def calibration(args: argparse.Namespace, source: sources.Source, meter: Meter) -> dict[str, Any]:
+    """The pictures that a conversion may see, as an argument, if there are any."""
+    if args.data is None:
+        return {}
+    pictures = Pictures(args.data, args.split).some(args.pictures, args.seed)
+    feed = Feed(pictures, source.look, device=args.device, keep=True, tick=meter)
+    return {'calibration': Calibration(feed, wrap=source.wrap)}
+
+
+def planned(args: argparse.Namespace, source: sources.Source, meter: Meter) -> gp.ConversionPlan:
+    """A plan by what the command line chose; a budget is scored on the pictures, if any."""
+    names = ('ratio', 'dw_size', 'cheap', 'include', 'exclude', *BUDGETS, 'seed')
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if any(name in options for name in BUDGETS):
+        options |= calibration(args, source, meter)
+    options |= {'keep_first': not args.no_keep_first, 'keep_last': not args.no_keep_last}
+    return gp.plan(source.model, source.example(), **options)
