@@ -4,8 +4,8 @@ import os
 from typing import Any
 
 from .. import _optional
+from .._files import whole_file
 from ..registry import HOOKS
-from .finetuning import whole_file
 
 _optional.require('mmengine')
 

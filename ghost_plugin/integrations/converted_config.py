@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 from .. import _optional
+from .._files import whole_file
 from ..conversion import ConversionPlan
-from .finetuning import save, whole_file
+from .finetuning import save
 
 _optional.require('mmengine', 'mmcv')
 

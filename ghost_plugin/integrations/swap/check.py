@@ -183,7 +183,12 @@ def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str,
     except ValueError as error:
         raise ValueError(f'{error}{_also_before(old, side)}') from error
     after = {cost.part: cost for cost in costs(model, side)}
-    before = {cost.part: cost for cost in costs(build(old)[0], side)}
+    try:
+        before = {cost.part: cost for cost in costs(build(old)[0], side)}
+    except Exception as error:  # as above
+        raise ValueError(
+            f'the new model runs, the config as it was does not: {_reason(error)}'
+        ) from error
     rows = []
     for name in [*(key for key in {**before, **after} if key != 'whole'), 'whole']:
         was, now = (group.get(name, Cost(name, 0, 0)) for group in (before, after))

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...specs import FINAL_LEVEL
 from .places import replaced, type_of
-from .probing import Map, features
+from .probing import Map, builds, features
 
 _STRIDES = tuple(2 ** (level + 1) for level in range(FINAL_LEVEL))  # of the levels 0..4
 
@@ -69,12 +69,20 @@ def backbone_change(
             f'give {len(old)} with --out-indices'
         )
     fitted = fit(part, _channels(old), _channels(maps))
-    if fitted is None:
+    if fitted is None or not _takes(part.get('neck'), fitted.get('neck'), scope):
+        fitted = None
         backbone = _matched(new, given, [s for _, s in maps], _channels(old))
         remarks.append(
             f'1x1 convs make the {_channels(old)} channels that {_reader(part)} must have'
         )
     return {'backbone': {'_delete_': True, **backbone}, **(fitted or {})}, remarks
+
+
+def _takes(neck: Any, change: Any, scope: str) -> bool:
+    """Whether a neck can be built with a change; a norm of groups takes only some channels."""
+    if not isinstance(neck, Mapping):
+        return True
+    return builds({**neck, **(change or {})}, scope) or not builds(neck, scope)
 
 
 def _matched(

@@ -12,7 +12,8 @@ _optional.require('mmengine', 'mmcv')
 from mmengine.registry import MODELS, init_default_scope
 
 _SIDE = 128  # of the picture that backbones are shown, pixels; all strides up to 128 divide it
-_WEIGHTS = ('init_cfg', 'pretrained')
+# What has no say in the shape of a map; old norms with eps=0 no longer run in PyTorch.
+_ASIDE = ('init_cfg', 'pretrained', 'norm_cfg')
 Map = tuple[int, int]  # channels, stride in pixels
 
 
@@ -26,7 +27,7 @@ def features(cfg: dict, scope: str) -> list[Map]:
     Raises:
         ValueError: It cannot be built, or does not return maps.
     """
-    bare = {key: value for key, value in cfg.items() if key not in _WEIGHTS}
+    bare = {key: value for key, value in cfg.items() if key not in _ASIDE}
     try:
         return list(_asked(json.dumps(bare, sort_keys=True), scope))
     except TypeError:  # holds more than plain values
@@ -51,6 +52,17 @@ def deepest_stride(cfg: dict, scope: str) -> int | None:
         return features(cfg, scope)[-1][1]
     except ValueError:
         return None
+
+
+def builds(cfg: dict, scope: str) -> bool:
+    """Whether a part of a model can be built; its weights are not made."""
+    init_default_scope(scope)
+    try:
+        with torch.device('meta'):
+            MODELS.build(dict(cfg))
+    except Exception:  # as below
+        return False
+    return True
 
 
 def _outputs(cfg: dict, scope: str) -> list[torch.Tensor]:
