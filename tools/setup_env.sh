@@ -16,7 +16,8 @@ BUILD=('setuptools>=77,<82' wheel ninja psutil)
 MMCV=onedl-mmcv==2.3.6
 OPENMMLAB=(onedl-mmengine==0.10.12 onedl-mmdetection==3.5.1 onedl-mmpretrain==1.3.6)
 TIMM=timm==1.0.31
-OTHERS=(scipy scikit-learn matplotlib rich fvcore pytest hypothesis ruff onnx onnxruntime)
+OTHERS=(scipy scikit-learn matplotlib rich fvcore pytest hypothesis ruff onnx onnxruntime
+    onnxscript openvino torch-pruning)
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${GHOST_VENV:-.venv}
