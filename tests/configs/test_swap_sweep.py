@@ -11,10 +11,8 @@ import copy
 import json
 import os
 import re
-import signal
 import time
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,20 +61,6 @@ def offline():
                 BOARD[row['config']] = row
                 SEEN.update(dict.fromkeys(row['keys'], row['config']))
         yield
-
-
-@contextmanager
-def limited(seconds):
-    def stop(*args):
-        raise TimeoutError(f'over {seconds} s')
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def key_of(model):
@@ -176,7 +160,7 @@ def outcome(cfg, part, keys):
     return 'failed', reason
 
 
-def sweep(path):
+def sweep(path, limited):
     name = str(path.relative_to(path.parents[len(path.parts) - path.parts.index('configs') - 2]))
     if name in BOARD:
         return
@@ -213,9 +197,9 @@ def keep(name, kind, state, reason, keys, seconds=0.0):
 
 
 @pytest.mark.parametrize('folder', CHOSEN, ids=lambda f: f'{f.parents[2].name}-{f.name}')
-def test_every_config_is_swapped_or_says_why_not(folder):
+def test_every_config_is_swapped_or_says_why_not(folder, limited):
     for path in sorted(folder.rglob('*.py')):
-        sweep(path)
+        sweep(path, limited)
 
 
 def rate(*kinds):

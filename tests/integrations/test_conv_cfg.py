@@ -113,7 +113,7 @@ def test_norms_fold_where_they_can_and_the_output_stays(tool, least, randomise_n
     want, other = net(x), copy.deepcopy(net)
     other = fuse_conv_bn(other) if tool == 'fuse_conv_bn' else gp.fuse(other)
     norms = [sum(isinstance(m, nn.BatchNorm2d) for m in one.modules()) for one in (net, other)]
-    assert (norms[1] < norms[0]) == (least > 1)
+    assert (norms[1] < norms[0]) == (tool == 'gp.fuse' or least > 1)
     torch.testing.assert_close(other(x), want, rtol=1e-4, atol=1e-4)
 
 
