@@ -17,7 +17,9 @@ def batches():
 
 
 @pytest.mark.parametrize('depthwise', ['auto', 'int8', 'float'])
-@pytest.mark.parametrize('suffix', NEEDS)
+# OpenVINO's int8 makes signal frames larger than Python's stack for signals: whatever starts
+# workers in the same process later can crash, so it runs apart from the default tests.
+@pytest.mark.parametrize('suffix', ['.onnx', pytest.param('.xml', marks=pytest.mark.slow)])
 def test_int8_lies_near_the_model_and_says_how_near(
     suffix, depthwise, converted, batches, tmp_path
 ):
