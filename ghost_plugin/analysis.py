@@ -92,7 +92,8 @@ def count(model: nn.Module, example_input: Any) -> Complexity:
         Totals and one row per module. A module that runs twice counts twice.
     """
     counter = FlopCounterMode(display=False)
-    with evaluating(model), _constant(model), counter:
+    # The counter stumbles over views that ask for gradients.
+    with evaluating(model), constant(model), counter:
         call(model, example_input)
     totals = {
         name: sum(flops for op, flops in ops.items() if _op_name(op) in _COUNTED) // 2
@@ -103,8 +104,8 @@ def count(model: nn.Module, example_input: Any) -> Complexity:
 
 
 @contextmanager
-def _constant(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient: the counter stumbles over views that say they do."""
+def constant(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient; afterwards those do again that did."""
     learning = [p for p in model.parameters() if p.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

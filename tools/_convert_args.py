@@ -9,6 +9,7 @@ from _convert_options import add_choice, add_data, add_labels, add_model
 from _options import Parser, above, device, whole
 
 from ghost_plugin.integrations.recipes import OPTIMIZERS
+from ghost_plugin.integrations.sources import is_config
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +104,7 @@ def parse_args(description: str) -> argparse.Namespace:
         fill(command)
         command.add_argument('--json', action='store_true', help='print JSON only')
     given = sys.argv[1:]
-    if given and _is_config(given[0]):
+    if given and is_config(given[0]):
         given.insert(0, 'config')
     args, more = parser.parse_known_args(given)
     if args.command == 'finetune' and not args.plan and len(more) == 1 and more[0][0] != '-':
@@ -113,17 +114,13 @@ def parse_args(description: str) -> argparse.Namespace:
     return args if args.command == 'report' else _checked(args)
 
 
-def _is_config(name: str) -> bool:
-    return name.endswith('.py') or '::' in name
-
-
 def _checked(args: argparse.Namespace) -> argparse.Namespace:
     """What one option alone cannot know; better said now than after the work."""
     if 'weights' in args and bool(args.plan) != bool(args.weights):
         fail('a plan and --weights go together; without both it is the model itself')
     if len(args.size or ()) > 2:
         fail(f'--size takes a side, or height and width, got {args.size}')
-    if args.command == 'config' and not _is_config(args.model):
+    if args.command == 'config' and not is_config(args.model):
         fail(f'{args.model} is no OpenMMLab config; plan and apply take other models')
     if args.command == 'config' and args.num_classes:
         fail('a config says its num_classes itself; make one that inherits it and convert that')

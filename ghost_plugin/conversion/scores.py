@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import call
+from ..analysis import call, constant
 from .correlations import Correlations, from_kernels
 from .fitting import Fit, measured
 from .rows import Row
@@ -156,15 +156,13 @@ def _parts(batches: Sequence[Any]) -> Iterator[Any]:
 def _differentiable(model: nn.Module) -> Iterator[None]:
     """Eval mode, and gradients to the maps but not to the parameters."""
     training = [module for module in model.modules() if module.training]
-    flags = [p for p in model.parameters() if p.requires_grad]
-    model.eval().requires_grad_(False)
+    model.eval()
     try:
-        yield
+        with constant(model):
+            yield
     finally:
         for module in training:
             module.training = True
-        for parameter in flags:
-            parameter.requires_grad_(True)
 
 
 def _listener(name: str, ghost: nn.Module, totals: dict[str, float], centred: bool) -> Callable:

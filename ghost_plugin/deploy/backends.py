@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import _optional
 from .export import export
 from .fuse import fuse
-from .outputs import Flat, arguments
+from .outputs import Difference, Flat, arguments, differences
 from .quantize import quantize
 from .runners import Runner, of_module, of_onnx, of_openvino, quiet
 
@@ -33,6 +34,7 @@ class Forms:
         self.model, self.example_input, self.calibration = model, example_input, calibration
         self.example = arguments(example_input)
         self.flat = Flat(model, example_input)
+        self.want = of_module(self.flat)(self.example)
         self._folder = tempfile.TemporaryDirectory(prefix='ghost_plugin-')
 
     @functools.cached_property
@@ -66,6 +68,21 @@ class Forms:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """What became of one backend for one model.
+
+    Attributes:
+        run: To be called; None where the backend is out.
+        difference: Of its outputs for the example from the model's.
+        reason: Why it is out, '' if it is not.
+    """
+
+    run: Runner | None = None
+    difference: Difference | None = None
+    reason: str = ''
+
+
+@dataclass(frozen=True)
 class Backend:
     """One way to run a model.
 
@@ -82,6 +99,23 @@ class Backend:
     build: Callable[[Forms], Runner]
     needs: tuple[str, ...] = ()
     cpu: bool = field(default=False, kw_only=True)
+
+    def attempt(self, forms: Forms, calls: int = 1) -> Attempt:
+        """Build it, call it and compare with the model itself, or say why that does not go."""
+        missing = next((name for name in self.needs if not _optional.usable(name)), '')
+        if missing:
+            return Attempt(reason=f'{missing} is not installed')
+        if self.cpu and forms.example[0].device.type != 'cpu':
+            return Attempt(reason='runs on the CPU only')
+        try:
+            run = self.build(forms)
+            for _ in range(calls):
+                outputs = run(forms.example)
+            difference = differences(outputs, forms.want)
+        except Exception as error:  # foreign libraries raise whatever they like
+            lines = str(error).strip().splitlines() or ['']
+            return Attempt(reason=f'{type(error).__name__}: {lines[0]}')
+        return Attempt(run, difference)
 
 
 def _eager(forms: Forms) -> Runner:

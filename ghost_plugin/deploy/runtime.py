@@ -1,7 +1,7 @@
 """The fastest form of a model on this machine, found by trying."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from .. import _optional
 from ..analysis import Timing, time_together
 from ..layers.folding import check_inference
 from .backends import BACKENDS, Backend, Forms
-from .outputs import Difference, allowance, arguments, differences
-from .runners import Runner, of_module
+from .outputs import Difference, allowance, arguments
+from .runners import Runner
 
 # How far outputs may lie from the model's, by dtype: a figure of Difference and its largest value.
 TOLERANCES = {
@@ -145,9 +145,8 @@ def optimize(
     rows = _rows(backend, dtypes, calibration)
     forms = Forms(model, example_input, None if calibration is None else list(calibration))
     trials, runners = [], {}
-    want = of_module(forms.flat)(forms.example)
     for row in rows:
-        trial, run = _try(row, forms, want)
+        trial, run = _try(row, forms)
         if backend == row.name and run is None:
             raise (ImportError if not _optional.usable(*row.needs) else ValueError)(
                 f'{row.name} does not work here: {trial.reason}'
@@ -177,27 +176,19 @@ def _rows(backend: str, dtypes: Sequence[str], calibration: Any) -> list[Backend
     return [BACKENDS[name] for name in dict.fromkeys(('eager', backend))]
 
 
-def _try(row: Backend, forms: Forms, want: list[torch.Tensor]) -> tuple[Trial, Runner | None]:
+def _try(row: Backend, forms: Forms) -> tuple[Trial, Runner | None]:
     """Build one backend and compare it."""
-    missing = next((name for name in row.needs if not _optional.usable(name)), '')
-    reason = f'{missing} is not installed' if missing else ''
-    if row.cpu and forms.example[0].device.type != 'cpu':
-        reason = 'runs on the CPU only'
-    if reason:
-        return Trial(row.name, row.dtype, reason=reason), None
-    try:
-        run = row.build(forms)
-        found = differences(run(forms.example), want)
-    except Exception as error:  # foreign libraries raise whatever they like
-        lines = str(error).strip().splitlines() or ['']
-        return Trial(row.name, row.dtype, reason=f'{type(error).__name__}: {lines[0]}'), None
+    made = row.attempt(forms)
+    if made.run is None:
+        return Trial(row.name, row.dtype, reason=made.reason), None
+    found = made.difference
     figure, largest = TOLERANCES[row.dtype]
     if row.dtype == 'float32' and not found.relative <= largest:
         largest = allowance(forms.flat, forms.example, largest)
     if not getattr(found, figure) <= largest:
         reason = f'differs by {getattr(found, figure):.1e} ({figure}), allowed is {largest:g}'
         return Trial(row.name, row.dtype, difference=found, reason=reason), None
-    return Trial(row.name, row.dtype, difference=found), run
+    return Trial(row.name, row.dtype, difference=found), made.run
 
 
 def _timed(
@@ -205,6 +196,4 @@ def _timed(
 ) -> list[Trial]:
     tasks = {name: lambda run=run: run(forms.example) for name, run in runners.items()}
     timings = {t.name: t for t in time_together(tasks, rounds, warmup, lead=1)}
-    return [
-        Trial(t.backend, t.dtype, timings.get(t.backend), t.difference, t.reason) for t in trials
-    ]
+    return [replace(trial, timing=timings.get(trial.backend)) for trial in trials]

@@ -57,7 +57,7 @@ def called(model: nn.Module, images: torch.Tensor, mode: str = 'tensor') -> Any:
         images: (N, 3, H, W).
         mode: Of a detector, as :func:`mode_of` finds it.
     """
-    if not type(model).__module__.startswith('mmdet.'):
+    if not _is_detector(model):
         return images
     from mmdet.structures import DetDataSample
 
@@ -71,12 +71,18 @@ def called(model: nn.Module, images: torch.Tensor, mode: str = 'tensor') -> Any:
 @torch.no_grad()
 def mode_of(model: nn.Module, size: tuple[int, int]) -> str:
     """``'tensor'``, or ``'predict'`` for detectors that give raw outputs only beside labels."""
+    if not _is_detector(model):
+        return 'tensor'
     try:
         with evaluating(model):
             call(model, called(model, torch.zeros(1, 3, *size)))
     except Exception:  # whatever their heads miss
         return 'predict'
     return 'tensor'
+
+
+def _is_detector(model: nn.Module) -> bool:
+    return type(model).__module__.startswith('mmdet.')
 
 
 def _config(source: str) -> Config:

@@ -7,6 +7,7 @@ from .. import _optional
 from .._files import whole_file
 from ..conversion import ConversionPlan
 from .finetuning import save
+from .swap.files import base_name
 
 _optional.require('mmengine', 'mmcv')
 
@@ -64,10 +65,9 @@ def check_out(out: str | os.PathLike, source: str) -> Path:
 
 
 def _text(source: str, out: Path, names: dict[str, Path]) -> str:
-    base = source if '::' in source else os.path.relpath(source, out.parent)
     lines = [
         f'# Made by tools/convert.py from {source}',
-        f'_base_ = {Path(base).as_posix()!r}',
+        f'_base_ = {base_name(source, out.parent)!r}',
         '',
         'model = dict(',
         '    _delete_=True,',

@@ -100,11 +100,16 @@ def _builder(name: str) -> tuple[Builder, str]:
     path, colon, function = name.rpartition(':')
     if colon and path.endswith('.py') and function:
         return _from_file, name
-    if '::' in name or name.endswith('.py'):
+    if is_config(name):
         return _from_config, name
     near = nearest(name, _known_names(), 3)
     hint = f'; did you mean {near}?' if near else ''
     raise ValueError(f'a model is {FORMS}, got {name!r}{hint}')
+
+
+def is_config(name: str) -> bool:
+    """Whether a model's name is that of an OpenMMLab config."""
+    return '::' in name or name.endswith('.py')
 
 
 def _known_names() -> list[str]:

@@ -6,7 +6,7 @@ conversion by a plan and ``NAME@2`` the one with ratio 2 everywhere, both fitted
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from .. import _optional
 from ..analysis import time_together
 from ..conversion import ConversionPlan, convert
 from ..deploy.backends import BACKENDS, Forms
-from ..deploy.outputs import differences
-from ..deploy.runners import Runner, of_module
+from ..deploy.runners import Runner
 from .feeding import Tick, silent
 from .sources import Source, load
 
@@ -136,31 +135,22 @@ def _run(
                 runners[name, backend] = run, forms.example
     tasks = {key: lambda run=run, x=x: run(x) for key, (run, x) in runners.items()}
     for timing in time_together(tasks, rounds, warmup, lead=1):
-        own = figures[timing.name].as_dict()
-        own |= {'median': timing.median, 'low': timing.low, 'high': timing.high}
-        figures[timing.name] = Figure(**own)
+        figures[timing.name] = replace(
+            figures[timing.name], median=timing.median, low=timing.low, high=timing.high
+        )
     return list(figures.values())
 
 
 def _built(
     name: str, backend: str, batch: int, threads: int, forms: Forms
 ) -> tuple[Figure, Runner | None]:
-    row = BACKENDS[backend]
-    lost = next((need for need in row.needs if not _optional.usable(need)), '')
-    if lost:
-        return Figure(name, backend, batch, threads, reason=f'{lost} is not installed'), None
     before = _resident()
-    try:
-        run = row.build(forms)
-        for _ in range(2):
-            outputs = run(forms.example)
-    except Exception as error:  # foreign libraries raise whatever they like
-        line = (str(error).strip().splitlines() or [''])[0]
-        reason = f'{type(error).__name__}: {line}'
-        return Figure(name, backend, batch, threads, reason=reason), None
+    made = BACKENDS[backend].attempt(forms, calls=2)
+    if made.run is None:
+        return Figure(name, backend, batch, threads, reason=made.reason), None
     grown = None if before is None else max(0.0, _resident() - before)
-    found = differences(outputs, of_module(forms.flat)(forms.example)).typical
-    return Figure(name, backend, batch, threads, memory=grown, difference=found), run
+    found = made.difference.typical
+    return Figure(name, backend, batch, threads, memory=grown, difference=found), made.run
 
 
 def _resident() -> float | None:

@@ -67,7 +67,7 @@ def write_config(
     """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    names = [base if '::' in base else _relative(base, out.parent) for base in bases]
+    names = [base_name(base, out.parent) for base in bases]
     lines = [f'# {note}'] if note else []
     lines.append(f'_base_ = {names if len(names) > 1 else names[0]!r}')
     lines.append(Config(change).pretty_text)
@@ -81,5 +81,8 @@ def write_config(
     return Config.fromfile(out)
 
 
-def _relative(path: str, start: Path) -> str:
-    return Path(os.path.relpath(Path(path).resolve(), start.resolve())).as_posix()
+def base_name(base: str, folder: Path) -> str:
+    """How a config in ``folder`` names another that it inherits."""
+    if '::' in base:
+        return base
+    return Path(os.path.relpath(Path(base).resolve(), folder.resolve())).as_posix()
