@@ -3,80 +3,18 @@
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from _cli import fail, tool
+from _cli import tool
 from _digits_detector import arguments
+from _tasks import TOOLS, Task, run, train
 from _terminal import figures
 
-import ghost_plugin as gp
 from ghost_plugin.integrations.pictures import draw_curves, draw_detections
-from ghost_plugin.integrations.runs import build_model, last_checkpoint
 
-TOOLS = Path(__file__).parent
 CLASSIFIER = Path('configs/classification/ghostnet-050_digits.py')
-
-
-@dataclass(frozen=True)
-class Task:
-    """One line of the table at the end."""
-
-    name: str
-    model: str
-    config: Path
-    side: int  # of the pictures, pixels
-    metric: str
-    unit: str
-
-
-def run(log: Path, *command: object) -> None:
-    """Run a tool; its talk goes into a log, its progress and its errors to the terminal."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
-    with log.open('a') as out:
-        done = subprocess.run([sys.executable, *map(str, command)], stdout=out, env=env)
-    if done.returncode:
-        fail(f'{Path(str(command[0])).name} ended with status {done.returncode}; its log is {log}. '
-             'Run the quickstart again to go on')  # fmt: skip
-
-
-def train(task: Task, folder: Path) -> dict:
-    """Train (or go on with) a task and test it; its result lies in ``result.json`` afterwards."""
-    done = folder / 'result.json'
-    if done.is_file():
-        print(f'{task.name}: done before, kept (--fresh starts over)')
-        return json.loads(done.read_text())
-    start = time.monotonic()
-    log, clock = folder / 'log.txt', folder / 'seconds.txt'
-    before = float(clock.read_text()) if clock.is_file() else 0.0
-    try:
-        run(log, TOOLS / 'train.py', task.config, '--work-dir', folder, '--resume')
-    finally:
-        folder.mkdir(parents=True, exist_ok=True)
-        seconds = before + time.monotonic() - start
-        clock.write_text(f'{seconds:.1f}')
-    checkpoint = last_checkpoint(folder)
-    metrics = folder / 'metrics.json'
-    run(log, TOOLS / 'test.py', task.config, checkpoint, '--work-dir', folder / 'test',
-        '--json', metrics)  # fmt: skip
-    cost = gp.count(build_model(task.config), torch.zeros(1, 3, task.side, task.side))
-    result = {
-        'metric': json.loads(metrics.read_text())[task.metric],
-        'params': cost.params,
-        'macs': cost.macs,
-        'seconds': seconds,
-        'checkpoint': str(checkpoint),
-    }
-    done.write_text(json.dumps(result, indent=1))
-    return result
 
 
 def converted(out: Path) -> list[str]:

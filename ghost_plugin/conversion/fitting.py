@@ -15,11 +15,12 @@ from .convoy import HELD, travel
 from .correlations import Correlations, Statistics, from_kernels
 from .inherit import cheap_side, importance, inherit
 from .refit import refit
-from .stations import Arguments, Visit, maps_seen, together
+from .stations import Arguments, Visit, maps_seen, part_of, together
 from .surgery import absorb
 
 _logger = logging.getLogger(__name__)
-MEMORY = 2**29  # bytes of statistics, or of both streams' maps, that a pass may hold
+# Bytes that a pass may hold, of statistics and of both streams' maps.
+STATISTICS, MEMORY = 2**29, 2**28
 
 
 @dataclass
@@ -117,7 +118,7 @@ def _within_memory(model: nn.Module, sides: Mapping[str, int]) -> Iterator[list[
     used = 0
     for name, side in sides.items():
         size = 4 * model.get_submodule(name).out_channels ** 2 * side**2
-        if part and used + size > MEMORY:
+        if part and used + size > STATISTICS:
             yield part
             part, used = [], 0
         part.append(name)
@@ -173,7 +174,8 @@ def settle(model: nn.Module, fit: Fit) -> None:
 def joinable(batches: list[Any]) -> Any | None:
     """All pictures as one batch that also goes twice over; None where sizes or names differ."""
     batch = together(batches)
-    return None if batch is None or together([batch, batch]) is None else batch
+    one = part_of(batch, slice(0, 1))
+    return None if batch is None or together([one, one]) is None else batch
 
 
 def bytes_per_picture(model: nn.Module, given: Arguments) -> int:

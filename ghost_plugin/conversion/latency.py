@@ -14,12 +14,30 @@ from .rows import Row
 from .surgery import build_ghost
 
 ROUNDS, WARMUP = 15, 3  # calls of each conv that are timed, and before that
+LEAD = 1  # untimed calls in front of each timed one, as threads of another one's may still spin
 TRIES = 4  # plans that are measured until one meets the budget
 MARGIN = 0.01  # a Ghost is faster only if it is so by more than that share
 
+# Takes a module and what to call it with; gives a call without arguments.
+Ready = Callable[[nn.Module, Any], Callable[[], Any]]
+
+
+def eager(module: nn.Module, example_input: Any) -> Callable[[], Any]:
+    """A call of a module as it is."""
+
+    def run() -> None:
+        with torch.no_grad():
+            call(module, example_input)
+
+    return run
+
 
 def meet_latency(
-    model: nn.Module, example_input: Any, plan: ConversionPlan, budget: float | str
+    model: nn.Module,
+    example_input: Any,
+    plan: ConversionPlan,
+    budget: float | str,
+    ready: Ready = eager,
 ) -> None:
     """Decide the scored rows so that the model meets a time, in place.
 
@@ -32,24 +50,25 @@ def meet_latency(
         example_input: What it is called with; its batch size and device are what is timed.
         plan: With scores.
         budget: A share of the original's time, or milliseconds such as ``'5ms'``.
+        ready: What is timed of a module in eval mode.
 
     Raises:
         ValueError: Not a budget, or no plan that was measured meets it.
     """
-    share = _share(model, example_input, budget)
+    share = _share(model, example_input, budget, ready)
     rows = [row for row in plan.rows if row.scores]
-    _time_rows(model, example_input, rows)
+    _time_rows(model, example_input, rows, ready)
     options = {row.name: own for row in rows if len(own := _choices(row)) > 1}
     for row in rows:
         if row.name not in options:
             row.decision, row.reason = 'keep', 'slower'
     yields, fastest = 1.0, 1.0
     smallest = {name: min(own, key=lambda c: c.cost) for name, own in options.items()}
-    whole = _measure(model, example_input, model)['original']
+    whole = _measure(model, example_input, model, ready)['original']
     for _ in range(TRIES if options else 0):
         chosen = _afford(options, (1 - share) * whole / yields) or smallest
         decide(plan.rows, chosen)
-        times = _measure(model, example_input, plan.apply(model, inherit=False))
+        times = _measure(model, example_input, plan.apply(model, inherit=False), ready)
         plan.latency, whole = times, times['original']
         reached = times['converted'] / whole
         fastest = min(fastest, reached)
@@ -66,7 +85,7 @@ def meet_latency(
     )
 
 
-def _share(model: nn.Module, example_input: Any, budget: float | str) -> float:
+def _share(model: nn.Module, example_input: Any, budget: float | str, ready: Ready) -> float:
     wrong = f"latency must be a share within 0..1 of the model's, or such as '5ms', got {budget!r}"
     text = str(budget)
     try:
@@ -74,7 +93,7 @@ def _share(model: nn.Module, example_input: Any, budget: float | str) -> float:
     except ValueError:
         raise ValueError(wrong) from None
     if text.endswith('ms'):
-        number /= _measure(model, example_input, model)['original']
+        number /= _measure(model, example_input, model, ready)['original']
     if not 0 < number:
         raise ValueError(wrong)
     return min(number, 1.0)
@@ -100,7 +119,7 @@ def _choices(row: Row) -> list[Choice]:
     ]
 
 
-def _time_rows(model: nn.Module, example_input: Any, rows: list[Row]) -> None:
+def _time_rows(model: nn.Module, example_input: Any, rows: list[Row], ready: Ready) -> None:
     inputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Callable:
@@ -110,14 +129,13 @@ def _time_rows(model: nn.Module, example_input: Any, rows: list[Row]) -> None:
     with hooked(*handles), evaluating(model):
         call(model, example_input)
     for row in rows:
-        conv, x = model.get_submodule(row.name), inputs[row.name]
+        conv, x = copy.deepcopy(model.get_submodule(row.name)).eval(), inputs[row.name]
         convs = {'1': conv}
         for ratio in row.scores:
             convs[ratio] = build_ghost(conv, {**row.settings, 'ratio': float(ratio)}).eval()
-        tasks = {ratio: _task(module, x) for ratio, module in convs.items()}
-        timings = time_together(tasks, ROUNDS, WARMUP)
+        times = _together(convs, x, ready)
         calls = row.shape.pixels / max(1, _pixels(conv, x))
-        row.latencies = {t.name: t.median * calls for t in timings}
+        row.latencies = {ratio: time * calls for ratio, time in times.items()}
 
 
 def _pixels(conv: nn.Module, x: torch.Tensor) -> int:
@@ -125,17 +143,18 @@ def _pixels(conv: nn.Module, x: torch.Tensor) -> int:
         return conv(x)[0, 0].numel()
 
 
-def _task(module: Callable, x: Any) -> Callable[[], None]:
-    def run() -> None:
-        with torch.no_grad():
-            call(module, x)
-
-    return run
-
-
-def _measure(model: nn.Module, example_input: Any, converted: nn.Module) -> dict[str, float]:
+def _measure(
+    model: nn.Module, example_input: Any, converted: nn.Module, ready: Ready
+) -> dict[str, float]:
     """Median milliseconds of both, in turns."""
-    original = copy.deepcopy(model).eval()
-    models = {'original': original, 'converted': copy.deepcopy(converted).eval()}
-    tasks = {name: _task(m, example_input) for name, m in models.items()}
-    return {t.name: t.median for t in time_together(tasks, ROUNDS, WARMUP)}
+    nets = {'original': model, 'converted': converted}
+    return _together(
+        {name: copy.deepcopy(net).eval() for name, net in nets.items()}, example_input, ready
+    )
+
+
+def _together(
+    modules: Mapping[str, nn.Module], example_input: Any, ready: Ready
+) -> dict[str, float]:
+    tasks = {name: ready(module, example_input) for name, module in modules.items()}
+    return {t.name: t.median for t in time_together(tasks, ROUNDS, WARMUP, LEAD)}

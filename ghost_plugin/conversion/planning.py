@@ -8,7 +8,7 @@ from torch import nn
 
 from ..analysis import count
 from .budget import allocate, open_rows, ratios_of
-from .latency import meet_latency
+from .latency import Ready, eager, meet_latency
 from .plan import ConversionPlan, fingerprint
 from .rows import Row
 from .scores import score
@@ -23,6 +23,7 @@ def plan(
     macs: float | str | None = None,
     params: float | str | None = None,
     latency: float | str | None = None,
+    ready: Ready = eager,
     calibration: Iterable[Any] | None = None,
     seed: int = 0,
     **options: Any,
@@ -37,6 +38,9 @@ def plan(
             that harm the output least. Never exceeded.
         latency: As a share of the model's own on this machine, or an amount (``'5ms'``): convs are
             timed, those whose Ghost is slower stay, and the plan is measured at the end.
+        ready: What is timed for ``latency``: takes a module and its input, gives a call. The module
+            itself without it; ``gp.deploy.ready('onnxruntime')`` times what ONNX Runtime makes of
+            it, and so on for every backend of :func:`ghost_plugin.optimize`.
         calibration: Batches to score convs on for a budget; noise of the example's kind without.
         seed: Of fresh weights, and of labels drawn for scores.
         options: ``ratio=2``, ``dw_size=3``, ``cheap='depthwise'`` of all Ghost convs; ``include``,
@@ -73,7 +77,7 @@ def plan(
         score(model, made.rows, ratios, example_input, batches, seed)
     allocate(made.rows, {'macs': made.macs, 'params': made.params}, macs=macs, params=params)
     if latency is not None:
-        meet_latency(model, example_input, made, latency)
+        meet_latency(model, example_input, made, latency, ready)
     return made
 
 

@@ -29,7 +29,7 @@ from .surgery import absorb, swap
 STEPS, RATE = 800, 1e-3  # of Adam, for each block; the rate falls by a cosine
 BATCH, LEAST, BYTES = 64, 8, 2**29  # pictures of a step at the most and least, maps they may fill
 HELD, LOOKS = 8, 6  # one picture in so many is held back; times to look at these
-BLOCKS = 4 * MEMORY  # bytes of maps between blocks that may be held
+BLOCKS = 8 * MEMORY  # bytes of maps between blocks that may be held
 LARGEST = 12  # convs of a block; a conv among more than that stands for itself
 PART = 16  # pictures that a block runs on at a time when nothing is learnt
 
@@ -167,7 +167,7 @@ class Reconstruction:
 def _fitting(block: nn.Module, given: Arguments, number: int) -> int:
     """How many pictures both streams can take through a block within memory."""
     size = bytes_per_picture(block, some(given, range(1), number))
-    return max(1, min(number, MEMORY // max(1, size)))
+    return max(1, min(number, 2 * MEMORY // max(1, size)))
 
 
 def learn(

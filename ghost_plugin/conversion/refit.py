@@ -22,7 +22,8 @@ HELD = 5  # one picture in so many is held back
 DAMPING = 1e-3  # of the inputs' mean energy, on a step of the primary kernels
 # What a fit looks at: pictures at the least, pixels per entry of a primary kernel, pixels behind
 # the cheap kernels, pixels per entry for the preconditioner, and values of maps at the most.
-PICTURES, PER_ENTRY, CHEAP_PIXELS, COLUMNS, VALUES = 256, 128, 65_536, 4, 2**24
+PICTURES, PER_ENTRY, CHEAP_PIXELS, COLUMNS, VALUES = 256, 128, 65_536, 4, 2**23
+TERMS = 2**23  # values that the cheap kernels of some primary maps see at a time
 
 
 @dataclass
@@ -239,17 +240,32 @@ def _fit_cheap(ghost: GhostConv2d, task: Task) -> torch.Tensor:
     conv, cheap = ghost.primary_conv, ghost.cheap_operation
     primary, side = conv.out_channels, cheap.kernel_size[0]
     constant = task.free or cheap.bias is not None
-    seen = _terms(conv(task.x), side, conv.padding_mode, constant)  # (m, t, pixels)
-    wanted = _some(task.y[:, primary:].transpose(0, 1).flatten(1)).double()
-    wanted = wanted.view(primary, ghost.copies, -1)
-    own = seen @ seen.transpose(1, 2) / seen.shape[2]
-    cross = seen @ wanted.transpose(1, 2) / seen.shape[2]
-    best = solve(own, cross).transpose(1, 2).flatten(0, 1)
+    maps, wanted = conv(task.x), task.y[:, primary:].unflatten(1, (primary, ghost.copies))
+    pixels = min(CHEAP_PIXELS, maps[:, 0].numel())
+    some = max(1, TERMS // (pixels * (side**2 + constant)))
+    best = torch.cat(
+        [
+            _best_filters(here, there, side, conv.padding_mode, constant)
+            for here, there in zip(maps.split(some, 1), wanted.split(some, 1), strict=True)
+        ]
+    )
     cheap.weight.copy_(best[:, : side**2].view_as(cheap.weight))
     if cheap.bias is not None:
         cheap.bias.copy_(best[:, -1])
     gap = (task.y - _places(ghost, task.x)).mean((0, 2, 3), dtype=torch.float64)
     return gap if task.free else torch.zeros_like(gap)
+
+
+def _best_filters(
+    maps: torch.Tensor, wanted: torch.Tensor, side: int, mode: str, constant: bool
+) -> torch.Tensor:
+    """(m * copies, t) for (N, m, H, W) maps and the (N, m, copies, H, W) that they shall give."""
+    seen = _terms(maps, side, mode, constant)  # (m, t, pixels)
+    wanted = wanted.permute(1, 2, 0, 3, 4).flatten(2)
+    wanted = _some(wanted.flatten(0, 1)).double().unflatten(0, wanted.shape[:2])
+    own = seen @ seen.transpose(1, 2) / seen.shape[2]
+    cross = seen @ wanted.transpose(1, 2) / seen.shape[2]
+    return solve(own, cross).transpose(1, 2).flatten(0, 1)
 
 
 def _terms(maps: torch.Tensor, side: int, mode: str, constant: bool) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The road to deployment."""
 
+from .backends import ready
 from .export import ExportReport, export, export_onnx
 from .fuse import fuse
 from .quantize import QuantReport, quantize
@@ -14,4 +15,5 @@ __all__ = [
     'fuse',
     'optimize',
     'quantize',
+    'ready',
 ]

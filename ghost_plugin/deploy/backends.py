@@ -18,6 +18,10 @@ from .outputs import Difference, Flat, arguments, differences
 from .quantize import quantize
 from .runners import Runner, of_module, of_onnx, of_openvino, quiet
 
+# Untimed calls of a form in front of each timed one: in another one's wake, with its threads still
+# spinning and the caches full of its weights, ONNX Runtime took twice its time.
+LEAD = 3
+
 
 class Forms:
     """The forms of one model that backends start from, each made when it is first asked for.
@@ -100,6 +104,11 @@ class Backend:
     needs: tuple[str, ...] = ()
     cpu: bool = field(default=False, kw_only=True)
 
+    def refusal(self, reason: str) -> Exception:
+        """What to raise where no other backend will do."""
+        kind = ValueError if _optional.usable(*self.needs) else ImportError
+        return kind(f'{self.name} does not work here: {reason}')
+
     def attempt(self, forms: Forms, calls: int = 1) -> Attempt:
         """Build it, call it and compare with the model itself, or say why that does not go."""
         missing = next((name for name in self.needs if not _optional.usable(name)), '')
@@ -132,8 +141,10 @@ def _last(dtype: torch.dtype) -> Callable[[Forms], Runner]:
 
 def _compiled(dtype: torch.dtype) -> Callable[[Forms], Runner]:
     def build(forms: Forms) -> Runner:
-        run = of_module(torch.compile(forms.last, options={'freezing': True}), dtype, last=True)
-        with quiet():
+        run = of_module(torch.compile(forms.last), dtype, last=True)
+        # As an option of torch.compile it comes too late for the tracer, which then leaves the
+        # weights inputs of the graph: nothing is packed, and it was slower than without.
+        with quiet(), torch._inductor.config.patch(freezing=True):
             run(forms.example)
         return run
 
@@ -171,3 +182,31 @@ _ROWS = (
     Backend('openvino-int8', 'int8', _openvino_int8, (*_OV, 'nncf'), cpu=True),
 )
 BACKENDS = {row.name: row for row in _ROWS}
+TIMED = {name: row for name, row in BACKENDS.items() if row.dtype != 'int8'}  # no calibration
+
+
+def ready(backend: str) -> Callable[[nn.Module, Any], Callable[[], Any]]:
+    """What a backend makes of a module, for :func:`ghost_plugin.plan` to time.
+
+    Args:
+        backend: A key of :data:`TIMED`.
+
+    Returns:
+        Takes a module in eval mode and its example input, gives a call without arguments; raises
+        ValueError where the backend cannot run the module, ImportError where it is not installed.
+
+    Raises:
+        ValueError: No such backend.
+    """
+    if backend not in TIMED:
+        raise ValueError(f'backend must be one of {list(TIMED)}, got {backend!r}')
+    row = TIMED[backend]
+
+    def made(module: nn.Module, example_input: Any) -> Callable[[], Any]:
+        forms = Forms(module, example_input)
+        attempt = row.attempt(forms, calls=2)
+        if attempt.run is None:
+            raise row.refusal(attempt.reason)
+        return functools.partial(attempt.run, forms.example)
+
+    return made

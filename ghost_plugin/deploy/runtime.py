@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import _optional
 from ..analysis import Timing, time_together
 from ..layers.folding import check_inference
-from .backends import BACKENDS, Backend, Forms
+from .backends import BACKENDS, LEAD, Backend, Forms
 from .outputs import Difference, allowance, arguments
 from .runners import Runner
 
@@ -148,9 +147,7 @@ def optimize(
     for row in rows:
         trial, run = _try(row, forms)
         if backend == row.name and run is None:
-            raise (ImportError if not _optional.usable(*row.needs) else ValueError)(
-                f'{row.name} does not work here: {trial.reason}'
-            )
+            raise row.refusal(trial.reason)
         trials.append(trial)
         if run is not None:
             runners[row.name] = run
@@ -195,5 +192,5 @@ def _timed(
     trials: list[Trial], runners: dict[str, Runner], forms: Forms, rounds: int, warmup: int
 ) -> list[Trial]:
     tasks = {name: lambda run=run: run(forms.example) for name, run in runners.items()}
-    timings = {t.name: t for t in time_together(tasks, rounds, warmup, lead=1)}
+    timings = {t.name: t for t in time_together(tasks, rounds, warmup, lead=LEAD)}
     return [replace(trial, timing=timings.get(trial.backend)) for trial in trials]

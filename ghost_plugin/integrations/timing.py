@@ -15,7 +15,7 @@ import torch
 from .. import _optional
 from ..analysis import time_together
 from ..conversion import ConversionPlan, convert
-from ..deploy.backends import BACKENDS, Forms
+from ..deploy.backends import LEAD, TIMED, Forms
 from ..deploy.runners import Runner
 from .feeding import Tick, silent
 from .sources import Source, load
@@ -64,7 +64,7 @@ def grid(
 
     Args:
         models: Names, see above.
-        backends: Keys of :data:`ghost_plugin.deploy.backends.BACKENDS`, but for int8.
+        backends: Keys of :data:`ghost_plugin.deploy.backends.TIMED`.
         batches, threads: Each is a run of its own.
         size: Of the pictures, (height, width); each model's own without it.
         rounds, warmup: Timed and untimed calls of each.
@@ -76,10 +76,9 @@ def grid(
     Raises:
         ValueError: No such model or backend.
     """
-    unknown = [name for name in backends if BACKENDS.get(name) is None or 'int8' in name]
+    unknown = [name for name in backends if name not in TIMED]
     if unknown:
-        known = [name for name in BACKENDS if 'int8' not in name]
-        raise ValueError(f'backends must be some of {known}, got {unknown[0]!r}')
+        raise ValueError(f'backends must be some of {list(TIMED)}, got {unknown[0]!r}')
     sources = {name: named(name, size) for name in models}
     before, found = torch.get_num_threads(), []
     try:
@@ -134,7 +133,7 @@ def _run(
             if run is not None:
                 runners[name, backend] = run, forms.example
     tasks = {key: lambda run=run, x=x: run(x) for key, (run, x) in runners.items()}
-    for timing in time_together(tasks, rounds, warmup, lead=1):
+    for timing in time_together(tasks, rounds, warmup, lead=LEAD):
         figures[timing.name] = replace(
             figures[timing.name], median=timing.median, low=timing.low, high=timing.high
         )
@@ -145,7 +144,7 @@ def _built(
     name: str, backend: str, batch: int, threads: int, forms: Forms
 ) -> tuple[Figure, Runner | None]:
     before = _resident()
-    made = BACKENDS[backend].attempt(forms, calls=2)
+    made = TIMED[backend].attempt(forms, calls=2)
     if made.run is None:
         return Figure(name, backend, batch, threads, reason=made.reason), None
     grown = None if before is None else max(0.0, _resident() - before)

@@ -5,7 +5,11 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
+from ghost_plugin import _optional
+from ghost_plugin.analysis import Timing
 from ghost_plugin.conversion import latency
+from ghost_plugin.deploy import ready
+from ghost_plugin.deploy.backends import TIMED
 
 X = torch.randn(1, 3, 16, 16)
 
@@ -26,7 +30,7 @@ def clock(monkeypatch):
         ghosts = sum(isinstance(m, gp.GhostConv2d) for m in module.modules())
         return gp.count(module, X).macs * 1e-3 + price['ghost'] * ghosts
 
-    def rows(model, example_input, rows):
+    def rows(model, example_input, rows, ready):
         for row in rows:
             costs = {r: row.shape.ghost({**row.settings, 'ratio': float(r)})[1] for r in row.scores}
             ghosts = {r: 1e-3 * macs + price['ghost'] for r, macs in costs.items()}
@@ -36,7 +40,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(
         latency,
         '_measure',
-        lambda model, x, made: {'original': timed(model), 'converted': timed(made)},
+        lambda model, x, made, ready: {'original': timed(model), 'converted': timed(made)},
     )
     return price
 
@@ -69,3 +73,24 @@ def test_a_budget_out_of_reach_says_what_was_reached(clock):
 def test_other_budgets_are_named(clock, wrong):
     with pytest.raises(ValueError, match='latency must be a share'):
         gp.plan(net(), X, latency=wrong)
+
+
+@pytest.mark.parametrize('backend', ['fused', 'onnxruntime'])
+def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
+    if not _optional.usable(*TIMED[backend].needs):
+        pytest.skip(f'needs {TIMED[backend].needs}')
+    timed = []
+
+    def clock(tasks, *_):
+        timed.append([task() for task in tasks.values()])
+        return [Timing(name, 1.0 / n, 0, 0, 1) for n, name in enumerate(tasks, 1)]
+
+    monkeypatch.setattr(latency, 'time_together', clock)
+    plan = gp.plan(net(), X, latency=0.9, ready=ready(backend))
+    assert plan.latency == {'original': 1.0, 'converted': 0.5}
+    assert all(isinstance(maps, list) for call in timed for maps in call)  # what runners give
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="backend must be one of .*got 'tpu'"):
+        ready('tpu')

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
+from ghost_plugin.conversion import refit
 
 BAR = {torch.float32: 1e-5, torch.float64: 1e-10}
 OPTIONS = {
@@ -145,6 +146,11 @@ def name(case):
 @pytest.mark.parametrize('case', SOME, ids=name)
 def test_a_planted_ghost_is_recovered(case, calibrated, dtype):
     check(dtype, calibrated, case)
+
+
+def test_cheap_kernels_are_fitted_as_well_one_map_at_a_time(monkeypatch):
+    monkeypatch.setattr(refit, 'TERMS', 1)
+    check(torch.float64, True, SOME[0])
 
 
 @pytest.mark.slow

@@ -98,10 +98,16 @@ def test_wrong_options_are_named(options, said, residual):
 @pytest.mark.slow
 @pytest.mark.parametrize('backend', ['compiled', 'compiled-bf16'])
 def test_compiled_forms(backend, converted):
-    fast = gp.optimize(converted, torch.randn(1, 3, 32, 32), backend, rounds=1)
-    x = torch.randn(2, 3, 32, 32)
-    want = converted(x)
-    assert (fast(x) - want).abs().max() <= 0.1 * want.abs().max()
+    shape = (1, 3, 32, 32)
+    fast = gp.optimize(converted, torch.randn(shape), backend, rounds=1)
+    for x in (torch.randn(2, 3, 32, 32), torch.randn(shape)):
+        want = converted(x)
+        with torch.profiler.profile() as profile:
+            got = fast(x)
+        assert (got - want).abs().max() <= 0.1 * want.abs().max()
+    if torch.backends.mkldnn.is_available() and backend == 'compiled':
+        calls = {event.key for event in profile.key_averages()}
+        assert 'mkldnn::_convolution_pointwise' in calls, 'weights are not frozen, nor packed'
 
 
 def test_forms_are_made_once(converted, monkeypatch):

@@ -8,16 +8,16 @@ import pytest
 pytest.importorskip('timm')
 
 import ghost_plugin as gp
-from ghost_plugin.deploy.backends import BACKENDS
+from ghost_plugin.deploy.backends import TIMED
 from ghost_plugin.integrations import timing
 
 MODEL = 'timm:ghostnet_plugin_050'
 
 
 def test_the_grid_has_a_figure_for_each_case_and_says_what_wins(monkeypatch, tmp_path):
-    row = BACKENDS['eager']
+    row = TIMED['eager']
     absent = type(row)('absent', 'float32', row.build, ('no_such_package',))
-    monkeypatch.setitem(BACKENDS, 'absent', absent)
+    monkeypatch.setitem(TIMED, 'absent', absent)
     names = ['timm:resnet18', 'timm:resnet18@2']
     backends = ['eager', 'channels-last', 'absent']
     found = timing.grid(names, backends, (1, 2), (1,), (32, 32), rounds=2, warmup=0)
