@@ -92,5 +92,5 @@ def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
 
 
 def test_an_unknown_backend_is_named():
-    with pytest.raises(ValueError, match="backend must be one of .*got 'tpu'"):
+    with pytest.raises(ValueError, match=r"backend must be one of .*got 'tpu'"):
         ready('tpu')
