@@ -22,8 +22,8 @@ model = dict(
     teacher_checkpoint={teacher!r},
     features=['neck'],
 )
-max_epochs = 1
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=1, convert_to_iter_based=True)]
 train_cfg = dict(max_epochs=1)
 """
 

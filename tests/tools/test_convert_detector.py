@@ -1,0 +1,32 @@
+"""The detector's study: the config that distils into what convert.py wrote."""
+
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+
+from mmengine.config import Config
+
+import ghost_plugin as gp
+from ghost_plugin.integrations.runs import build_model
+
+
+def test_the_distilled_config_learns_from_the_network_that_was_converted(run, tmp_path):
+    import convert_detector as study
+
+    options = ('--ratio', 2, '--include', 'backbone', '--size', 64)
+    status, _, error = run('config', study.DENSE, '-o', tmp_path / 'converted.py', *options)
+    assert status == 0, error
+    teacher = tmp_path / 'teacher.pth'
+    dense = build_model(study.DENSE)
+    torch.save({'state_dict': dense.state_dict()}, teacher)
+    config = tmp_path / 'distilled.py'
+    config.write_text(study.DISTILLED.format(teacher=str(teacher)))
+    assert len(config.read_text().splitlines()) <= 15
+    assert Config.fromfile(config).train_cfg.max_epochs == 1
+    model = build_model(config)
+    assert any(isinstance(m, gp.GhostConv2d) for m in model.modules())
+    master = model.teacher.content
+    assert not any(isinstance(m, gp.GhostConv2d) for m in master.modules())
+    wanted = dense.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in master.state_dict().items())
