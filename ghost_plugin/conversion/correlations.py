@@ -108,10 +108,7 @@ class Statistics:
     def add(self, maps: torch.Tensor) -> None:
         """Take in (N, channels, H, W)."""
         maps = maps.detach().to(self.dtype)
-        size = maps.shape[0] * maps.shape[2] * maps.shape[3]
-        # A step that shares no factor with the width would be better still; odd will do.
-        chosen = torch.arange(0, size, max(1, size // self.share) | 1, device=maps.device)
-        terms = [flat[:, chosen] for flat in shifted(maps, self.side, self.mode)]
+        terms = list(shifted(maps, self.side, self.mode, self.share))
         if self.constant:
             terms.append(torch.ones_like(terms[0]))
         here = terms[self.side**2 // 2]  # (n, pixels)
@@ -134,13 +131,31 @@ class Statistics:
         return Correlations(self.own / self.pixels, self.cross / self.pixels, energy, self.constant)
 
 
-def shifted(maps: torch.Tensor, side: int, mode: str) -> Iterator[torch.Tensor]:
-    """``maps`` as each tap of a depthwise filter sees them: (channels, pixels) each."""
+def shifted(maps: torch.Tensor, side: int, mode: str, share: int) -> Iterator[torch.Tensor]:
+    """``maps`` as each tap of a depthwise filter sees them: (channels, pixels) each.
+
+    Args:
+        maps: (N, channels, H, W).
+        side: Of the filter, pixels.
+        mode: Of its padding.
+        share: About so many of the pixels are looked at, spread evenly.
+    """
     height, width = maps.shape[2:]
-    padded = pad(maps, side, mode).transpose(0, 1)
+    padded = pad(maps, side, mode)
+    rows, columns = padded.shape[2:]
+    pixels = torch.arange(0, len(maps) * height * width, every(maps, share), device=maps.device)
+    picture, place = pixels // (height * width), pixels % (height * width)
+    corner = picture * rows * columns + place // width * columns + place % width
+    flat = padded.transpose(0, 1).flatten(1)
     for row in range(side):
         for column in range(side):
-            yield padded[:, :, row : row + height, column : column + width].flatten(1)
+            yield flat.index_select(1, corner + row * columns + column)
+
+
+def every(maps: torch.Tensor, share: int) -> int:
+    """Of how many pixels of (N, channels, H, W) one is looked at, if about ``share`` shall be."""
+    # A step that shares no factor with the width would be better still; odd will do.
+    return max(1, maps[:, 0].numel() // share) | 1
 
 
 def solve(own: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:

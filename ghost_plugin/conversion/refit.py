@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..layers.ghost import GhostConv2d
-from .correlations import shifted, solve
+from .correlations import every, shifted, solve
 
 ROUNDS, STEPS = 3, 6  # alternations, and conjugate gradient steps in each
 HELD = 5  # one picture in so many is held back
@@ -24,6 +24,8 @@ DAMPING = 1e-3  # of the inputs' mean energy, on a step of the primary kernels
 # the cheap kernels, pixels per entry for the preconditioner, and values of maps at the most.
 PICTURES, PER_ENTRY, CHEAP_PIXELS, COLUMNS, VALUES = 256, 128, 65_536, 4, 2**23
 TERMS = 2**23  # values that the cheap kernels of some primary maps see at a time
+
+Solve = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -83,10 +85,11 @@ def refit(
     """
     task = _by_place(ghost, x, y, weight, free or ghost.primary_conv.bias is not None)
     seen, held = task.parted()
-    best, state = None, None
+    best, state, solve_inputs = None, None, None
     for turn in range(ROUNDS + 1):
         if turn:
-            _fit_primary(ghost, seen, held)
+            solve_inputs = solve_inputs or _preconditioner(ghost, seen)
+            _fit_primary(ghost, seen, held, solve_inputs)
         now = _measure(ghost, held, _fit_cheap(ghost, seen))
         if best is not None and now.error >= best.error:
             break
@@ -132,13 +135,12 @@ def _without_bias(conv: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor) -> tor
     return functional_call(conv, given, x)
 
 
-def _fit_primary(ghost: GhostConv2d, task: Task, held: Task) -> None:
+def _fit_primary(ghost: GhostConv2d, task: Task, held: Task, solve_inputs: Solve) -> None:
     """Some conjugate gradient steps on the primary kernels, all at once, each its own system.
 
     Each kernel then goes as far on that way as is best for the pictures that were held back.
     """
     conv = ghost.primary_conv
-    solve_inputs = _preconditioner(ghost, task)
     scale = _family_scale(ghost, task.weight)[:, None]
     delta = torch.zeros_like(conv.weight).flatten(1).double()
     residual = _pull(ghost, task, conv.weight, task.y - _places(ghost, task.x))
@@ -193,7 +195,7 @@ def _family_scale(ghost: GhostConv2d, weight: torch.Tensor) -> torch.Tensor:
     return (weight[:primary] + served).clamp_min(1e-30)
 
 
-def _preconditioner(ghost: GhostConv2d, task: Task) -> Callable[[torch.Tensor], torch.Tensor]:
+def _preconditioner(ghost: GhostConv2d, task: Task) -> Solve:
     """Solver of the inputs' covariance for (m, A) right-hand sides, group by group."""
     conv, groups = ghost.primary_conv, ghost.groups
     size = conv.weight[0].numel()
@@ -260,25 +262,14 @@ def _best_filters(
     maps: torch.Tensor, wanted: torch.Tensor, side: int, mode: str, constant: bool
 ) -> torch.Tensor:
     """(m * copies, t) for (N, m, H, W) maps and the (N, m, copies, H, W) that they shall give."""
-    seen = _terms(maps, side, mode, constant)  # (m, t, pixels)
-    wanted = wanted.permute(1, 2, 0, 3, 4).flatten(2)
-    wanted = _some(wanted.flatten(0, 1)).double().unflatten(0, wanted.shape[:2])
+    terms = [flat.double() for flat in shifted(maps, side, mode, CHEAP_PIXELS)]
+    if constant:
+        terms.append(torch.ones_like(terms[0]))
+    seen = torch.stack(terms, dim=1)  # (m, t, pixels)
+    wanted = wanted.permute(1, 2, 0, 3, 4).flatten(2)[:, :, :: every(maps, CHEAP_PIXELS)].double()
     own = seen @ seen.transpose(1, 2) / seen.shape[2]
     cross = seen @ wanted.transpose(1, 2) / seen.shape[2]
     return solve(own, cross).transpose(1, 2).flatten(0, 1)
-
-
-def _terms(maps: torch.Tensor, side: int, mode: str, constant: bool) -> torch.Tensor:
-    """(m, t, pixels) in float64: what the taps of a cheap kernel see, and 1."""
-    terms = [_some(flat).double() for flat in shifted(maps, side, mode)]
-    if constant:
-        terms.append(torch.ones_like(terms[0]))
-    return torch.stack(terms, dim=1)
-
-
-def _some(flat: torch.Tensor) -> torch.Tensor:
-    """As many of the pixels as a fit of cheap kernels needs, spread evenly."""
-    return flat[:, :: max(1, flat.shape[1] // CHEAP_PIXELS) | 1]
 
 
 def _places(ghost: GhostConv2d, x: torch.Tensor) -> torch.Tensor:
