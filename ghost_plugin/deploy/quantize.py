@@ -201,6 +201,9 @@ def _by_onnxruntime(
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        # One bit less for weights: processors without VNNI add pairs of products in 16 bits, which
+        # overflow. Measured on a converted EfficientNet-Lite0 there: 64 % right, 60 % with all bits.
+        reduce_range=True,
         nodes_to_exclude=left,
     )
     _unique(path)
