@@ -202,7 +202,7 @@ def _by_onnxruntime(
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         # One bit less for weights: processors without VNNI add pairs of products in 16 bits, which
-        # overflow. Measured on a converted EfficientNet-Lite0 there: 64 % right, 60 % with all bits.
+        # overflow. On one a converted EfficientNet-Lite0 has 64 % right so, 60 % with all bits.
         reduce_range=True,
         nodes_to_exclude=left,
     )
