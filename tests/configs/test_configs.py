@@ -18,7 +18,7 @@ from ghost_plugin.integrations.runs import build_model
 
 ROOT = Path(__file__).parents[2] / 'configs'
 LEAVES = [path for path in sorted(ROOT.rglob('*.py')) if '_base_' not in path.parts]
-DENSE = {'vgg16_cifar10'}  # what a Ghost network is compared with
+DENSE = {'vgg16_cifar10', 'retinanet_r18_fpn_digits'}  # what a Ghost network is compared with
 NAMES = [path.stem for path in LEAVES]
 
 
