@@ -38,7 +38,7 @@ def planned(args: argparse.Namespace, source: sources.Source, meter: Meter) -> g
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if any(name in options for name in BUDGETS):
         options |= calibration(args, source, meter)
-    if args.latency is not None:
+    if args.latency_by is not None:
         options['ready'] = gp.deploy.ready(args.latency_by)
     options |= {'keep_first': not args.no_keep_first, 'keep_last': not args.no_keep_last}
     return gp.plan(source.model, source.example(), **options)

@@ -78,8 +78,10 @@ def test_options_reach_the_plan(ok, model, tmp_path, monkeypatch):
     real = gp.plan
     monkeypatch.setattr(gp, 'plan', plan)
     budgets = ['--macs', '240M', '--params', '0.5', '--latency', '12ms']
+    budgets += ['--latency-by', 'fused']
     others = ['--exclude', 'a', 're:b', '--no-keep-first', '--seed', 3, '--size', 24, 40]
     ok('plan', model[0], '-o', tmp_path / 'p.json', *budgets, *others)
+    assert callable(seen.pop('ready'))
     assert seen == {
         'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise', 'exclude': ['a', 're:b'], 'macs': '240M',
         'params': 0.5, 'latency': '12ms', 'seed': 3, 'keep_first': False, 'keep_last': True,
