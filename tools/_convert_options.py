@@ -37,7 +37,7 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     add('--macs', type=amount, help='multiply-adds at most: share (0.6) or number (240M)')
     add('--params', type=amount, help='parameters at most: share or number')
     add('--latency', type=milliseconds, help='time at most: share or milliseconds (12ms)')
-    add('--latency-by', choices=list(TIMED), help='backend that is timed, or the model as it is')
+    add('--latency-by', choices=list(TIMED), help='backend that --latency times (eager)')
 
 
 def add_data(parser: argparse.ArgumentParser, name: str, text: str, required: bool) -> None:

@@ -64,11 +64,12 @@ def meet_latency(
             row.decision, row.reason = 'keep', 'slower'
     yields, fastest = 1.0, 1.0
     smallest = {name: min(own, key=lambda c: c.cost) for name, own in options.items()}
-    whole = _measure(model, example_input, model, ready)['original']
+    whole = _measure({'original': model}, example_input, ready)['original']
     for _ in range(TRIES if options else 0):
         chosen = _afford(options, (1 - share) * whole / yields) or smallest
         decide(plan.rows, chosen)
-        times = _measure(model, example_input, plan.apply(model, inherit=False), ready)
+        nets = {'original': model, 'converted': plan.apply(model, inherit=False)}
+        times = _measure(nets, example_input, ready)
         plan.latency, whole = times, times['original']
         reached = times['converted'] / whole
         fastest = min(fastest, reached)
@@ -93,7 +94,7 @@ def _share(model: nn.Module, example_input: Any, budget: float | str, ready: Rea
     except ValueError:
         raise ValueError(wrong) from None
     if text.endswith('ms'):
-        number /= _measure(model, example_input, model, ready)['original']
+        number /= _measure({'original': model}, example_input, ready)['original']
     if not 0 < number:
         raise ValueError(wrong)
     return min(number, 1.0)
@@ -129,11 +130,11 @@ def _time_rows(model: nn.Module, example_input: Any, rows: list[Row], ready: Rea
     with hooked(*handles), evaluating(model):
         call(model, example_input)
     for row in rows:
-        conv, x = copy.deepcopy(model.get_submodule(row.name)).eval(), inputs[row.name]
+        conv, x = model.get_submodule(row.name), inputs[row.name]
         convs = {'1': conv}
         for ratio in row.scores:
-            convs[ratio] = build_ghost(conv, {**row.settings, 'ratio': float(ratio)}).eval()
-        times = _together(convs, x, ready)
+            convs[ratio] = build_ghost(conv, {**row.settings, 'ratio': float(ratio)})
+        times = _measure(convs, x, ready)
         calls = row.shape.pixels / max(1, _pixels(conv, x))
         row.latencies = {ratio: time * calls for ratio, time in times.items()}
 
@@ -143,18 +144,7 @@ def _pixels(conv: nn.Module, x: torch.Tensor) -> int:
         return conv(x)[0, 0].numel()
 
 
-def _measure(
-    model: nn.Module, example_input: Any, converted: nn.Module, ready: Ready
-) -> dict[str, float]:
-    """Median milliseconds of both, in turns."""
-    nets = {'original': model, 'converted': converted}
-    return _together(
-        {name: copy.deepcopy(net).eval() for name, net in nets.items()}, example_input, ready
-    )
-
-
-def _together(
-    modules: Mapping[str, nn.Module], example_input: Any, ready: Ready
-) -> dict[str, float]:
-    tasks = {name: ready(module, example_input) for name, module in modules.items()}
+def _measure(nets: Mapping[str, nn.Module], example_input: Any, ready: Ready) -> dict[str, float]:
+    """Median milliseconds of each, in turns."""
+    tasks = {name: ready(copy.deepcopy(net).eval(), example_input) for name, net in nets.items()}
     return {t.name: t.median for t in time_together(tasks, ROUNDS, WARMUP, LEAD)}

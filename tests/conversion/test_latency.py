@@ -40,7 +40,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(
         latency,
         '_measure',
-        lambda model, x, made, ready: {'original': timed(model), 'converted': timed(made)},
+        lambda nets, x, ready: {name: timed(net) for name, net in nets.items()},
     )
     return price
 
