@@ -66,8 +66,10 @@ def test(task: Task, checkpoint: Path, folder: Path) -> dict:
     run(folder / 'log.txt', TOOLS / 'test.py', task.config, checkpoint,
         '--work-dir', folder / 'test', '--json', metrics)  # fmt: skip
     cost = gp.count(build_model(task.config), torch.zeros(1, 3, task.side, task.side))
+    found = json.loads(metrics.read_text())
     return {
-        'metric': json.loads(metrics.read_text())[task.metric],
+        'metric': found[task.metric],
+        'metrics': found,
         'params': cost.params,
         'macs': cost.macs,
         'checkpoint': str(checkpoint),

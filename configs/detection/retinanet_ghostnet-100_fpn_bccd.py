@@ -1,6 +1,6 @@
 # Ours: GhostNet 1.0x from scratch on blood cells; first: tools/voc_to_coco.py ZIP data/bccd
 _base_ = [
-    'mmdet::_base_/models/retinanet_r50_fpn.py', '../_base_/datasets/voc_detection.py',
+    '../_base_/models/retinanet_small.py', '../_base_/datasets/voc_detection.py',
     '../_base_/schedules/adamw.py', '../_base_/runtime_detection.py'
 ]  # fmt: skip
 from ghost_plugin.specs import out_channels
@@ -8,6 +8,6 @@ from ghost_plugin.specs import out_channels
 taps = (1, 2, 3, 4)
 model = dict(
     backbone=dict(_delete_=True, type='ghost_plugin.GhostNet', width=1.0, out_indices=taps),
-    neck=dict(in_channels=out_channels('GhostNet', out_indices=taps), out_channels=64),
-    bbox_head=dict(in_channels=64, feat_channels=64, num_classes=3),
+    neck=dict(in_channels=out_channels('GhostNet', out_indices=taps)),
+    bbox_head=dict(num_classes=3),
 )

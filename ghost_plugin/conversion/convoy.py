@@ -6,8 +6,10 @@ station. Where maps have become smaller, further parts set out, pass the station
 visited, and join.
 """
 
+import ctypes
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -88,6 +90,7 @@ class Convoy:
             self._set_out()
         here = [t for t in self.travellers if t.place == name]
         numbers = [t.number for t in here]
+        _trim()(0)
         forward, *streams = zip(*(t.brought for t in here), strict=True)
         outputs = self.stations[name](forward[0], *map(_joined, streams), sum(numbers))
         self.visited.add(name)
@@ -170,6 +173,15 @@ class _Traveller(threading.Thread):
 
 class _GivenUp(Exception):  # noqa: N818
     """Ends a thread whose convoy has stopped."""
+
+
+@cache
+def _trim() -> Callable[[int], Any]:
+    """What gives freed memory back to the system; glibc keeps it for each thread, 1 GB in all."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another system
+        return lambda kept: None
 
 
 def _joined(parts: tuple) -> Any:

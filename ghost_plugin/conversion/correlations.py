@@ -18,7 +18,7 @@ from ..layers.common import same_padding
 SOLVED = 2**17  # values that are solved for at a time
 RIDGE = 1e-9  # of a map's energy, keeps the small systems solvable
 # What one conv's statistics may cost: multiply-adds, and how many pixels at the least and most.
-WORK, LEAST, MOST = 2 * 10**10, 16_384, 65_536
+WORK, LEAST, MOST = 2 * 10**10, 4_096, 65_536
 
 
 @dataclass

@@ -4,7 +4,7 @@ data_root = 'data/bccd/'
 metainfo = dict(classes=('Platelets', 'RBC', 'WBC'))
 
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
-resize = dict(type='Resize', scale=(416, 320), keep_ratio=True)
+resize = dict(type='Resize', scale=(320, 240), keep_ratio=True)
 keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 pack = dict(type='PackDetInputs', meta_keys=keys)
 change = [dict(type='RandomFlip', prob=0.5), dict(type='PhotoMetricDistortion')]
@@ -18,7 +18,7 @@ train_set = dict(
     **coco,
 )
 train_dataloader = dict(
-    dataset=dict(_delete_=True, type='RepeatDataset', times=4, dataset=train_set)
+    dataset=dict(_delete_=True, type='RepeatDataset', times=2, dataset=train_set)
 )
 val_set = dict(pipeline=[load[0], resize, load[1], pack], **coco)
 val_dataloader = test_dataloader = dict(dataset=val_set)
