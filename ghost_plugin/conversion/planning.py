@@ -52,9 +52,14 @@ def plan(
         :meth:`ConversionPlan.rebudget` finds plans for other targets without measuring again.
 
     Raises:
-        ValueError: A pattern matches no conv; a budget cannot be met. TypeError: An option that
-            does not exist, or a model wrapped in another.
+        ValueError: A pattern matches no conv; a budget cannot be met; ``ready`` without
+            ``latency``. TypeError: An option that does not exist, or a model wrapped in another.
     """
+    if latency is None and ready is not eager:
+        raise ValueError(
+            'ready (--latency-by) is what latency (--latency) is measured with, and no latency was '
+            'given; give one, such as 0.8, or leave ready out'
+        )
     found = select(model, example_input, **options)
     number = max(1, pictures(example_input))
     whole = count(model, example_input)

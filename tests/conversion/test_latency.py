@@ -94,3 +94,8 @@ def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
 def test_an_unknown_backend_is_named():
     with pytest.raises(ValueError, match=r"backend must be one of .*got 'tpu'"):
         ready('tpu')
+
+
+def test_a_backend_without_a_budget_of_time_is_refused():
+    with pytest.raises(ValueError, match='no latency was given'):
+        gp.plan(net(), X, macs=0.8, ready=ready('fused'))

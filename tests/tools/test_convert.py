@@ -89,6 +89,11 @@ def test_options_reach_the_plan(ok, model, tmp_path, monkeypatch):
     }  # fmt: skip
 
 
+def test_a_backend_without_a_budget_of_time_is_refused(refused, model, tmp_path):
+    line = refused('plan', model[0], '-o', tmp_path / 'p.json', '--latency-by', 'fused')
+    assert '--latency' in line and 'no latency was given' in line
+
+
 def test_a_budget_is_scored_on_pictures(ok, model, pictures, tmp_path, monkeypatch):
     seen = {}
     real = gp.plan
