@@ -56,14 +56,10 @@ def tasks(out: Path) -> list[Task]:
 def latencies(studied: list[Task]) -> list[float]:
     """Median milliseconds of one picture through each detector, without what draws its boxes."""
     models = {task.name: build_model(task.config).eval() for task in studied}
-    example = torch.randn(1, 3, SIDE, SIDE)
-    calls = {name: partial(_call, model, example) for name, model in models.items()}
-    return [timing.median for timing in gp.analysis.time_together(calls)]
-
-
-@torch.no_grad()
-def _call(model: torch.nn.Module, example: torch.Tensor) -> None:
-    model(example, mode='tensor')
+    given = dict(inputs=torch.randn(1, 3, SIDE, SIDE), mode='tensor')
+    calls = {name: partial(gp.analysis.call, model, given) for name, model in models.items()}
+    with torch.no_grad():
+        return [timing.median for timing in gp.analysis.time_together(calls)]
 
 
 def cells(name: str, row: dict) -> list[str]:
@@ -81,8 +77,9 @@ def main() -> None:
     if not DATA.is_dir():
         fail(f'{DATA} is not there; make it with python tools/voc_to_coco.py BCCD_ZIP {DATA}')
     out.mkdir(parents=True, exist_ok=True)
-    found = {task.name: train(task, out / task.config.stem) for task in tasks(out)}
-    for task, milliseconds in zip(tasks(out), latencies(tasks(out)), strict=True):
+    studied = tasks(out)
+    found = {task.name: train(task, out / task.config.stem) for task in studied}
+    for task, milliseconds in zip(studied, latencies(studied), strict=True):
         found[task.name] |= {'latency_ms': milliseconds}
     (out / 'result.json').write_text(json.dumps(found, indent=1))
     head = ['Backbone', 'AP', 'AP50', 'Params (M)', f'MACs (M) at {SIDE} px', 'Training (min)',

@@ -86,21 +86,16 @@ def refit(
     """
     task = _by_place(ghost, x, y, weight, free or ghost.primary_conv.bias is not None)
     seen, held = task.parted()
-    before = _measure(ghost, held, _fit_cheap(ghost, seen))
-    if before.error < EXACT:
-        return _in_order(ghost, before)
-    state = {name: tensor.clone() for name, tensor in ghost.state_dict().items()}
-    _fit_primary(ghost, seen, held, _preconditioner(ghost, seen))
-    after = _measure(ghost, held, _fit_cheap(ghost, seen))
-    if after.error < before.error:
-        return _in_order(ghost, after)
-    ghost.load_state_dict(state)
-    return _in_order(ghost, before)
-
-
-def _in_order(ghost: GhostConv2d, found: Fitted) -> Fitted:
-    """Shifts by map instead of by place."""
-    return Fitted(found.shift[ghost.order], found.error)
+    best = _measure(ghost, held, _fit_cheap(ghost, seen))
+    if best.error >= EXACT:
+        state = {name: tensor.clone() for name, tensor in ghost.state_dict().items()}
+        _fit_primary(ghost, seen, held)
+        after = _measure(ghost, held, _fit_cheap(ghost, seen))
+        if after.error < best.error:
+            best = after
+        else:
+            ghost.load_state_dict(state)
+    return Fitted(best.shift[ghost.order], best.error)
 
 
 def _by_place(
@@ -137,12 +132,12 @@ def _without_bias(conv: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor) -> tor
     return functional_call(conv, given, x)
 
 
-def _fit_primary(ghost: GhostConv2d, task: Task, held: Task, solve_inputs: Solve) -> None:
+def _fit_primary(ghost: GhostConv2d, task: Task, held: Task) -> None:
     """Some conjugate gradient steps on the primary kernels, all at once, each its own system.
 
     Each kernel then goes as far on that way as is best for the pictures that were held back.
     """
-    conv = ghost.primary_conv
+    conv, solve_inputs = ghost.primary_conv, _preconditioner(ghost, task)
     scale = _family_scale(ghost, task.weight)[:, None]
     delta = torch.zeros_like(conv.weight).flatten(1).double()
     residual = _pull(ghost, task, conv.weight, task.y - _places(ghost, task.x))
