@@ -80,6 +80,7 @@ class Convoy:
         traveller = _Traveller(self.model, self.waiting.pop(0))
         self.travellers.append(traveller)
         traveller.set_out()
+        _trim()(0)
         self.travellers = [t for t in self.travellers if not t.arrived]
 
     def _visit(self) -> None:

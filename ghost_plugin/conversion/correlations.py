@@ -18,7 +18,7 @@ from ..layers.common import same_padding
 SOLVED = 2**17  # values that are solved for at a time
 RIDGE = 1e-9  # of a map's energy, keeps the small systems solvable
 # What one conv's statistics may cost: multiply-adds, and how many pixels at the least and most.
-WORK, LEAST, MOST = 2 * 10**10, 4_096, 65_536
+WORK, LEAST, MOST = 2 * 10**10, 2_048, 65_536
 
 
 @dataclass
@@ -88,17 +88,17 @@ class Statistics:
     Args:
         conv: The conv whose maps come.
         side: Of the filters, pixels.
-        constant: Whether a constant is a term of each filter.
         batches: How many will come; each gives its share of the pixels, spread evenly.
     """
 
-    def __init__(self, conv: nn.Conv2d, side: int, constant: bool, batches: int = 1) -> None:
-        self.side, self.constant, self.mode = side, constant, conv.padding_mode
-        channels, terms = conv.out_channels, side**2 + constant
+    def __init__(self, conv: nn.Conv2d, side: int, batches: int = 1) -> None:
+        self.side, self.mode = side, conv.padding_mode
+        self.constant = conv.bias is not None
+        channels, terms = conv.out_channels, side**2 + self.constant
         device = conv.weight.device
         self.dtype = torch.float64 if conv.weight.dtype == torch.float64 else torch.float32
         self.own = torch.zeros(channels, terms, terms, device=device, dtype=torch.float64)
-        self.cross = torch.zeros(channels, channels, terms, device=device, dtype=self.dtype)
+        self.cross = torch.zeros(terms, channels, channels, device=device, dtype=self.dtype)
         self.sum = torch.zeros(channels, device=device, dtype=torch.float64)
         self.squares = torch.zeros_like(self.sum)
         self.pixels = 0
@@ -113,7 +113,7 @@ class Statistics:
             terms.append(torch.ones_like(terms[0]))
         here = terms[self.side**2 // 2]  # (n, pixels)
         for index, term in enumerate(terms):
-            self.cross[:, :, index] += term @ here.T
+            self.cross[index].addmm_(term, here.T)
             for other in range(index + 1):
                 moment = (term * terms[other]).sum(1).double()
                 self.own[:, index, other] += moment
@@ -124,11 +124,12 @@ class Statistics:
         self.pixels += here.shape[1]
 
     def correlations(self) -> Correlations:
-        """Means over all pixels."""
-        energy = self.squares / self.pixels
+        """Means over all pixels; it ends with this, as nothing is copied."""
+        for total in (self.own, self.cross, self.sum, self.squares):
+            total /= self.pixels
         if self.constant:
-            energy = energy - (self.sum / self.pixels).square()
-        return Correlations(self.own / self.pixels, self.cross / self.pixels, energy, self.constant)
+            self.squares -= self.sum.square()
+        return Correlations(self.own, self.cross.permute(1, 2, 0), self.squares, self.constant)
 
 
 def shifted(maps: torch.Tensor, side: int, mode: str, share: int) -> Iterator[torch.Tensor]:

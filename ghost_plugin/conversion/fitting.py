@@ -1,8 +1,8 @@
-"""All Ghost convs of a conversion, fitted: first from statistics, then on their real inputs."""
+"""All Ghost convs of a conversion, fitted one after the other on what really reaches them."""
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +11,17 @@ from torch import nn
 
 from ..analysis import call, evaluating, hooked
 from ..layers.ghost import GhostConv2d
-from .convoy import HELD, travel
+from .convoy import HELD, largest_ahead, travel
 from .correlations import Correlations, Statistics, from_kernels
 from .inherit import cheap_side, importance, inherit
 from .refit import refit
-from .stations import Arguments, Visit, maps_seen, part_of, together
+from .stations import Arguments, Visit, maps_seen, part_of, pictures, together
 from .surgery import absorb
 
 _logger = logging.getLogger(__name__)
 # Bytes that a pass may hold, of statistics and of both streams' maps.
 STATISTICS, MEMORY = 2**29, 2**28
+FEW, PART = 64, 4  # pictures that tell too little of a conv, and those looked at at a time
 
 
 @dataclass
@@ -40,13 +41,6 @@ class Fit:
     norms: Mapping[str, str]
     errors: dict[str, float | None] = field(default_factory=dict)
     shifts: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def fitted(self) -> list[str]:
-        """Names whose cheap operation has weights to fit."""
-        return [
-            n for n, ghost in self.ghosts.items() if isinstance(ghost.cheap_operation, nn.Conv2d)
-        ]
 
     def conv(self, name: str) -> nn.Conv2d:
         """The dense conv."""
@@ -70,20 +64,33 @@ class Fit:
         self.errors[name] = inherit(self.conv(name), self.ghosts[name], stats, weight)
 
 
-def from_weights(fit: Fit) -> None:
-    """Fit all Ghosts from the kernels alone."""
-    for name in fit.ghosts:
-        fit.inherit(name, from_kernels(fit.conv(name), fit.side(name)))
+def from_weights(fit: Fit, names: Iterable[str]) -> None:
+    """Give Ghosts that have no weights yet the best ones that the kernels alone tell."""
+    for name in names:
+        if name not in fit.errors:
+            fit.inherit(name, from_kernels(fit.conv(name), fit.side(name)))
 
 
-def from_statistics(fit: Fit, batches: list[Any]) -> None:
-    """Fit all Ghosts from the correlations of the original's maps, streamed.
+def from_statistics(fit: Fit, names: Iterable[str], batches: list[Any]) -> None:
+    """Give Ghosts that have no weights yet those that the original's maps tell, streamed.
 
     Raises:
         ValueError: The batches never reach one of the convs.
     """
-    for name, stats in measured(fit.model, {n: fit.side(n) for n in fit.ghosts}, batches):
+    sides = {name: fit.side(name) for name in names if name not in fit.errors}
+    for name, stats in measured(fit.model, sides, batches):
         fit.inherit(name, stats)
+
+
+def begin(fit: Fit, batches: list[Any]) -> None:
+    """First weights where the maps are so large that a fit will see few pictures."""
+    batch = joinable(batches)
+    if batch is None:
+        return
+    ahead = largest_ahead(fit.model, fit.ghosts, part_of(batch, slice(0, 2)))
+    early = [name for name, size in ahead.items() if FEW * HELD * size > MEMORY]
+    starts = range(0, pictures(batch), PART)
+    from_statistics(fit, early, [part_of(batch, slice(start, start + PART)) for start in starts])
 
 
 def measured(
@@ -94,11 +101,9 @@ def measured(
     As many convs as memory allows share a pass over the batches.
     """
     for part in _within_memory(model, sides):
-        statistics = {}
-        for name in part:
-            conv = model.get_submodule(name)
-            free = conv.bias is not None
-            statistics[name] = Statistics(conv, sides[name], free, len(batches))
+        statistics = {
+            name: Statistics(model.get_submodule(name), sides[name], len(batches)) for name in part
+        }
         handles = [
             model.get_submodule(name).register_forward_hook(lambda m, x, maps, s=s: s.add(maps))
             for name, s in statistics.items()
@@ -128,17 +133,19 @@ def _within_memory(model: nn.Module, sides: Mapping[str, int]) -> Iterator[list[
 
 
 def on_inputs(fit: Fit, batches: list[Any]) -> None:
-    """Refit all Ghosts, in the order of the forward pass, on what the converted network gives."""
+    """Fit all Ghosts, in the order of the forward pass, on what the converted network gives."""
     batch = joinable(batches)
     if batch is None:
         _logger.warning('the calibration batches do not fit together; no refit on converted inputs')
         return
-    stations = {name: visit_conv(fit, name) for name in fit.fitted}
+    stations = {name: visit_conv(fit, name) for name in fit.ghosts}
     travel(fit.model, batch, stations, MEMORY)
 
 
 def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
-    """A station's visit that refits one Ghost, the first time, and runs it.
+    """A station's visit that fits one Ghost, the first time, and runs it.
+
+    Which map hangs on which comes from the original's maps, the weights from what the Ghost gets.
 
     Args:
         fit: Gets the error and the shift.
@@ -150,18 +157,34 @@ def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
 
     def visit(forward: Callable, old: Arguments, new: Arguments, number: int) -> tuple[Any, Any]:
         wanted, (x, *_) = forward(*old[0], **old[1]), new[0]
+        if name not in fit.errors:
+            parts = wanted.split(PART)
+            stats = Statistics(fit.conv(name), fit.side(name), len(parts))
+            for maps in parts:
+                stats.add(maps)
+            fit.inherit(name, stats.correlations())
         if name not in fit.shifts:
-            exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-            work = copy.deepcopy(ghost).to(exact).requires_grad_(False)
-            weight = fit.importance(name)
-            found = refit(work, x.to(exact), wanted.to(exact), weight, taken)
-            ghost.load_state_dict(work.state_dict())
-            fit.errors[name] = found.error
-            fit.shifts[name] = found.shift if taken else torch.zeros_like(found.shift)
+            fit.shifts[name] = _refit(fit, name, x, wanted, taken)
         maps = ghost(x)
         return wanted, maps + fit.shifts[name].to(maps)[:, None, None]
 
     return visit
+
+
+def _refit(
+    fit: Fit, name: str, x: torch.Tensor, wanted: torch.Tensor, taken: bool
+) -> torch.Tensor:
+    """Fit a Ghost to its targets in place; what is to be added to its maps."""
+    ghost = fit.ghosts[name]
+    none = torch.zeros(wanted.shape[1], device=wanted.device)
+    if not isinstance(ghost.cheap_operation, nn.Conv2d):
+        return none
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    work = copy.deepcopy(ghost).to(exact).requires_grad_(False)
+    found = refit(work, x.to(exact), wanted.to(exact), fit.importance(name), taken)
+    ghost.load_state_dict(work.state_dict())
+    fit.errors[name] = found.error
+    return found.shift if taken else none
 
 
 def settle(model: nn.Module, fit: Fit) -> None:

@@ -17,7 +17,7 @@ from .._files import whole_file
 from .._version import __version__
 from ..layers.ghost import GhostConv2d
 from .budget import allocate
-from .fitting import Fit, from_statistics, from_weights, on_inputs, settle
+from .fitting import Fit, begin, from_statistics, from_weights, on_inputs, settle
 from .reconstruct import STEPS, Reconstruction
 from .report import draw, table
 from .rows import Row
@@ -211,19 +211,20 @@ def _fitted(
             raise ValueError(f'reconstruct={reconstruct!r} needs calibration batches')
         if meta:
             return None
-        from_weights(fit)
+        from_weights(fit, fit.ghosts)
         return None
     if meta:
         raise ValueError('a model on the meta device has no weights to calibrate')
     batches = list(calibration)
     if not batches:
         raise ValueError('calibration holds no batch; leave it out to go without data')
-    from_statistics(fit, batches)
-    if reconstruct is None:
+    begin(fit, batches)
+    learnt = Reconstruction(fit, batches, steps, seed) if reconstruct else None
+    if learnt is None:
         on_inputs(fit, batches)
-        return None
-    learnt = Reconstruction(fit, batches, steps, seed)
-    {'layer': learnt.layers, 'block': learnt.blocks}[reconstruct]()
+    else:
+        {'layer': learnt.layers, 'block': learnt.blocks}[reconstruct]()
+    from_statistics(fit, fit.ghosts, batches)  # of what no pass could reach
     return learnt
 
 

@@ -15,15 +15,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .convoy import travel
-from .fitting import MEMORY, Fit, bytes_per_picture, joinable, visit_conv
-from .stations import (
-    Arguments,
-    Visit,
-    both,
-    in_parts,
-    some,
-    tour,
-)
+from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, joinable, visit_conv
+from .stations import Arguments, Visit, both, in_parts, some, tour
 from .surgery import absorb, swap
 
 STEPS, RATE = 800, 1e-3  # of Adam, for each block; the rate falls by a cosine
@@ -85,11 +78,11 @@ class Reconstruction:
 
     def layers(self) -> None:
         """Each Ghost learns its own conv's maps."""
-        self._tour({name: self._layer(name) for name in self.fit.fitted})
+        self._tour({name: self._layer(name) for name in self.fit.ghosts})
 
     def blocks(self) -> None:
         """Each block learns what the original block gives."""
-        found = blocks_of(self.fit.model, self.fit.fitted)
+        found = blocks_of(self.fit.model, list(self.fit.ghosts))
         self._tour(
             {
                 name: visit_conv(self.fit, name) if inside == [name] else self._block(name, inside)
@@ -155,9 +148,10 @@ class Reconstruction:
         few = _fitting(block, old, number)
         streams = (some(stream, range(few), number) for stream in (old, new))
         tour(block, both(*streams), few, stations)
+        from_weights(fit, inside)  # convs that did not see both streams
         swap(block, {conv[start:]: fit.ghosts[conv] for conv in inside})
         for conv in inside:
-            if within[conv]:
+            if within[conv] and conv in fit.shifts:
                 absorb(block.get_submodule(fit.norms[conv][start:]), fit.shifts[conv])
 
     def _learn(self, student: nn.Module, given: Arguments, wanted: Any, number: int) -> None:

@@ -23,7 +23,7 @@ HELD = 5  # one picture in so many is held back
 DAMPING = 1e-3  # of the inputs' mean energy, on a step of the primary kernels
 # What a fit looks at: pictures at the least, pixels per entry of a primary kernel, pixels behind
 # the cheap kernels, pixels per entry for the preconditioner, and values of maps at the most.
-PICTURES, PER_ENTRY, CHEAP_PIXELS, COLUMNS, VALUES = 256, 128, 16_384, 2, 2**23
+PICTURES, PER_ENTRY, CHEAP_PIXELS, COLUMNS, VALUES = 256, 128, 16_384, 1, 2**23
 TERMS = 2**23  # values that the cheap kernels of some primary maps see at a time
 
 Solve = Callable[[torch.Tensor], torch.Tensor]
@@ -196,9 +196,9 @@ def _preconditioner(ghost: GhostConv2d, task: Task) -> Solve:
     """Solver of the inputs' covariance for (m, A) right-hand sides, group by group."""
     conv, groups = ghost.primary_conv, ghost.groups
     size = conv.weight[0].numel()
-    wanted = COLUMNS * size + 4096
-    moment = torch.zeros(groups, size, size, device=task.x.device, dtype=torch.float64)
-    mean, seen = torch.zeros(groups, size, 1, device=task.x.device, dtype=torch.float64), 0
+    wanted = COLUMNS * size + 2048
+    # It only has to be near, so the inputs' own precision will do.
+    moment, mean, seen = task.x.new_zeros(groups, size, size), task.x.new_zeros(groups, size, 1), 0
     for x in task.x.split(8):
         patches = _patches(conv, x)  # (groups, A, pixels)
         share = max(1, wanted * len(x) // len(task.x))
@@ -206,17 +206,18 @@ def _preconditioner(ghost: GhostConv2d, task: Task) -> Solve:
         moment += patches @ patches.transpose(1, 2)
         mean += patches.sum(2, keepdim=True)
         seen += patches.shape[2]
-    moment /= seen  # in place, as for a 3 x 3 conv of 512 maps that is 170 MB
+    moment /= seen  # in place, as for a 3 x 3 conv of 512 maps that is 85 MB
     mean /= seen
     if task.free:
         moment.baddbmm_(mean, mean.transpose(1, 2), alpha=-1)
     diagonal = moment.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
     damping = DAMPING * max(1.0, size / seen) * diagonal
     moment.diagonal(dim1=1, dim2=2).add_(damping[:, None])
-    factor, _ = torch.linalg.cholesky_ex(moment)
+    factor, failed = torch.linalg.cholesky_ex(moment)
+    if failed.any():
+        factor = torch.linalg.cholesky_ex(moment.double())[0].to(moment)
     del moment
-    # It only has to be near, so the inputs' own precision will do, and a product is the fastest.
-    inverse = torch.cholesky_inverse(factor).to(task.x)
+    inverse = torch.cholesky_inverse(factor)  # a product with it is faster than solving
 
     def solve_inputs(right: torch.Tensor) -> torch.Tensor:
         return (right.view(groups, -1, size).to(inverse) @ inverse).double().view(-1, size)
