@@ -21,7 +21,8 @@ from .surgery import absorb
 _logger = logging.getLogger(__name__)
 # Bytes that a pass may hold, of statistics and of both streams' maps.
 STATISTICS, MEMORY = 2**29, 2**28
-FEW, PART = 64, 4  # pictures that tell too little of a conv, and those looked at at a time
+# A conv that fewer pictures reach within memory is told by a pass of its own over all of them.
+FEW, PART = 64, 4  # pictures; those of a pass at a time
 
 
 @dataclass
@@ -171,9 +172,7 @@ def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
     return visit
 
 
-def _refit(
-    fit: Fit, name: str, x: torch.Tensor, wanted: torch.Tensor, taken: bool
-) -> torch.Tensor:
+def _refit(fit: Fit, name: str, x: torch.Tensor, wanted: torch.Tensor, taken: bool) -> torch.Tensor:
     """Fit a Ghost to its targets in place; what is to be added to its maps."""
     ghost = fit.ghosts[name]
     none = torch.zeros(wanted.shape[1], device=wanted.device)

@@ -23,8 +23,9 @@ HELD = 5  # one picture in so many is held back
 DAMPING = 1e-3  # of the inputs' mean energy, on a step of the primary kernels
 # What a fit looks at: pictures at the least, pixels per entry of a primary kernel, pixels behind
 # the cheap kernels, pixels per entry for the preconditioner, and values of maps at the most.
-PICTURES, PER_ENTRY, CHEAP_PIXELS, COLUMNS, VALUES = 256, 128, 16_384, 1, 2**23
-TERMS = 2**23  # values that the cheap kernels of some primary maps see at a time
+# Maps stay below the 32 MB from which on glibc asks the system for each and gives it back.
+PICTURES, PER_ENTRY, CHEAP_PIXELS, COLUMNS, VALUES = 256, 128, 16_384, 1, 15 * 2**19
+TERMS = 15 * 2**18  # float64 values that the cheap kernels of some primary maps see at a time
 
 Solve = Callable[[torch.Tensor], torch.Tensor]
 

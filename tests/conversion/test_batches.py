@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
+from ghost_plugin.conversion import fitting
+from ghost_plugin.conversion.fitting import measured
 
 ALL = {'keep_first': False, 'keep_last': False}
 
@@ -56,6 +58,29 @@ class Boxes(One):
         return self.head(crops).mean((1, 2, 3)).view(3, -1)
 
 
+class Windows(One):
+    """A block with a conv that sees windows of its maps."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.whole = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(16)
+            self.parts = nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x):
+            maps = self.norm(self.whole(x))
+            windows = self.parts(torch.cat(maps.chunk(2, 3)))
+            return maps + torch.cat(windows.chunk(2), 3)
+
+    def __init__(self):
+        super().__init__()
+        self.block = self.Block()
+
+    def forward(self, x):
+        return self.block(self.body(x))
+
+
 def batch():
     return torch.randn(4, 3, 12, 12)
 
@@ -66,6 +91,7 @@ FORMS = {
     'mapping': (Two, lambda: {'x': batch(), 'gain': torch.tensor(2.0), 'flag': True}),
     'scenes': (Scenes, lambda: ([torch.randn(3, 12, 12) for _ in range(4)],)),
     'boxes': (Boxes, batch),
+    'windows': (Windows, batch),
 }
 
 
@@ -140,3 +166,34 @@ def test_one_plan_converts_several_models_alike():
     assert torch.equal(first(x), second(x))
     fresh = [plan.apply(model, inherit=False) for _ in range(2)]
     assert torch.equal(fresh[0](x), fresh[1](x))
+
+
+@pytest.mark.parametrize('reconstruct', [None, 'block'])
+def test_a_conv_that_sees_windows_inherits(reconstruct):
+    torch.manual_seed(0)
+    model, x = Windows().eval(), batch()
+    plan = gp.plan(model, x, **ALL)
+    with torch.no_grad():
+        fresh, inherited = (
+            plan.apply(model, **options)(x) - model(x)
+            for options in (
+                {'inherit': False},
+                {'calibration': [x, batch()], 'reconstruct': reconstruct, 'steps': 0},
+            )
+        )
+    assert inherited.square().mean() < 0.7 * fresh.square().mean()
+
+
+@pytest.mark.parametrize(('memory', 'passes'), [(1, True), (2**28, False)])
+def test_convs_that_few_pictures_reach_are_told_by_all_of_them(monkeypatch, memory, passes):
+    model, told = One().eval(), {}
+
+    def watched(model, sides, batches):
+        told.update(dict.fromkeys(sides, sum(map(len, batches))))
+        return measured(model, sides, batches)
+
+    monkeypatch.setattr(fitting, 'MEMORY', memory)
+    monkeypatch.setattr(fitting, 'measured', watched)
+    plan = gp.plan(model, batch(), **ALL)
+    plan.apply(model, calibration=[batch(), batch()])
+    assert told == ({row.name: 8 for row in plan.rows} if passes else {})
