@@ -29,7 +29,7 @@ from ghost_plugin.integrations.looks import Look
 from ghost_plugin.integrations.recipes import Recipe
 
 TEACHER = Recipe(epochs=3, lr=0.02, hard=1.0, soft=0.0)
-# Labels add nothing here: without them and with softer logits 84.5 for 84.1 after 1.5 epochs.
+# Of six recipes the best after 1.5 epochs: 84.5; with a tenth of the loss on labels 84.1 to 84.3.
 STUDENT = Recipe(weight_decay=1e-4, hard=0.0, soft=1.0, temperature=8.0)
 
 

@@ -83,9 +83,8 @@ def from_statistics(fit: Fit, names: Iterable[str], batches: list[Any]) -> None:
         fit.inherit(name, stats)
 
 
-def begin(fit: Fit, batches: list[Any]) -> None:
-    """First weights where the maps are so large that a fit will see few pictures."""
-    batch = joinable(batches)
+def begin(fit: Fit, batch: Any | None) -> None:
+    """First weights where the maps are so large that a fit will see few of the pictures."""
     if batch is None:
         return
     ahead = largest_ahead(fit.model, fit.ghosts, part_of(batch, slice(0, 2)))
@@ -133,9 +132,8 @@ def _within_memory(model: nn.Module, sides: Mapping[str, int]) -> Iterator[list[
         yield part
 
 
-def on_inputs(fit: Fit, batches: list[Any]) -> None:
+def on_inputs(fit: Fit, batch: Any | None) -> None:
     """Fit all Ghosts, in the order of the forward pass, on what the converted network gives."""
-    batch = joinable(batches)
     if batch is None:
         _logger.warning('the calibration batches do not fit together; no refit on converted inputs')
         return

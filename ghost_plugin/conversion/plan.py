@@ -17,7 +17,7 @@ from .._files import whole_file
 from .._version import __version__
 from ..layers.ghost import GhostConv2d
 from .budget import allocate
-from .fitting import Fit, begin, from_statistics, from_weights, on_inputs, settle
+from .fitting import Fit, begin, from_statistics, from_weights, joinable, on_inputs, settle
 from .reconstruct import STEPS, Reconstruction
 from .report import draw, table
 from .rows import Row
@@ -218,10 +218,11 @@ def _fitted(
     batches = list(calibration)
     if not batches:
         raise ValueError('calibration holds no batch; leave it out to go without data')
-    begin(fit, batches)
-    learnt = Reconstruction(fit, batches, steps, seed) if reconstruct else None
+    batch = joinable(batches)
+    learnt = Reconstruction(fit, batch, steps, seed) if reconstruct else None
+    begin(fit, batch)
     if learnt is None:
-        on_inputs(fit, batches)
+        on_inputs(fit, batch)
     else:
         {'layer': learnt.layers, 'block': learnt.blocks}[reconstruct]()
     from_statistics(fit, fit.ghosts, batches)  # of what no pass could reach

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .convoy import travel
-from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, joinable, visit_conv
+from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, visit_conv
 from .stations import Arguments, Visit, both, in_parts, some, tour
 from .surgery import absorb, swap
 
@@ -60,19 +60,18 @@ class Reconstruction:
     """A conversion whose layers or blocks learn one after the other.
 
     Args:
-        fit: The Ghosts, with their first weights.
-        batches: Of pictures of one size.
+        fit: The Ghosts.
+        batch: All pictures, as :func:`joinable` gives them.
         steps: Of Adam, for each layer or block.
         seed: Of the order of pictures.
 
     Raises:
-        ValueError: The batches cannot be joined to one.
+        ValueError: The pictures could not be joined to one batch.
     """
 
-    def __init__(self, fit: Fit, batches: list[Any], steps: int, seed: int) -> None:
-        self.fit, self.steps, self.seed = fit, steps, seed
-        self.batch = joinable(batches)
-        if self.batch is None:
+    def __init__(self, fit: Fit, batch: Any | None, steps: int, seed: int) -> None:
+        self.fit, self.batch, self.steps, self.seed = fit, batch, steps, seed
+        if batch is None:
             raise ValueError('reconstruct needs calibration batches of pictures of one size')
         self.learnt: dict[str, nn.Module] = {}  # what takes a part's place, by its name
 
