@@ -1,5 +1,6 @@
 """Who is computed and who hangs on whom: families of one primary map and its ghosts."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def _greedy(cost: Costs, primary: int, copies: int) -> dict[int, list[int]]:
     return {p: families.get(p, []) for p in chosen}
 
 
-def _pairs(cost: Costs) -> list[list[int]]:
+def _pairs(cost: Costs) -> Iterator[tuple[int, int]]:
     """Pairs (p, j), cheapest first: for each j the best p only, which is where ghosts come from."""
     import numpy as np
 
@@ -70,8 +71,8 @@ def _pairs(cost: Costs) -> list[list[int]]:
     # maps that are all multiples of one could end as several families.
     clear = np.maximum(alone[best, js], NOISE / len(cost))
     order = np.lexsort((js.ravel(), best.ravel(), clear.ravel()))
-    pairs = np.stack((best.ravel()[order], js.ravel()[order]), axis=1)
-    return pairs[pairs[:, 0] != pairs[:, 1]].tolist()
+    order = order[best.ravel()[order] != js.ravel()[order]]
+    return zip(best.ravel()[order].tolist(), js.ravel()[order].tolist(), strict=True)
 
 
 def _assign(cost: Costs, primaries: list[int], copies: int) -> dict[int, list[int]]:
