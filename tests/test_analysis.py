@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
+from ghost_plugin import analysis
 from ghost_plugin.analysis import time_together
 
 
@@ -44,6 +45,14 @@ def test_timing_gives_every_task_its_rounds():
     assert [t.name for t in timings] == ['a', 'b']
     assert calls.count('a') == calls.count('b') == 5
     assert all(t.low <= t.median <= t.high for t in timings)
+
+
+def test_calls_of_different_runtimes_are_timed_after_a_rest_and_untimed_calls(monkeypatch):
+    calls = []
+    monkeypatch.setattr(analysis.time, 'sleep', lambda seconds: calls.append('rest'))
+    tasks = {'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}
+    time_together(tasks, rounds=1, warmup=0, apart=True)
+    assert calls == ['rest', *'aaaa', 'rest', *'bbbb']
 
 
 class Queries(nn.Module):

@@ -14,7 +14,6 @@ from .rows import Row
 from .surgery import build_ghost
 
 ROUNDS, WARMUP = 15, 3  # calls of each conv that are timed, and before that
-LEAD = 1  # untimed calls in front of each timed one, as threads of another one's may still spin
 TRIES = 4  # plans that are measured until one meets the budget
 MARGIN = 0.01  # a Ghost is faster only if it is so by more than that share
 
@@ -147,4 +146,5 @@ def _pixels(conv: nn.Module, x: torch.Tensor) -> int:
 def _measure(nets: Mapping[str, nn.Module], example_input: Any, ready: Ready) -> dict[str, float]:
     """Median milliseconds of each, in turns."""
     tasks = {name: ready(copy.deepcopy(net).eval(), example_input) for name, net in nets.items()}
-    return {t.name: t.median for t in time_together(tasks, ROUNDS, WARMUP, LEAD)}
+    timings = time_together(tasks, ROUNDS, WARMUP, apart=ready is not eager)
+    return {t.name: t.median for t in timings}

@@ -18,10 +18,6 @@ from .outputs import Difference, Flat, arguments, differences
 from .quantize import quantize
 from .runners import Runner, of_module, of_onnx, of_openvino, quiet
 
-# Untimed calls of a form in front of each timed one: in another one's wake, with its threads still
-# spinning and the caches full of its weights, ONNX Runtime took twice its time.
-LEAD = 3
-
 
 class Forms:
     """The forms of one model that backends start from, each made when it is first asked for.

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..analysis import Timing, time_together
 from ..layers.folding import check_inference
-from .backends import BACKENDS, LEAD, Backend, Forms
+from .backends import BACKENDS, Backend, Forms
 from .outputs import Difference, allowance, arguments
 from .runners import Runner
 
@@ -192,5 +192,5 @@ def _timed(
     trials: list[Trial], runners: dict[str, Runner], forms: Forms, rounds: int, warmup: int
 ) -> list[Trial]:
     tasks = {name: lambda run=run: run(forms.example) for name, run in runners.items()}
-    timings = {t.name: t for t in time_together(tasks, rounds, warmup, lead=LEAD)}
+    timings = {t.name: t for t in time_together(tasks, rounds, warmup, apart=True)}
     return [replace(trial, timing=timings.get(trial.backend)) for trial in trials]

@@ -15,7 +15,7 @@ import torch
 from .. import _optional
 from ..analysis import time_together
 from ..conversion import ConversionPlan, convert
-from ..deploy.backends import LEAD, TIMED, Forms
+from ..deploy.backends import TIMED, Forms
 from ..deploy.runners import Runner
 from .feeding import Tick, silent
 from .sources import Source, load
@@ -133,7 +133,7 @@ def _run(
             if run is not None:
                 runners[name, backend] = run, forms.example
     tasks = {key: lambda run=run, x=x: run(x) for key, (run, x) in runners.items()}
-    for timing in time_together(tasks, rounds, warmup, lead=LEAD):
+    for timing in time_together(tasks, rounds, warmup, apart=True):
         figures[timing.name] = replace(
             figures[timing.name], median=timing.median, low=timing.low, high=timing.high
         )

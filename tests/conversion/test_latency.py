@@ -81,7 +81,7 @@ def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
         pytest.skip(f'needs {TIMED[backend].needs}')
     timed = []
 
-    def clock(tasks, *_):
+    def clock(tasks, *_, **__):
         timed.append([task() for task in tasks.values()])
         return [Timing(name, 1.0 / n, 0, 0, 1) for n, name in enumerate(tasks, 1)]
 
