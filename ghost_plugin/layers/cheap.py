@@ -58,7 +58,8 @@ def depthwise(
         dilation=dilation,
         groups=channels,
         bias=bias,
-        padding_mode=padding_mode,
+        # Padding by nothing would still make a copy, and lose the channels-last layout.
+        padding_mode=padding_mode if any(padding) else 'zeros',
     )
 
 

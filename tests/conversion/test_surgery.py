@@ -170,6 +170,14 @@ def test_channels_last_is_kept(calibrated):
         assert p.ndim < 4 or p.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize('mode', ['zeros', 'reflect', 'replicate', 'circular'])
+def test_channels_last_is_kept_by_single_pixels_in_every_padding_mode(mode):
+    conv, x = nn.Conv2d(3, 3, 1, padding_mode=mode), torch.randn(2, 3, 16, 14)
+    conv, x = (t.to(memory_format=torch.channels_last) for t in (conv, x))
+    ghost, _ = gp.convert(conv, x, dw_size=1, **ALL)
+    assert ghost(x).stride() == conv(x).stride()
+
+
 def test_an_optimizer_built_before_trains_the_new_weights():
     model = net().train()
     weights = [p for p in model.parameters() if p.ndim > 1]
