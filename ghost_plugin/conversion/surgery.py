@@ -40,9 +40,9 @@ def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
 
 
 def _channels_last(weight: torch.Tensor) -> bool:
-    # By stride: a 1x1 kernel is contiguous in either sense.
-    last = weight.is_contiguous(memory_format=torch.channels_last)
-    return last and weight.shape[1] > 1 and weight.stride(3) == weight.shape[1]
+    # By stride: kernels of one pixel, or of one input map, are contiguous in either sense.
+    strides = torch.empty_like(weight, memory_format=torch.channels_last).stride()
+    return weight.stride() == strides and weight[0].numel() > 1
 
 
 def build_ghosts(

@@ -172,10 +172,19 @@ def test_channels_last_is_kept(calibrated):
 
 @pytest.mark.parametrize('mode', ['zeros', 'reflect', 'replicate', 'circular'])
 def test_channels_last_is_kept_by_single_pixels_in_every_padding_mode(mode):
-    conv, x = nn.Conv2d(3, 3, 1, padding_mode=mode), torch.randn(2, 3, 16, 14)
-    conv, x = (t.to(memory_format=torch.channels_last) for t in (conv, x))
-    ghost, _ = gp.convert(conv, x, dw_size=1, **ALL)
-    assert ghost(x).stride() == conv(x).stride()
+    same_strides(nn.Conv2d(3, 3, 1, padding_mode=mode), torch.randn(2, 3, 16, 14))
+
+
+@pytest.mark.parametrize('kernel', [(1, 1), (3, 1), (1, 3), (3, 3)])
+def test_channels_last_is_kept_behind_a_single_map(kernel):
+    same_strides(nn.Conv2d(1, 5, kernel), torch.randn(2, 1, 16, 14))
+
+
+def same_strides(conv, x):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        conv, x = (t.to(memory_format=layout) for t in (conv, x))
+        ghost, _ = gp.convert(conv, x, dw_size=1, **ALL)
+        assert ghost(x).stride() == conv(x).stride()
 
 
 def test_an_optimizer_built_before_trains_the_new_weights():
