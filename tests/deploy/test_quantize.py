@@ -1,3 +1,5 @@
+import dataclasses
+import importlib
 import json
 
 import pytest
@@ -67,3 +69,43 @@ def test_what_is_missing_is_named(residual, batches, tmp_path, monkeypatch):
     monkeypatch.setattr(_optional, 'failure', lambda name: 'ModuleNotFoundError: gone')
     with pytest.raises(ImportError, match=r"pip install 'ghost_plugin\[export\]'"):
         gp.quantize(residual, batches, tmp_path / 'net.onnx')
+
+
+def zeros_of(kinds, monkeypatch):
+    """Let ONNX Runtime give zeros for files in int8 of some kinds, as a broken runtime would."""
+    libraries = importlib.import_module('ghost_plugin.deploy.quantize')._LIBRARIES
+    row = libraries['.onnx']
+
+    def read(path):
+        run = row.read(path)
+        broken = path.stem in kinds
+        return (lambda batch: [0 * maps for maps in run(batch)]) if broken else run
+
+    monkeypatch.setitem(libraries, '.onnx', dataclasses.replace(row, read=read))
+
+
+def test_a_runtime_that_computes_something_else_leaves_the_older_file(
+    converted, batches, tmp_path, monkeypatch
+):
+    if not _optional.usable(*NEEDS['.onnx']):
+        pytest.skip('needs onnxruntime')
+    zeros_of(('int8', 'float'), monkeypatch)
+    path = tmp_path / 'net.onnx'
+    path.write_text('older')
+    said = 'what onnxruntime computes in int8 .* 1.00 with depthwise float.*nothing was written'
+    with pytest.raises(ValueError, match=said):
+        gp.quantize(converted, batches, path)
+    assert path.read_text() == 'older'
+
+
+@pytest.mark.parametrize(('wrong', 'taken'), [('int8', 'float'), ('float', 'int8')])
+def test_the_kind_that_computes_the_model_is_taken(
+    wrong, taken, converted, batches, tmp_path, monkeypatch
+):
+    if not _optional.usable(*NEEDS['.onnx']):
+        pytest.skip('needs onnxruntime')
+    zeros_of((wrong,), monkeypatch)
+    report = gp.quantize(converted, batches, tmp_path / 'net.onnx')
+    assert report.depthwise == taken
+    assert set(report.times) == {'float32', taken}
+    assert report.typical < 0.1
