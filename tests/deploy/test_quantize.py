@@ -109,3 +109,21 @@ def test_the_kind_that_computes_the_model_is_taken(
     assert report.depthwise == taken
     assert set(report.times) == {'float32', taken}
     assert report.typical < 0.1
+
+
+@pytest.mark.parametrize('wrong', [False, True])
+def test_a_runtime_that_fails_with_free_sizes_is_named(
+    wrong, converted, tmp_path, monkeypatch, caplog
+):
+    if not _optional.usable('onnx', 'openvino'):
+        pytest.skip('needs openvino')
+    module = importlib.import_module('ghost_plugin.deploy.quantize')
+    if wrong:
+        monkeypatch.setattr(
+            module, 'of_openvino', lambda path: lambda batch: [-converted(batch[0])]
+        )
+    x = torch.randn(2, 3, 32, 32)
+    gp.export(converted, x, tmp_path / 'net.xml')
+    with torch.no_grad():
+        module._warn_of_free_sizes(tmp_path / 'net.xml', [x])
+    assert ('model.reshape' in caplog.text) == wrong
