@@ -25,6 +25,16 @@ _WRAPPERS = {
     'RecursiveScriptModule': 'the model before it was scripted',
 }
 
+_aten = torch.ops.aten
+# What heads do with a conv's maps before they return them.
+_FINISHING = frozenset(
+    {
+        *(_aten.sigmoid.default, _aten._softmax.default, _aten.tanh.default, _aten.exp.default),
+        *(_aten.permute.default, _aten.view.default, _aten.transpose.int, _aten.clone.default),
+        *(_aten._unsafe_view.default, _aten.unsqueeze.default, _aten.squeeze.dim),
+    }
+)
+
 
 @dataclass
 class Found:
@@ -109,8 +119,9 @@ def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[
         maps = stack.enter_context(_norms(model, list(found.values())))
         stack.enter_context(evaluating(model))
         for leaf in pytree.tree_leaves(call(model, example_input)):
-            if id(leaf) in maps.makers:
-                maps.makers[id(leaf)][0].last = True
+            record = maps.maker(leaf)
+            if record is not None:
+                record.last = True
     return order
 
 
@@ -165,7 +176,13 @@ class _Maps(TorchDispatchMode):
         super().__init__()
         # With the maps themselves, so that no id comes twice.
         self.makers: dict[int, tuple[Found, torch.Tensor]] = {}
+        self.finished: dict[int, tuple[Found, torch.Tensor]] = {}  # made of these, as outputs are
         self.uses: Counter[int] = Counter()
+
+    def maker(self, leaf: Any) -> Found | None:
+        """The conv whose maps a tensor holds, finished or not."""
+        record, _ = self.makers.get(id(leaf)) or self.finished.get(id(leaf)) or (None, None)
+        return record
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -173,7 +190,11 @@ class _Maps(TorchDispatchMode):
         kwargs = kwargs or {}
         taken = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
         self.uses.update(taken & self.makers.keys())
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        record = self.maker(args[0]) if func in _FINISHING else None
+        if record is not None:
+            self.finished[id(result)] = record, result
+        return result
 
 
 @contextmanager

@@ -47,6 +47,37 @@ def test_every_conv_has_its_reason():
     assert set(reasons().values()) - {''} <= set(REASONS)
 
 
+FINISHES = {
+    'sigmoid': lambda maps: maps.sigmoid(),
+    'sigmoid_': lambda maps: maps.sigmoid_(),
+    'softmax': lambda maps: maps.softmax(1),
+    'exp': lambda maps: maps.exp(),
+    'permute': lambda maps: maps.permute(0, 2, 3, 1).reshape(1, -1, 4).sigmoid(),
+    'flatten': lambda maps: maps.flatten(2).transpose(1, 2),
+}
+
+
+class Finished(nn.Module):
+    """A head that does something to its maps before it returns them."""
+
+    def __init__(self, finish):
+        super().__init__()
+        self.finish = finish
+        self.stem, self.body, self.head = (nn.Conv2d(n, 16, 3) for n in (3, 16, 16))
+        self.other = nn.Conv2d(16, 16, 3)
+
+    def forward(self, x):
+        x = self.body(self.stem(x))
+        return self.finish(self.head(x)), self.other(x)
+
+
+@pytest.mark.parametrize('finish', FINISHES)
+def test_convs_whose_maps_are_finished_before_they_are_returned_make_the_output(finish):
+    found = select(Finished(FINISHES[finish]), X)
+    said = {f.name: f.reason for f in found}
+    assert said == {'stem': 'first', 'body': '', 'head': 'last', 'other': 'last'}
+
+
 def test_convs_stand_in_the_order_of_their_calls():
     found = select(Net(), X)
     assert [f.name for f in found][:3] == ['stem', 'body.0', 'body.2']

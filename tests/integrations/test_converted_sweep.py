@@ -98,7 +98,10 @@ def configs(package):
 
 def model_of(path):
     """The model's config without files that would be fetched."""
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except RuntimeError as error:  # two kinds of config in one chain
+        pytest.skip(f'MMEngine cannot read it: {error}')
     if 'model' not in cfg:
         pytest.skip('no model in it')
     init_default_scope(cfg.get('default_scope') or 'mmengine')
@@ -157,6 +160,13 @@ def labels(side):
     return {'inputs': pictures, 'data_samples': [DataSample().set_gt_label(i) for i in (0, 1)]}
 
 
+def build(model):
+    """As a Runner would: some convs hold what was in memory until they are initialised."""
+    model = MODELS.build(copy.deepcopy(model))
+    model.init_weights()
+    return model
+
+
 def trained(model, data):
     """One step: every parameter of the Ghost convs that took part gets a finite gradient."""
     ghosts = [m for m in model.modules() if isinstance(m, gp.GhostConv2d)]
@@ -183,7 +193,7 @@ def answered(model, data):
 def works(model, data):
     """Whether the dense model does the same."""
     try:
-        dense = MODELS.build(copy.deepcopy(model))
+        dense = build(model)
         trained(dense, data)
         answered(dense, data)
     except Exception:
@@ -205,8 +215,7 @@ def sweep(path, limited, inputs):
         options = dict(plan=dict(keep_first=False), size=side)
         try:
             with limited(SECONDS):
-                given = dict(type='ghost_plugin.Converted', model=copy.deepcopy(inner), **options)
-                model = MODELS.build(given)
+                model = build(dict(type='ghost_plugin.Converted', model=inner, **options))
                 ghosts = trained(model, inputs(side))
                 answered(model, inputs(side))
         except Exception as error:
