@@ -25,14 +25,12 @@ _WRAPPERS = {
     'RecursiveScriptModule': 'the model before it was scripted',
 }
 
-_aten = torch.ops.aten
 # What heads do with a conv's maps before they return them.
 _FINISHING = frozenset(
-    {
-        *(_aten.sigmoid.default, _aten._softmax.default, _aten.tanh.default, _aten.exp.default),
-        *(_aten.permute.default, _aten.view.default, _aten.transpose.int, _aten.clone.default),
-        *(_aten._unsafe_view.default, _aten.unsqueeze.default, _aten.squeeze.dim),
-    }
+    getattr(torch.ops.aten, name)
+    for name in (
+        'sigmoid _softmax tanh exp permute view _unsafe_view transpose clone unsqueeze squeeze'
+    ).split()
 )
 
 
@@ -191,7 +189,7 @@ class _Maps(TorchDispatchMode):
         taken = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
         self.uses.update(taken & self.makers.keys())
         result = func(*args, **kwargs)
-        record = self.maker(args[0]) if func in _FINISHING else None
+        record = self.maker(args[0]) if func.overloadpacket in _FINISHING else None
         if record is not None:
             self.finished[id(result)] = record, result
         return result

@@ -263,7 +263,7 @@ def _by_nncf(plain: Path, batches: list[list[torch.Tensor]], path: Path, left: l
 
 
 def _warn_of_free_sizes(path: Path, batch: list[torch.Tensor]) -> None:
-    """OpenVINO 2026.4 does so on a processor with AVX-VNNI; with sizes that are set it is right."""
+    """Warn where these make OpenVINO wrong, as they do 2026.4 on a processor with AVX-VNNI."""
     import openvino
 
     compiled = openvino.Core().compile_model(str(path), 'CPU')
