@@ -119,7 +119,7 @@ def quantize(
         times = _times({'float32': library.read(plain), **right}, batches[-1])
         kind = _better(times)
         layers = library.layers(plain, files[kind], batches[-1:], folder)
-        library.warn(files[kind], batches[-1])
+        library.warn(files[kind], runners[kind], batches[-1])
         size = _place(files[kind], path)
         return QuantReport(
             path, library.name, kind, errors[kind], times, layers, size, plain.stat().st_size
@@ -262,14 +262,14 @@ def _by_nncf(plain: Path, batches: list[list[torch.Tensor]], path: Path, left: l
     openvino.save_model(made, str(path), compress_to_fp16=False)
 
 
-def _warn_of_free_sizes(path: Path, batch: list[torch.Tensor]) -> None:
+def _warn_of_free_sizes(path: Path, right: Runner, batch: list[torch.Tensor]) -> None:
     """Warn where these make OpenVINO wrong, as they do 2026.4 on a processor with AVX-VNNI."""
     import openvino
 
     compiled = openvino.Core().compile_model(str(path), 'CPU')
     found = compiled([x.numpy() for x in batch]).to_tuple()
-    error = differences([torch.from_numpy(maps) for maps in found], of_openvino(path)(batch))
-    if error.typical > _WRONG:
+    error = differences([torch.from_numpy(maps) for maps in found], right(batch)).typical
+    if not error < _WRONG:
         _logger.warning(
             'OpenVINO computes something else on this processor when this int8 model is compiled '
             'with free sizes; set them before: model = core.read_model(path); '
@@ -310,7 +310,7 @@ class _Library:
     write: Callable[[Path, list[list[torch.Tensor]], Path, list[str]], None]
     read: Callable[[Path], Runner]
     layers: Callable[..., dict[str, float]]
-    warn: Callable[[Path, list[torch.Tensor]], None]
+    warn: Callable[[Path, Runner, list[torch.Tensor]], None]
 
 
 _LIBRARIES = {
