@@ -20,7 +20,7 @@ def run_grid(args: argparse.Namespace) -> list[dict[str, Any]]:
     size = (args.side, args.side)
     with Meter() as meter:
         found = grid(args.models[1:], args.backends, args.batch, args.cores, size, args.rounds,
-                     args.warmup, meter)  # fmt: skip
+                     args.warmup, meter, args.device)  # fmt: skip
     show(table(_HEAD, [_cells(figure) for figure in found]))
     load = ' '.join(f'{value:.1f}' for value in os.getloadavg())
     show('\n'.join(['', *verdicts(found), f'load of the machine (1, 5, 15 min): {load}']))

@@ -3,9 +3,10 @@
 
 Both models take turns call by call, so a machine that slows down slows both. Each is measured in
 both memory formats; the ratio compares like with like, and the last column the best of each.
-``benchmark.py family`` does that for V1, V2 and V3 against timm's own; ``benchmark.py convert``
-says what converting ResNet-50 costs; ``benchmark.py grid MODEL [MODEL ...]`` times any models by
-any backends. There a model is ``timm:NAME``, a config and so on, and ``MODEL@2`` (a ratio) or
+``benchmark.py family`` does that for V1, V2 and V3 against timm's own, ``benchmark.py bf16`` in
+bfloat16 with each side's best forms, for GPUs above all; ``benchmark.py convert`` says what
+converting ResNet-50 costs; ``benchmark.py grid MODEL [MODEL ...]`` times any models by any
+backends. There a model is ``timm:NAME``, a config and so on, and ``MODEL@2`` (a ratio) or
 ``MODEL@PLAN.json`` its conversion.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import timm
 import torch
+from _bf16_table import bf16_table
 from _cli import tool
 from _conversion_costs import conversion_costs
 from _grid import BACKENDS, run_grid
@@ -87,7 +89,7 @@ def compare_all(args: argparse.Namespace) -> list[dict]:
     pairs = list(FAMILY.items()) if args.models == ['family'] else [args.models]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(
-            f'give two models, family, convert or grid, got {len(args.models)}: {args.models}'
+            f'give two models, family, bf16, convert or grid, got {len(args.models)}: {args.models}'
         )
     machine = platform.processor() or platform.machine()
     print(f'{machine}, {args.device}, {args.threads} threads, torch {torch.__version__}, float32')
@@ -102,7 +104,7 @@ def compare_all(args: argparse.Namespace) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('models', nargs='*', default=['ghostnet_plugin', 'ghostnet_100'],
-                        help='two timm names, family, convert, or grid MODEL ...')  # fmt: skip
+                        help='two timm names, family, bf16, convert, grid MODEL ...')  # fmt: skip
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=list(MODES))
     parser.add_argument('--batch', nargs='+', type=int, default=[1, 16], help='images per call')
     parser.add_argument('--side', type=int, default=224, help='of the images, pixels')
@@ -121,6 +123,8 @@ def main() -> None:
     args.cores = args.cores or [args.threads]
     if args.models[0] == 'grid':
         figures = run_grid(args)
+    elif args.models == ['bf16']:
+        figures = bf16_table(args, FAMILY)
     elif args.models == ['convert']:
         figures = conversion_costs('resnet50', args.side)
     else:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from .. import _optional
 from .export import export
 from .fuse import fuse
 from .outputs import Difference, Flat, arguments, differences
 from .quantize import quantize
-from .runners import Runner, of_module, of_onnx, of_openvino, quiet
+from .runners import Runner, channels_last, of_graph, of_module, of_onnx, of_openvino, quiet
 
 
 class Forms:
@@ -33,6 +34,7 @@ class Forms:
     ) -> None:
         self.model, self.example_input, self.calibration = model, example_input, calibration
         self.example = arguments(example_input)
+        self.device = self.example[0].device.type
         self.flat = Flat(model, example_input)
         self.want = of_module(self.flat)(self.example)
         self._folder = tempfile.TemporaryDirectory(prefix='ghost_plugin-')
@@ -47,6 +49,20 @@ class Forms:
         """That one channels-last."""
         model = copy.deepcopy(self.fused.model).to(memory_format=torch.channels_last)
         return Flat(model, self.example_input)
+
+    @functools.cached_property
+    def half(self) -> Flat:
+        """That one in bfloat16."""
+        return _half(self.last.model, self.example_input)
+
+    @functools.cached_property
+    def triton(self) -> Flat:
+        """That one with Triton kernels where they are faster."""
+        from .gpu import accelerate  # it needs Triton
+
+        half = _half(self.last.model, self.example_input)
+        accelerate(half.model, half.example)
+        return half
 
     @functools.cached_property
     def onnx(self) -> Path:
@@ -65,6 +81,14 @@ class Forms:
         path = Path(self._folder.name) / f'int8{suffix}'
         quantize(self.model, self.calibration, path)
         return path
+
+
+def _half(model: nn.Module, example_input: Any) -> Flat:
+    def half(x: Any) -> Any:
+        floating = isinstance(x, torch.Tensor) and x.is_floating_point()
+        return channels_last(x.bfloat16()) if floating else x
+
+    return Flat(copy.deepcopy(model).bfloat16(), pytree.tree_map(half, example_input))
 
 
 @dataclass(frozen=True)
@@ -91,14 +115,18 @@ class Backend:
         dtype: ``'float32'``, ``'bfloat16'`` or ``'int8'``, of what is computed inside.
         needs: Packages.
         build: Makes something to call.
-        cpu: It runs on the CPU only.
+        device: Where it runs only, ``'cpu'`` or ``'cuda'``; '' anywhere.
     """
 
     name: str
     dtype: str
     build: Callable[[Forms], Runner]
     needs: tuple[str, ...] = ()
-    cpu: bool = field(default=False, kw_only=True)
+    device: str = field(default='', kw_only=True)
+
+    def runs_on(self, device: str) -> bool:
+        """Whether it runs on a kind of device."""
+        return self.device in ('', device)
 
     def refusal(self, reason: str) -> Exception:
         """What to raise where no other backend will do."""
@@ -110,8 +138,8 @@ class Backend:
         missing = next((name for name in self.needs if not _optional.usable(name)), '')
         if missing:
             return Attempt(reason=f'{missing} is not installed')
-        if self.cpu and forms.example[0].device.type != 'cpu':
-            return Attempt(reason='runs on the CPU only')
+        if not self.runs_on(forms.device):
+            return Attempt(reason=f'runs on {self.device} only, not on {forms.device}')
         try:
             run = self.build(forms)
             for _ in range(calls):
@@ -147,6 +175,24 @@ def _compiled(dtype: torch.dtype) -> Callable[[Forms], Runner]:
     return build
 
 
+def _graph(form: str, dtype: torch.dtype, compiled: bool = False) -> Callable[[Forms], Runner]:
+    def build(forms: Forms) -> Runner:
+        flat = getattr(forms, form)
+        return of_graph(_frozen(torch.compile(flat)) if compiled else flat, dtype)
+
+    return build
+
+
+def _frozen(compiled: Callable) -> Callable:
+    """Compiled with constant weights, whenever that happens to be; for few calls."""
+
+    def run(*inputs: torch.Tensor) -> Any:
+        with quiet(), torch._inductor.config.patch(freezing=True):
+            return compiled(*inputs)
+
+    return run
+
+
 def _onnxruntime(forms: Forms) -> Runner:
     return of_onnx(forms.onnx)
 
@@ -163,19 +209,30 @@ def _openvino_int8(forms: Forms) -> Runner:
     return of_openvino(forms.quantized('.xml'))
 
 
-_ORT, _OV = ('onnx', 'onnxruntime'), ('onnx', 'openvino')
+_ORT, _OV, _TRITON = ('onnx', 'onnxruntime'), ('onnx', 'openvino'), ('triton',)
 _ROWS = (
     Backend('eager', 'float32', _eager),
     Backend('fused', 'float32', _fused),
     Backend('channels-last', 'float32', _last(torch.float32)),
     Backend('compiled', 'float32', _compiled(torch.float32)),
-    Backend('onnxruntime', 'float32', _onnxruntime, _ORT, cpu=True),
-    Backend('openvino', 'float32', _openvino('f32'), _OV, cpu=True),
+    Backend('onnxruntime', 'float32', _onnxruntime, _ORT, device='cpu'),
+    Backend('openvino', 'float32', _openvino('f32'), _OV, device='cpu'),
     Backend('channels-last-bf16', 'bfloat16', _last(torch.bfloat16)),
     Backend('compiled-bf16', 'bfloat16', _compiled(torch.bfloat16)),
-    Backend('openvino-bf16', 'bfloat16', _openvino('bf16'), _OV, cpu=True),
-    Backend('onnxruntime-int8', 'int8', _onnxruntime_int8, _ORT, cpu=True),
-    Backend('openvino-int8', 'int8', _openvino_int8, (*_OV, 'nncf'), cpu=True),
+    Backend('cuda-graph', 'float32', _graph('last', torch.float32), device='cuda'),
+    Backend('cuda-graph-bf16', 'bfloat16', _graph('half', torch.bfloat16), device='cuda'),
+    Backend('compiled-graph-bf16', 'bfloat16', _graph('half', torch.bfloat16, True), device='cuda'),
+    Backend('triton-bf16', 'bfloat16', _graph('triton', torch.bfloat16), _TRITON, device='cuda'),
+    Backend(
+        'triton-compiled-bf16',
+        'bfloat16',
+        _graph('triton', torch.bfloat16, True),
+        _TRITON,
+        device='cuda',
+    ),
+    Backend('openvino-bf16', 'bfloat16', _openvino('bf16'), _OV, device='cpu'),
+    Backend('onnxruntime-int8', 'int8', _onnxruntime_int8, _ORT, device='cpu'),
+    Backend('openvino-int8', 'int8', _openvino_int8, (*_OV, 'nncf'), device='cpu'),
 )
 BACKENDS = {row.name: row for row in _ROWS}
 TIMED = {name: row for name, row in BACKENDS.items() if row.dtype != 'int8'}  # no calibration

@@ -144,7 +144,7 @@ def optimize(
     rows = _rows(backend, dtypes, calibration)
     forms = Forms(model, example_input, None if calibration is None else list(calibration))
     trials, runners = [], {}
-    for row in rows:
+    for row in [row for row in rows if backend == row.name or row.runs_on(forms.device)]:
         trial, run = _try(row, forms)
         if backend == row.name and run is None:
             raise row.refusal(trial.reason)

@@ -59,6 +59,7 @@ def grid(
     rounds: int = 20,
     warmup: int = 3,
     tick: Tick = silent,
+    device: str = 'cpu',
 ) -> list[Figure]:
     """Time all models by all backends, in turns for each batch and number of threads.
 
@@ -69,6 +70,7 @@ def grid(
         size: Of the pictures, (height, width); each model's own without it.
         rounds, warmup: Timed and untimed calls of each.
         tick: Shown what is built.
+        device: Where models and pictures lie.
 
     Returns:
         One figure per model, backend, batch and number of threads.
@@ -85,7 +87,7 @@ def grid(
         for number in threads:
             torch.set_num_threads(number)
             for batch in batches:
-                found += _run(sources, backends, batch, number, rounds, warmup, tick)
+                found += _run(sources, backends, batch, number, rounds, warmup, tick, device)
     finally:
         torch.set_num_threads(before)
     return found
@@ -119,13 +121,14 @@ def _run(
     rounds: int,
     warmup: int,
     tick: Tick,
+    device: str,
 ) -> list[Figure]:
     runners: dict[tuple[str, str], tuple[Runner, Any]] = {}
     figures: dict[tuple[str, str], Figure] = {}
     total = len(sources) * len(backends)
     for name, source in sources.items():
-        images = torch.randn(batch, 3, *source.look.size)
-        forms = Forms(source.model, source.wrap(images))
+        images = torch.randn(batch, 3, *source.look.size, device=device)
+        forms = Forms(source.model.to(device), source.wrap(images))
         for backend in backends:
             tick('building', len(figures) + 1, total, f'{name}, {backend}')
             figure, run = _built(name, backend, batch, threads, forms)

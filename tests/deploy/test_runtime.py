@@ -9,7 +9,12 @@ from ghost_plugin import _optional
 from ghost_plugin.deploy import backends, runtime
 from ghost_plugin.deploy.backends import BACKENDS, Backend
 
-FAST = [name for name in BACKENDS if not name.startswith('compiled') and 'int8' not in name]
+SLOW = ('compiled', 'int8')
+FAST = [
+    name
+    for name, row in BACKENDS.items()
+    if row.device != 'cuda' and not any(word in name for word in SLOW)
+]
 
 
 class Nested(nn.Module):

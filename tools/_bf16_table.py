@@ -1,0 +1,70 @@
+"""The benchmark's table in bfloat16: timm's networks, plain and compiled, against ours."""
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import timm
+import torch
+from _modes import inference
+from _terminal import show, table
+
+from ghost_plugin.analysis import Timing, time_together
+from ghost_plugin.deploy.backends import BACKENDS, Forms
+from ghost_plugin.deploy.runners import of_graph, quiet
+
+
+def bf16_table(args: argparse.Namespace, family: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Time both of each pair by batch, print a table per pair; the figures."""
+    found = []
+    for mine, other in family.items():
+        timings = {batch: dict(_timings(args, mine, other, batch)) for batch in args.batch}
+        names = dict.fromkeys(name for by_name in timings.values() for name in by_name)
+        rows = [[name, *(_cell(timings[b], name) for b in args.batch)] for name in names]
+        show(table([f'{mine}, ms', *(f'batch {batch}' for batch in args.batch)], rows))
+        found += [
+            {'model': mine, 'batch': batch, **asdict(timing)}
+            for batch, by_name in timings.items()
+            for timing in by_name.values()
+        ]
+    return found
+
+
+def _cell(timings: Mapping[str, Timing], name: str) -> str:
+    if name not in timings:
+        return ''
+    base = timings['timm, eager'].median
+    return f'{timings[name].median:.3g} ({base / timings[name].median:.2f})'
+
+
+def _timings(
+    args: argparse.Namespace, mine: str, other: str, batch: int
+) -> Iterator[tuple[str, Timing]]:
+    """All forms of one pair, in turns; the weights are timm's in both."""
+    theirs, ours = (timm.create_model(name).eval() for name in (other, mine))
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(batch, 3, args.side, args.side, device=args.device)
+    tasks = _of_timm(timm.utils.reparameterize_model(theirs), images)
+    forms = Forms(ours.to(args.device), images)
+    for row in BACKENDS.values():
+        if row.dtype == 'bfloat16' and row.runs_on(forms.device):
+            run = row.attempt(forms, calls=2).run
+            if run is not None:
+                tasks[f'ours, {row.name}'] = lambda run=run: run([images])
+    for timing in time_together(tasks, args.rounds, args.warmup, apart=forms.device == 'cpu'):
+        yield timing.name, timing
+
+
+def _of_timm(model: torch.nn.Module, images: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """timm's network eager, compiled, and on a GPU that one as a CUDA graph."""
+    last = {'dtype': torch.bfloat16, 'memory_format': torch.channels_last}
+    model, half = model.to(images.device, **last), images.to(**last)
+    compiled = torch.compile(model)
+    tasks = {'timm, eager': inference(model, half), 'timm, compiled': inference(compiled, half)}
+    with quiet():
+        tasks['timm, compiled']()
+    if images.is_cuda:
+        graph = of_graph(lambda x: compiled(x), torch.bfloat16)
+        tasks['timm, compiled, CUDA graph'] = lambda: graph([images])
+    return tasks
