@@ -41,12 +41,27 @@ def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Look,
     if num_classes is not None:
         _set_classes(model, num_classes, source)
     try:
-        built = MODELS.build(model)
+        built = initialise(MODELS.build(model))
         look = _look(model.get('data_preprocessor') or {}, cfg)
         return built, look, partial(called, built, mode=mode_of(built, look.size))
     except Exception as error:  # foreign constructors raise whatever they like
         reason = ' '.join(str(error).split())
         raise ValueError(f'cannot build {source}: {type(error).__name__}: {reason}') from error
+
+
+def initialise(model: nn.Module) -> nn.Module:
+    """Weights as the Runner initialises them, in place, but for checkpoints, which stay unread.
+
+    Some heads run on such weights only; Sparse R-CNN's proposals are among them.
+    """
+    for part in model.modules():
+        if getattr(part, 'init_cfg', None):
+            many = part.init_cfg if isinstance(part.init_cfg, list) else [part.init_cfg]
+            part.init_cfg = [cfg for cfg in many if cfg['type'] != 'Pretrained'] or None
+    if hasattr(model, 'init_weights'):
+        model._dump_init_info = lambda *names: None  # a line for each parameter
+        model.init_weights()
+    return model
 
 
 def called(model: nn.Module, images: torch.Tensor, mode: str = 'tensor') -> Any:

@@ -6,6 +6,7 @@ initialises and loads; dense checkpoints are converted while they load, by ``loa
 ``init_cfg`` or ``resume``.
 """
 
+import copy
 import os
 from typing import Any
 
@@ -20,7 +21,7 @@ _optional.require('mmengine', 'mmcv')
 
 from mmengine.logging import print_log
 
-from .configs import called, mode_of
+from .configs import called, initialise, mode_of
 
 
 @MODELS.register_module(name='Converted', force=True)
@@ -52,5 +53,6 @@ def converted(
 def _plan(model: nn.Module, given: Any, size: tuple[int, int]) -> ConversionPlan:
     if isinstance(given, str | os.PathLike):
         return ConversionPlan.load(given)
+    model = initialise(copy.deepcopy(model))
     example = called(model, torch.randn(1, 3, *size), mode_of(model, size))
     return plan(model, example, **(given or {}))

@@ -4,6 +4,7 @@ import torch
 pytest.importorskip('mmpretrain')
 
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
@@ -81,3 +82,29 @@ def test_detectors_are_converted_too():
     model = MODELS.build(dict(type='ghost_plugin.Converted', model=cfg.model, plan=made, size=64))
     assert sum(isinstance(m, gp.GhostConv2d) for m in model.backbone.modules()) > 15
     assert not any(isinstance(m, gp.GhostConv2d) for m in model.bbox_head.modules())
+
+
+class Late(BaseModel):
+    """Runs only when its weights are initialised; they would come from a file that is not there."""
+
+    def __init__(self):
+        super().__init__(init_cfg=[dict(type='Pretrained', checkpoint='no/such/file.pth')])
+        self.stem, self.body = torch.nn.Conv2d(3, 32, 3), torch.nn.Conv2d(32, 32, 3)
+        self.head = torch.nn.Conv2d(32, 8, 1)
+        self.ready = False
+
+    def init_weights(self):
+        super().init_weights()
+        self.ready = True
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        assert self.ready
+        return self.head(self.body(self.stem(inputs)))
+
+
+def test_a_plan_is_made_on_initialised_weights_but_no_checkpoint_is_fetched_for_it(capsys):
+    made = dict(type='ghost_plugin.Converted', model=dict(type=Late), plan=dict(ratio=2), size=32)
+    model = MODELS.build(made)
+    assert isinstance(model.body, gp.GhostConv2d)
+    assert not model.ready and model.init_cfg[0]['checkpoint'] == 'no/such/file.pth'
+    assert 'init_weights' not in capsys.readouterr().out
