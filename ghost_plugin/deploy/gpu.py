@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..analysis import call, evaluating, hooked, time_together
-from ..layers.folding import plain
 from ..layers.ghost import Ghost, reorder
 from . import kernels
 
@@ -62,7 +61,9 @@ class TritonGhost(nn.Module):
         if self.order is not None:  # it picks the maps that are used
             self.outputs = conv.out_channels * (ghost.copies + 1)
         shift = getattr(ghost, 'shift', None)
-        self.register_buffer('weight', conv.weight.detach().flatten(1) if whole else None)
+        self.register_buffer(
+            'weight', conv.weight.detach().flatten(1).contiguous() if whole else None
+        )
         self.register_buffer('bias', _bias(conv))
         self.register_buffer('taps', _taps(cheap))
         self.register_buffer('cheap_bias', _bias(cheap))
@@ -84,7 +85,7 @@ def _parts(module: nn.Module) -> tuple[nn.Module | None, bool]:
     """The conv of a folded part and whether a ReLU follows; None where it is anything else."""
     parts = list(module) if isinstance(module, nn.Sequential) else [module]
     conv, *behind = [part for part in parts if type(part) is not nn.Identity] or [None]
-    known = isinstance(conv, nn.Conv2d) and plain(conv) and conv.padding_mode == 'zeros'
+    known = type(conv) is nn.Conv2d and conv.padding_mode == 'zeros'  # others pad as they run
     if not known or [type(part) for part in behind] not in ([], [nn.ReLU]):
         return None, False
     return conv, bool(behind)
@@ -187,9 +188,9 @@ def _inputs(model: nn.Module, example_input: Any) -> dict[str, torch.Tensor]:
 def _fastest(layers: list[nn.Module], x: torch.Tensor) -> nn.Module:
     if len(layers) == 1:
         return layers[0]
-    tasks = {layer: _replay(layer.to(x.device), x) for layer in layers}
+    tasks = {str(i): _replay(layer.to(x.device), x) for i, layer in enumerate(layers)}
     timings = time_together(tasks, rounds=8, warmup=2)
-    return min(timings, key=lambda timing: timing.median).name
+    return layers[int(min(timings, key=lambda timing: timing.median).name)]
 
 
 def _replay(layer: Callable[[torch.Tensor], Any], x: torch.Tensor) -> Callable[[], None]:

@@ -48,9 +48,13 @@ def of_module(module: Callable, dtype: torch.dtype = torch.float32, last: bool =
                 return tensors(module(*inputs))
             with torch.autocast(inputs[0].device.type, dtype):
                 outputs = tensors(module(*inputs))
-        return [value.float() if value.is_floating_point() else value for value in outputs]
+        return _floats(outputs)
 
     return run
+
+
+def _floats(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [value.float() if value.is_floating_point() else value for value in outputs]
 
 
 def of_graph(module: Callable, dtype: torch.dtype = torch.float32) -> Runner:
@@ -82,7 +86,7 @@ def of_graph(module: Callable, dtype: torch.dtype = torch.float32) -> Runner:
                 place.copy_(x)
             graph.replay()
             # Copies, because the next replay writes over them.
-            return [value.to(torch.float32, copy=True) for value in outputs]
+            return _floats([value.clone() for value in outputs])
 
     return run
 

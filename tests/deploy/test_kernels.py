@@ -123,6 +123,11 @@ def test_what_the_kernels_do_not_know_is_left(layer):
     assert not list(gpu.forms(gp.fuse(layer.eval())))
 
 
+def test_a_primary_conv_that_pads_as_it_runs_is_left():
+    same = pytest.importorskip('timm.layers').Conv2dSame
+    assert not list(gpu.forms(gp.GhostConv2d(8, 16, 3, stride=2, conv_layer=same)))
+
+
 @pytest.fixture
 def always_last(monkeypatch):
     """The last form of each layer, as nothing can be timed on the CPU."""
