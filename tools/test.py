@@ -11,7 +11,7 @@ needs('mmengine', 'mmcv')
 
 from mmengine.runner import Runner
 
-from ghost_plugin.integrations.runs import check_checkpoint, launch, load_run
+from ghost_plugin.integrations.runs import check_checkpoint, launch, leave, load_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,6 +30,7 @@ def main() -> None:
         check_checkpoint(args.checkpoint)
         cfg.load_from = args.checkpoint
         metrics = Runner.from_cfg(cfg).test()
+        leave()
         if args.json:
             args.json.write_text(json.dumps(metrics, indent=1))
     except KeyboardInterrupt:

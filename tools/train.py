@@ -9,7 +9,14 @@ needs('mmengine', 'mmcv')
 
 from mmengine.runner import Runner
 
-from ghost_plugin.integrations.runs import check_checkpoint, keep_whole, launch, load_run, resume
+from ghost_plugin.integrations.runs import (
+    check_checkpoint,
+    keep_whole,
+    launch,
+    leave,
+    load_run,
+    resume,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +46,7 @@ def main() -> None:
         if cfg.get('load_from'):
             check_checkpoint(cfg.load_from)
         Runner.from_cfg(cfg).train()
+        leave()
     except KeyboardInterrupt:
         again = f'python tools/train.py {args.config} --work-dir {args.work_dir} --resume'
         fail(f'interrupted, finished epochs are kept; go on with: {again}')

@@ -129,6 +129,13 @@ def launch(cfg: Config, launcher: str) -> None:
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
 
 
+def leave() -> None:
+    """Wait for the other processes of a launcher and part: gloo may abort one that just ends."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def resume(cfg: Config, source: str) -> None:
     """Let a run go on from a checkpoint; with ``'auto'`` from its newest one, if it has any."""
     if source == 'auto':

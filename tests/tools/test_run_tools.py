@@ -233,7 +233,9 @@ def test_benchmark_prints_ratios_and_writes_figures(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('| best of both |') == 3
     assert len(json.loads(figures.read_text())) == 12
-    assert 'two models, family, convert or grid' in error_of(run('benchmark.py', 'ghostnet_100'))
+    assert 'two models, family, bf16, convert or grid' in error_of(
+        run('benchmark.py', 'ghostnet_100')
+    )
 
 
 def test_resnet18_on_digits_is_converted_and_shown(digits, tmp_path):
