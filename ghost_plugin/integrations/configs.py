@@ -41,7 +41,7 @@ def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Look,
     if num_classes is not None:
         _set_classes(model, num_classes, source)
     try:
-        built = initialise(MODELS.build(model))
+        built = MODELS.build(model)
         look = _look(model.get('data_preprocessor') or {}, cfg)
         return built, look, partial(called, built, mode=mode_of(built, look.size))
     except Exception as error:  # foreign constructors raise whatever they like
@@ -55,9 +55,11 @@ def initialise(model: nn.Module) -> nn.Module:
     Some heads run on such weights only; Sparse R-CNN's proposals are among them.
     """
     for part in model.modules():
-        if getattr(part, 'init_cfg', None):
-            many = part.init_cfg if isinstance(part.init_cfg, list) else [part.init_cfg]
-            part.init_cfg = [cfg for cfg in many if cfg['type'] != 'Pretrained'] or None
+        cfg = getattr(part, 'init_cfg', None)
+        if isinstance(cfg, list):
+            part.init_cfg = [each for each in cfg if each['type'] != 'Pretrained']
+        elif cfg and cfg['type'] == 'Pretrained':
+            part.init_cfg = None
     if hasattr(model, 'init_weights'):
         model._dump_init_info = lambda *names: None  # a line for each parameter
         model.init_weights()

@@ -53,6 +53,10 @@ def converted(
 def _plan(model: nn.Module, given: Any, size: tuple[int, int]) -> ConversionPlan:
     if isinstance(given, str | os.PathLike):
         return ConversionPlan.load(given)
-    model = initialise(copy.deepcopy(model))
-    example = called(model, torch.randn(1, 3, *size), mode_of(model, size))
-    return plan(model, example, **(given or {}))
+    mode = mode_of(model, size)
+    options = given or {}
+    try:
+        return plan(model, called(model, torch.randn(1, 3, *size), mode), **options)
+    except Exception:  # some heads run on initialised weights only; if that is not it, it says so
+        model = initialise(copy.deepcopy(model))
+        return plan(model, called(model, torch.randn(1, 3, *size), mode), **options)
