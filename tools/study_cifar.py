@@ -80,8 +80,7 @@ class Study:
         train = Pictures(data, 'train')
         self.train = Feed(train, look, tick=meter)
         self.test = Feed(Pictures(data, 'test', train.classes), look, tick=meter)
-        few = Feed(train.some(1024, 0), look, keep=True)
-        self.calibration = list(Calibration(few))
+        self.calibration = list(Calibration(Feed(train.some(1024, 0), look, keep=True)))
         self.measure = partial(top1, feed=self.test, tick=meter)
 
     def run(self, case: Case) -> dict[str, Any]:
@@ -91,9 +90,9 @@ class Study:
             return json.loads(kept.read_text())
         teacher = self.teacher(case.depth)
         found = {'case': case.name, 'teacher': self.measure(teacher)['top1']}
-        example = torch.zeros(1, 3, 32, 32)
         pictures = {} if case.start in ('fresh', 'kernels') else {'calibration': self.calibration}
         scored = {'calibration': self.calibration} if 'macs' in case.options else {}
+        example = torch.zeros(1, 3, 32, 32)
         plan = gp.plan(teacher, example, keep_last=False, **case.options, **scored)
         begun = time.monotonic()
         blocks = {'reconstruct': 'block'} if case.start == 'block' else {}
@@ -109,10 +108,9 @@ class Study:
 
     def distilled(self, case: Case, model: torch.nn.Module, teacher: torch.nn.Module) -> float:
         """Top-1 after the epochs of a case."""
-        recipe = replace(case.recipe, epochs=case.epochs)
         state = self.out / f'{case.name}.state'
-        finetune(model, self.train, recipe, teacher=teacher, state=state, resume=True,
-                 tick=self.meter)  # fmt: skip
+        finetune(model, self.train, replace(case.recipe, epochs=case.epochs), teacher=teacher,
+                 state=state, resume=True, tick=self.meter)  # fmt: skip
         save(model.state_dict(), self.out / f'{case.name}.pth')
         state.unlink()
         return self.measure(model)['top1']

@@ -30,9 +30,9 @@ def main() -> None:
         check_checkpoint(args.checkpoint)
         cfg.load_from = args.checkpoint
         metrics = Runner.from_cfg(cfg).test()
-        leave()
         if args.json:
             args.json.write_text(json.dumps(metrics, indent=1))
+        leave()
     except KeyboardInterrupt:
         fail(INTERRUPTED)
     except (*USER_ERRORS, RuntimeError) as error:

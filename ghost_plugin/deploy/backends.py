@@ -166,10 +166,7 @@ def _last(dtype: torch.dtype) -> Callable[[Forms], Runner]:
 def _compiled(dtype: torch.dtype) -> Callable[[Forms], Runner]:
     def build(forms: Forms) -> Runner:
         run = of_module(torch.compile(forms.last), dtype, last=True)
-        # As an option of torch.compile it comes too late for the tracer, which then leaves the
-        # weights inputs of the graph: nothing is packed, and it was slower than without.
-        with quiet(), torch._inductor.config.patch(freezing=True):
-            run(forms.example)
+        _frozen(run)(forms.example)
         return run
 
     return build
@@ -184,9 +181,11 @@ def _graph(form: str, dtype: torch.dtype, compiled: bool = False) -> Callable[[F
 
 
 def _frozen(compiled: Callable) -> Callable:
-    """Compiled with constant weights, whenever that happens to be; for few calls."""
+    """Compiled with constant weights if that happens within a call; for first calls."""
 
-    def run(*inputs: torch.Tensor) -> Any:
+    def run(*inputs: Any) -> Any:
+        # As an option of torch.compile it comes too late for the tracer, which then leaves the
+        # weights inputs of the graph: nothing is packed, and it was slower than without.
         with quiet(), torch._inductor.config.patch(freezing=True):
             return compiled(*inputs)
 

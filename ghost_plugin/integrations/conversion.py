@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .. import _optional
+from ..analysis import call, evaluating
 from ..conversion import ConversionPlan, plan
 from ..registry import MODELS
 
@@ -53,10 +54,16 @@ def converted(
 def _plan(model: nn.Module, given: Any, size: tuple[int, int]) -> ConversionPlan:
     if isinstance(given, str | os.PathLike):
         return ConversionPlan.load(given)
-    mode = mode_of(model, size)
-    options = given or {}
-    try:
-        return plan(model, called(model, torch.randn(1, 3, *size), mode), **options)
-    except Exception:  # some heads run on initialised weights only; if that is not it, it says so
+    example = called(model, torch.randn(1, 3, *size), mode_of(model, size))
+    if not _runs(model, example):  # some heads do on initialised weights only
         model = initialise(copy.deepcopy(model))
-        return plan(model, called(model, torch.randn(1, 3, *size), mode), **options)
+    return plan(model, example, **(given or {}))
+
+
+def _runs(model: nn.Module, example_input: Any) -> bool:
+    try:
+        with evaluating(model):
+            call(model, example_input)
+    except Exception:  # foreign code, which may raise anything
+        return False
+    return True
