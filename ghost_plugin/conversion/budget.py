@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .rows import Row
 
-RATIOS = (1.125, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+RATIOS = (1.0625, 1.125, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 _UNITS = {'k': 1e3, 'M': 1e6, 'G': 1e9}
 _PLACE = {'params': 0, 'macs': 1}  # in what Shape gives
 

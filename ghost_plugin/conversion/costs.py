@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..layers.ghost import split_channels
+from ..layers.ghost import served_channels, split_channels
 from .tracing import Found
 
 
@@ -56,21 +56,27 @@ class Shape:
 
     def ghost(self, settings: Mapping[str, Any]) -> tuple[int, int]:
         """(parameters, multiply-adds per picture) of its Ghost."""
-        primary, copies = split_channels(self.out_channels, settings['ratio'], self.groups)
-        ghosts, weights = primary * copies, self._ghost_weights(settings)
+        primary, ghosts = self._maps(settings)
+        weights = self._ghost_weights(settings)
         biased = {'depthwise': self.bias, 'linear': True, 'shift': False}[settings['cheap']]
         return weights + primary * self.bias + ghosts * biased, self.pixels * weights
 
     def _ghost_weights(self, settings: Mapping[str, Any]) -> int:
-        primary, copies = split_channels(self.out_channels, settings['ratio'], self.groups)
+        primary, ghosts = self._maps(settings)
         side = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[settings['cheap']]
-        return primary * self.taps + primary * copies * side
+        return primary * self.taps + ghosts * side
+
+    def _maps(self, settings: Mapping[str, Any]) -> tuple[int, int]:
+        """Primary maps and ghost maps that are computed."""
+        split = self.out_channels, settings['ratio'], self.groups
+        primary, copies = split_channels(*split)
+        return primary, served_channels(*split) * copies
 
     def gains(self, settings: Mapping[str, Any]) -> bool:
         """Whether the Ghost has maps to spare and costs fewer multiply-adds."""
-        copies = split_channels(self.out_channels, settings['ratio'], self.groups)[1]
         # By weights, because a head may have had no box to run on.
-        return copies > 0 and self._ghost_weights(settings) < self.out_channels * self.taps
+        ghosts, weights = self._maps(settings)[1], self._ghost_weights(settings)
+        return ghosts > 0 and weights < self.out_channels * self.taps
 
     def splits(self, settings: Mapping[str, Any]) -> bool:
         """Whether ghosts can stay in the group of their primary map."""

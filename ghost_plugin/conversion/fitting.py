@@ -13,7 +13,7 @@ from ..analysis import call, evaluating, hooked
 from ..layers.ghost import GhostConv2d
 from .convoy import HELD, largest_ahead, travel
 from .correlations import Correlations, Statistics, from_kernels
-from .inherit import cheap_side, importance, inherit
+from .inherit import cheap_side, inherit
 from .refit import refit
 from .stations import Arguments, Visit, maps_seen, part_of, pictures, together
 from .surgery import absorb
@@ -51,18 +51,13 @@ class Fit:
         """The norm behind it."""
         return self.model.get_submodule(self.norms[name]) if self.norms.get(name) else None
 
-    def importance(self, name: str) -> torch.Tensor:
-        """What a squared error of each of its maps counts."""
-        return importance(self.conv(name), self.norm(name))
-
     def side(self, name: str) -> int:
         """Of its cheap kernels, pixels."""
         return cheap_side(self.ghosts[name])
 
     def inherit(self, name: str, stats: Correlations) -> None:
         """Give a Ghost its first weights."""
-        weight = self.importance(name)
-        self.errors[name] = inherit(self.conv(name), self.ghosts[name], stats, weight)
+        self.errors[name] = inherit(self.conv(name), self.ghosts[name], stats)
 
 
 def from_weights(fit: Fit, names: Iterable[str]) -> None:
@@ -178,7 +173,7 @@ def _refit(fit: Fit, name: str, x: torch.Tensor, wanted: torch.Tensor, taken: bo
         return none
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     work = copy.deepcopy(ghost).to(exact).requires_grad_(False)
-    found = refit(work, x.to(exact), wanted.to(exact), fit.importance(name), taken)
+    found = refit(work, x.to(exact), wanted.to(exact), taken)
     ghost.load_state_dict(work.state_dict())
     fit.errors[name] = found.error
     return found.shift if taken else none

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..layers.ghost import GhostConv2d
 from .correlations import from_kernels
-from .inherit import cheap_side, importance, inherit
+from .inherit import cheap_side, inherit
 
 
 def adopt(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
@@ -24,7 +24,7 @@ def adopt(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
     """
     weight, bias = weights.pop(f'{prefix}weight'), weights.pop(f'{prefix}bias', None)
     conv, twin = dense_like(ghost, weight, bias), copy.deepcopy(ghost)
-    inherit(conv, twin, from_kernels(conv, cheap_side(twin)), importance(conv, None))
+    inherit(conv, twin, from_kernels(conv, cheap_side(twin)))
     weights.update({f'{prefix}{name}': tensor for name, tensor in twin.state_dict().items()})
 
 

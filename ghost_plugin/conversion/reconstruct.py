@@ -20,7 +20,7 @@ from .stations import Arguments, Visit, both, in_parts, some, tour
 from .surgery import absorb, swap
 
 STEPS, RATE = 800, 1e-3  # of Adam, for each block; the rate falls by a cosine
-BATCH, LEAST, BYTES = 48, 8, 2**29  # pictures of a step at the most and least, maps they may fill
+BATCH, LEAST, BYTES = 48, 8, 2**27  # pictures of a step at the most and least, maps they may fill
 HELD, LOOKS = 8, 6  # one picture in so many is held back; times to look at these
 BLOCKS = 8 * MEMORY  # bytes of maps between blocks that may be held
 LARGEST = 12  # convs of a block; a conv among more than that stands for itself

@@ -37,13 +37,13 @@ class Task:
     Attributes:
         x: (N, in_channels, H, W) inputs.
         y: (N, places, H', W') targets by place: primary maps first, then ghost maps.
-        weight: (places,) what a squared error of each map counts; 0 for places without a target.
+        wanted: (places,) 1 for places with a target, 0 for those that are not used.
         free: Whether means are matched by what follows (a bias, or a norm's running mean).
     """
 
     x: torch.Tensor
     y: torch.Tensor
-    weight: torch.Tensor
+    wanted: torch.Tensor
     free: bool
 
     def parted(self) -> tuple['Task', 'Task']:
@@ -65,7 +65,7 @@ class Fitted:
 
     Attributes:
         shift: (out_channels,) to be added to the maps where the Ghost has no bias of its own.
-        error: Weighted squared error of the maps relative to their variance.
+        error: Squared error of the maps relative to their variance.
     """
 
     shift: torch.Tensor
@@ -73,19 +73,16 @@ class Fitted:
 
 
 @torch.no_grad()
-def refit(
-    ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, free: bool
-) -> Fitted:
+def refit(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> Fitted:
     """Fit ``ghost`` in place; its order of maps stays, and it never ends worse than it was.
 
     Args:
         ghost: With ``permuted=True`` and a depthwise cheap operation.
         x: (N, in_channels, H, W) inputs.
         y: (N, out_channels, H', W') targets.
-        weight: (out_channels,) what a squared error of each map counts.
         free: Whether a norm behind takes the shift of the means; a bias always does.
     """
-    task = _by_place(ghost, x, y, weight, free or ghost.primary_conv.bias is not None)
+    task = _by_place(ghost, x, y, free or ghost.primary_conv.bias is not None)
     seen, held = task.parted()
     best = _measure(ghost, held, _fit_cheap(ghost, seen))
     if best.error >= EXACT:
@@ -99,16 +96,13 @@ def refit(
     return Fitted(best.shift[ghost.order], best.error)
 
 
-def _by_place(
-    ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, free: bool
-) -> Task:
+def _by_place(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> Task:
     number = _enough(ghost, x, y)
-    places = ghost.primary_conv.out_channels * (1 + ghost.copies)
-    target = torch.zeros(places, dtype=torch.long, device=y.device)
+    target = torch.zeros(ghost.made(), dtype=torch.long, device=y.device)
     target[ghost.order] = torch.arange(len(ghost.order), device=y.device)
-    counts = torch.zeros(places, device=y.device, dtype=torch.float64)
-    counts[ghost.order] = weight.double()
-    return Task(x[:number], y[:number, target], counts, free)
+    wanted = torch.zeros(ghost.made(), device=y.device, dtype=torch.float64)
+    wanted[ghost.order] = 1
+    return Task(x[:number], y[:number, target], wanted, free)
 
 
 def _enough(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int:
@@ -122,7 +116,8 @@ def _linear(ghost: GhostConv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.
     """All places of the Ghost with other primary kernels and no bias."""
     primary = _without_bias(ghost.primary_conv, x, weight)
     cheap = ghost.cheap_operation
-    return torch.cat((primary, _without_bias(cheap, primary, cheap.weight)), dim=1)
+    ghosts = _without_bias(cheap, primary[:, : ghost.served], cheap.weight)
+    return torch.cat((primary, ghosts), dim=1)
 
 
 def _without_bias(conv: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -139,7 +134,7 @@ def _fit_primary(ghost: GhostConv2d, task: Task, held: Task) -> None:
     Each kernel then goes as far on that way as is best for the pictures that were held back.
     """
     conv, solve_inputs = ghost.primary_conv, _preconditioner(ghost, task)
-    scale = _family_scale(ghost, task.weight)[:, None]
+    scale = _family_scale(ghost, task.wanted)[:, None]
     delta = torch.zeros_like(conv.weight).flatten(1).double()
     residual = _pull(ghost, task, conv.weight, task.y - _places(ghost, task.x))
     way, product = torch.zeros_like(delta), torch.ones_like(scale)
@@ -173,24 +168,24 @@ def _pull(
 ) -> torch.Tensor:
     """What a gap of the maps asks of the primary kernels: (m, A) in float64, mean over pixels.
 
-    That is the adjoint of the Ghost on the weighted gap, less its mean where means are free. The
-    gap is what ``kernel`` gives where none is given.
+    That is the adjoint of the Ghost on the gap of wanted maps, less its mean where means are free.
+    The gap is what ``kernel`` gives where none is given.
     """
     with torch.enable_grad():
         kernel = kernel.detach().clone().requires_grad_()
         maps = _linear(ghost, task.x, kernel)
         outer = task.centred(maps.detach() if gap is None else gap)
-        outer = outer * task.weight.to(outer)[:, None, None]
+        outer = outer * task.wanted.to(outer)[:, None, None]
         pulled = torch.autograd.grad(maps, kernel, outer)[0]
     return pulled.flatten(1).double() / (maps.numel() // maps.shape[1])
 
 
-def _family_scale(ghost: GhostConv2d, weight: torch.Tensor) -> torch.Tensor:
+def _family_scale(ghost: GhostConv2d, wanted: torch.Tensor) -> torch.Tensor:
     """(m,) how strongly each primary map shows in all the outputs that it serves."""
-    primary = ghost.primary_conv.out_channels
+    scale = wanted[: ghost.primary].clone()
     energy = ghost.cheap_operation.weight.double().square().sum((1, 2, 3))
-    served = (energy * weight[primary:]).view(primary, ghost.copies).sum(1)
-    return (weight[:primary] + served).clamp_min(1e-30)
+    scale[: ghost.served] += (energy * wanted[ghost.primary :]).view(-1, ghost.copies).sum(1)
+    return scale.clamp_min(1e-30)
 
 
 def _preconditioner(ghost: GhostConv2d, task: Task) -> Solve:
@@ -242,9 +237,10 @@ def _patches(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 def _fit_cheap(ghost: GhostConv2d, task: Task) -> torch.Tensor:
     """Best cheap kernels for the primary maps as they are; the shift that is left, by place."""
     conv, cheap = ghost.primary_conv, ghost.cheap_operation
-    primary, side = conv.out_channels, cheap.kernel_size[0]
+    side = cheap.kernel_size[0]
     constant = task.free or cheap.bias is not None
-    maps, wanted = conv(task.x), task.y[:, primary:].unflatten(1, (primary, ghost.copies))
+    maps = conv(task.x)[:, : ghost.served]
+    wanted = task.y[:, ghost.primary :].unflatten(1, (ghost.served, ghost.copies))
     pixels = min(CHEAP_PIXELS, maps[:, 0].numel())
     some = max(1, TERMS // (pixels * (side**2 + constant)))
     best = torch.cat(
@@ -263,7 +259,7 @@ def _fit_cheap(ghost: GhostConv2d, task: Task) -> torch.Tensor:
 def _best_filters(
     maps: torch.Tensor, wanted: torch.Tensor, side: int, mode: str, constant: bool
 ) -> torch.Tensor:
-    """(m * copies, t) for (N, m, H, W) maps and the (N, m, copies, H, W) that they shall give."""
+    """(n * copies, t) for (N, n, H, W) maps and the (N, n, copies, H, W) that they shall give."""
     terms = [flat.double() for flat in shifted(maps, side, mode, CHEAP_PIXELS)]
     if constant:
         terms.append(torch.ones_like(terms[0]))
@@ -276,13 +272,13 @@ def _best_filters(
 
 def _places(ghost: GhostConv2d, x: torch.Tensor) -> torch.Tensor:
     primary = ghost.primary_conv(x)
-    return torch.cat((primary, ghost.cheap_operation(primary)), dim=1)
+    return torch.cat((primary, ghost.ghosts(primary)), dim=1)
 
 
 def _measure(ghost: GhostConv2d, task: Task, shift: torch.Tensor) -> Fitted:
     gap = task.y - _places(ghost, task.x) - shift.to(task.y)[:, None, None]
     lost, energy = (
-        (maps.double().square().mean((0, 2, 3)) * task.weight).sum()
+        (maps.double().square().mean((0, 2, 3)) * task.wanted).sum()
         for maps in (gap, task.centred(task.y))
     )
     return Fitted(shift, float(lost / energy.clamp_min(1e-30)))

@@ -31,7 +31,7 @@ class FoldedGhostConv2d(Ghost):
 
     def __init__(self, ghost: GhostConv2d, scale: torch.Tensor, shift: torch.Tensor) -> None:
         primary = copy.deepcopy(ghost.primary_conv)
-        super().__init__(ghost.out_channels, primary.out_channels, ghost.copies)
+        super().__init__(ghost.out_channels, primary.out_channels, ghost.copies, ghost.served)
         self.in_channels, self.groups, self.cut = ghost.in_channels, ghost.groups, ghost.cut
         self.primary_conv = primary
         self.cheap_operation = copy.deepcopy(ghost.cheap_operation)
@@ -56,7 +56,7 @@ class FoldedGhostConv2d(Ghost):
             inner.zero_()
         _scale(self.primary_conv, taken, inner)
         sums = self.cheap_operation.weight.double().sum((1, 2, 3))
-        each = (value.repeat_interleave(self.copies) for value in (taken, inner))
+        each = (v[: self.served].repeat_interleave(self.copies) for v in (taken, inner))
         taken, seen = each
         _scale(self.cheap_operation, ghosts / taken, shift[number:] - ghosts / taken * sums * seen,
                bias_scale=ghosts)  # fmt: skip
@@ -67,7 +67,7 @@ class FoldedGhostConv2d(Ghost):
         if self.copies == 0:
             maps = primary
         else:
-            ghosts = self.cheap_operation(primary)
+            ghosts = self.ghosts(primary)
             if self.scale is not None:
                 primary = primary * self.scale
             if self.shift is not None:
@@ -106,9 +106,8 @@ def _by_map(
     ghost: GhostConv2d, scale: torch.Tensor, shift: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and shift of every map that the convs make; those that are cut off stay."""
-    maps = ghost.primary_conv.out_channels * (ghost.copies + 1)
     order = torch.arange(ghost.out_channels) if ghost.order is None else ghost.order
-    every_scale, every_shift = scale.new_ones(maps), shift.new_zeros(maps)
+    every_scale, every_shift = scale.new_ones(ghost.made()), shift.new_zeros(ghost.made())
     every_scale[order], every_shift[order] = scale, shift
     return every_scale, every_shift
 

@@ -113,13 +113,9 @@ def _absorb(model: nn.Module, chain: Chain) -> bool:
     for name in chain.depthwise:
         for value in model.get_submodule(name).parameters():
             value[order] = value.clone()
-    maker.cut = _maps(maker) > len(order)
+    maker.cut = maker.made() > len(order)
     maker.order = None
     return True
-
-
-def _maps(ghost: nn.Module) -> int:
-    return ghost.primary_conv.out_channels * (ghost.copies + 1)
 
 
 def _difference(before: nn.Module, after: nn.Module, example_input: Any) -> float:

@@ -59,14 +59,16 @@ class TritonGhost(nn.Module):
         self.short_conv = getattr(ghost, 'short_conv', None)
         self.register_buffer('order', getattr(ghost, 'order', None))
         if self.order is not None:  # it picks the maps that are used
-            self.outputs = conv.out_channels * (ghost.copies + 1)
+            self.outputs = ghost.made()
         shift = getattr(ghost, 'shift', None)
         self.register_buffer(
             'weight', conv.weight.detach().flatten(1).contiguous() if whole else None
         )
         self.register_buffer('bias', _bias(conv))
-        self.register_buffer('taps', _taps(cheap))
-        self.register_buffer('cheap_bias', _bias(cheap))
+        # Primary maps without ghosts have some of zeros in the tables, which are not computed.
+        rest = (0, (ghost.primary - ghost.served) * ghost.copies)
+        self.register_buffer('taps', F.pad(_taps(cheap), rest))
+        self.register_buffer('cheap_bias', F.pad(_bias(cheap), rest))
         self.register_buffer('shift', None if shift is None else shift.detach().flatten().float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -139,7 +141,7 @@ def _known(ghost: Ghost) -> bool:
     (conv, relu), (cheap, also) = _parts(ghost.primary_conv), _parts(ghost.cheap_operation)
     if conv is None or cheap is None or relu != also or getattr(ghost, 'scale', None) is not None:
         return False
-    return cheap.stride == (1, 1) and cheap.groups == conv.out_channels and _keeps_size(cheap)
+    return cheap.stride == (1, 1) and cheap.groups == ghost.served and _keeps_size(cheap)
 
 
 def accelerate(model: nn.Module, example_input: Any) -> list[str]:

@@ -60,15 +60,18 @@ class GhostConvPruner(tp.pruner.function.BasePruningFunc):
 
 def _keep(layer: GhostConv2d, kept: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Keep these primary maps and their ghosts; the order in their new numbers."""
-    number, copies = layer.primary_conv.out_channels, layer.copies
+    number, copies = layer.primary, layer.copies
     place = torch.full((number,), -1, dtype=order.dtype, device=order.device)
     place[kept] = torch.arange(len(kept), device=order.device)
     each = torch.arange(copies, device=order.device)
-    ghosts = (kept[:, None] * copies + each).flatten()
+    served = kept[kept < layer.served]
     _rows(layer.primary_conv, kept)
-    if isinstance(layer.cheap_operation, nn.Conv2d):
-        _rows(layer.cheap_operation, ghosts)
-        layer.cheap_operation.groups = layer.cheap_operation.in_channels = len(kept)
+    layer.primary, layer.served = len(kept), len(served)
+    if not layer.served:
+        layer.copies, layer.cheap_operation = 0, nn.Identity()
+    elif isinstance(layer.cheap_operation, nn.Conv2d):
+        _rows(layer.cheap_operation, (served[:, None] * copies + each).flatten())
+        layer.cheap_operation.groups = layer.cheap_operation.in_channels = len(served)
     behind = order - number
     return torch.where(
         order < number,

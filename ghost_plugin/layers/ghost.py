@@ -39,6 +39,16 @@ def split_channels(out_channels: int, ratio: float, groups: int = 1) -> tuple[in
     return primary, math.ceil(out_channels / primary) - 1
 
 
+def served_channels(out_channels: int, ratio: float, groups: int = 1) -> int:
+    """How many of the convolved maps of a Ghost conv get ghosts, the first ones.
+
+    Below a ratio of 2 there are fewer ghosts than convolved maps, and only the kernels that are
+    used are made; with groups or more ghosts per map all maps have theirs.
+    """
+    primary, copies = split_channels(out_channels, ratio, groups)
+    return out_channels - primary if copies == groups == 1 else primary
+
+
 @torch.fx.wrap  # it looks at strides, which a symbolic trace cannot
 def reorder(maps: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Maps in another order; channels-last maps stay so, which indexing alone would not do."""
@@ -50,11 +60,24 @@ def reorder(maps: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 class Ghost(nn.Module):
     """What all forms share: primary maps, ghost maps, concatenation, cut."""
 
-    def __init__(self, out_channels: int, primary: int, copies: int) -> None:
+    def __init__(
+        self, out_channels: int, primary: int, copies: int, served: int | None = None
+    ) -> None:
         super().__init__()
         self.out_channels = out_channels
-        self.copies = copies
-        self.cut = primary * (copies + 1) > out_channels
+        self.primary, self.copies = primary, copies
+        self.served = primary if served is None else served
+        self.cut = self.made() > out_channels
+
+    def made(self) -> int:
+        """Maps that are computed, before some are cut off or an order picks."""
+        return self.primary + self.served * self.copies
+
+    def ghosts(self, primary: torch.Tensor) -> torch.Tensor:
+        """Ghost maps of the first primary maps."""
+        if self.served < self.primary:
+            primary = primary.narrow(-3, 0, self.served)
+        return self.cheap_operation(primary)
 
     def join(self, primary: torch.Tensor, ghosts: torch.Tensor) -> torch.Tensor:
         """Concatenate and cut to the output channels."""
@@ -66,7 +89,7 @@ class Ghost(nn.Module):
         primary = self.primary_conv(x)
         if self.copies == 0:
             return primary
-        return self.join(primary, self.cheap_operation(primary))
+        return self.join(primary, self.ghosts(primary))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.maps(x)
@@ -219,7 +242,8 @@ class GhostConv2d(Ghost):
         if out_channels % groups:
             raise ValueError(f'out_channels {out_channels} must be divisible by groups {groups}')
         primary, copies = split_channels(out_channels, ratio, groups)
-        super().__init__(out_channels, primary, copies)
+        served = served_channels(out_channels, ratio, groups)
+        super().__init__(out_channels, primary, copies, served)
         self.in_channels = in_channels
         self.kernel_size = _pair(kernel_size)
         self.stride = _pair(stride)
@@ -234,7 +258,7 @@ class GhostConv2d(Ghost):
             in_channels, primary, kernel_size, stride, padding, dilation, groups, bias, **mode
         )
         self.cheap_operation = build_cheap(
-            cheap, primary, copies, dw_size, bias=bias, padding_mode=padding_mode
+            cheap, served, copies, dw_size, bias=bias, padding_mode=padding_mode
         )
         self.register_buffer('order', torch.arange(out_channels) if permuted else None)
 

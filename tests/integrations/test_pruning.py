@@ -64,7 +64,7 @@ def test_a_pruned_network_is_exported(tmp_path):
     assert report.max_rel_diff <= 1e-4
 
 
-@pytest.mark.parametrize('ratio', [1, 2, 3, 2.5])
+@pytest.mark.parametrize('ratio', [1, 1.25, 2, 3, 2.5])
 @pytest.mark.parametrize('cheap', ['depthwise', 'shift', 'linear'])
 @pytest.mark.parametrize('permuted', [False, True])
 def test_the_maps_that_are_left_stay_what_they_were(ratio, cheap, permuted):

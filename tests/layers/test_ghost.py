@@ -81,7 +81,7 @@ conv_options = st.fixed_dictionaries(
 )
 ghost_options = st.fixed_dictionaries(
     {
-        'ratio': st.sampled_from([1, 2, 3, 4]),
+        'ratio': st.sampled_from([1, 1.25, 2, 3, 4]),
         'dw_size': st.sampled_from([1, 3]),
         'cheap': st.sampled_from(['depthwise', 'shift', 'linear']),
     }
