@@ -200,7 +200,8 @@ class GhostConv2d(Ghost):
         padding_mode: As in ``nn.Conv2d``; all but ``padding_mode`` act on the primary conv only.
             With groups the convolved maps are rounded up to a multiple of them, so a depthwise
             conv stays what it is.
-        ratio: Output maps per convolved map, 1 or more.
+        ratio: Output maps per convolved map, 1 or more. Below 2 only the first convolved maps get a
+            ghost each, as many as there are outputs left.
         dw_size: Side of the depthwise kernel, odd, pixels.
         cheap: ``'depthwise'``, ``'shift'`` or ``'linear'``.
         permuted: Whether a stored order of the output maps follows; a converted conv has its

@@ -106,6 +106,15 @@ def test_conv_without_bias_is_linear():
     torch.testing.assert_close(conv(a + 2 * b), conv(a) + 2 * conv(b))
 
 
+def test_below_a_ratio_of_two_only_the_ghosts_that_are_used_are_made():
+    conv = gp.GhostConv2d(4, 10, 1, bias=False, ratio=1.25)
+    assert sum(p.numel() for p in conv.parameters()) == 8 * 4 + 2 * 9
+    x = torch.randn(1, 4, 5, 5)
+    primary = conv.primary_conv(x)
+    torch.testing.assert_close(conv(x)[:, :8], primary)
+    torch.testing.assert_close(conv(x)[:, 8:], conv.cheap_operation(primary[:, :2]))
+
+
 def test_depthwise_conv_stays_what_it_is():
     conv = gp.GhostConv2d(8, 8, 3, padding=1, groups=8)
     assert sum(p.numel() for p in conv.parameters()) == 8 * 9 + 8
