@@ -56,26 +56,22 @@ class Shape:
 
     def ghost(self, settings: Mapping[str, Any]) -> tuple[int, int]:
         """(parameters, multiply-adds per picture) of its Ghost."""
-        primary, ghosts = self._maps(settings)
-        weights = self._ghost_weights(settings)
+        primary, ghosts, weights = self._ghost(settings)
         biased = {'depthwise': self.bias, 'linear': True, 'shift': False}[settings['cheap']]
         return weights + primary * self.bias + ghosts * biased, self.pixels * weights
 
-    def _ghost_weights(self, settings: Mapping[str, Any]) -> int:
-        primary, ghosts = self._maps(settings)
-        side = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[settings['cheap']]
-        return primary * self.taps + ghosts * side
-
-    def _maps(self, settings: Mapping[str, Any]) -> tuple[int, int]:
-        """Primary maps and ghost maps that are computed."""
+    def _ghost(self, settings: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Primary maps and ghost maps that are computed, and the weights behind both."""
         split = self.out_channels, settings['ratio'], self.groups
         primary, copies = split_channels(*split)
-        return primary, served_channels(*split) * copies
+        ghosts = served_channels(*split) * copies
+        side = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[settings['cheap']]
+        return primary, ghosts, primary * self.taps + ghosts * side
 
     def gains(self, settings: Mapping[str, Any]) -> bool:
         """Whether the Ghost has maps to spare and costs fewer multiply-adds."""
         # By weights, because a head may have had no box to run on.
-        ghosts, weights = self._maps(settings)[1], self._ghost_weights(settings)
+        _, ghosts, weights = self._ghost(settings)
         return ghosts > 0 and weights < self.out_channels * self.taps
 
     def splits(self, settings: Mapping[str, Any]) -> bool:

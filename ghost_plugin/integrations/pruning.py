@@ -25,8 +25,7 @@ class GhostConvPruner(tp.pruner.function.BasePruningFunc):
 
     def prune_out_channels(self, layer: GhostConv2d, idxs: Sequence[int]) -> nn.Module:
         """Drop output maps."""
-        number = layer.primary_conv.out_channels
-        order = layer.order
+        number, order = layer.primary, layer.order
         if order is None:
             order = torch.arange(layer.out_channels, device=layer.primary_conv.weight.device)
         gone = set(idxs)
