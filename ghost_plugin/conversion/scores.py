@@ -1,14 +1,16 @@
 """What each conv's Ghost would do to the network's output: scores for a budget.
 
-The harm of a ratio for a conv is c e^1.5, where e is the relative error of the conv's maps with the
-Ghost's first weights, and c is how much the output moves for that error when only this conv
-changes: E[(g d)^2] / e, with the error d of the maps and the gradient g of a random projection of
-the output, which one backward pass gives for all convs at once.
+The harm of a ratio for a conv is c e^p, where e is the relative error of the conv's maps, and c is
+how much the output moves for that error when only this conv changes: E[(g d)^2] / e, with the error
+d of the maps and the gradient g of a random projection of the output, which one backward pass gives
+for all convs at once. What a fit can mend differs by conv, so with pictures one Ghost of each conv
+is refitted to the original's maps first, and the others' errors are taken to fall as its did.
 
 Harms are added up, and the power above 1 is for what they do together: later convs are fitted to
 what they get, which mends small errors and not large ones. Measured on EfficientNet-Lite0 at 90 %
-of its multiply-adds, 150 calibration pictures, before any training, as divergence from the
-original's predictions: 0.29 with c e^1.5, 0.35 with c e, 2.4 with c^0.3 e^1.5.
+of its multiply-adds, 350 calibration pictures, before any training, as divergence from the
+original's predictions on 150 others: 0.07 to 0.09 with p = 1.25, 0.08 with 1.5, 0.11 with 1 and
+0.12 with 2; without the refit 0.12. ResNet-20 is alike with 1.25 and 1.5, and worse with 1.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,15 +22,17 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..analysis import call, constant
+from .convoy import travel
 from .correlations import Correlations, from_kernels
-from .fitting import Fit, measured
+from .fitting import MEMORY, Fit, joinable, measured, visit_conv
 from .rows import Row
-from .stations import part_of, pictures
+from .stations import Arguments, Visit, part_of, pictures
 from .surgery import build_ghosts
 
-POWER = 1.5  # of the error
+POWER = 1.25  # of the error
 DRAWS = 4  # of projections, for each batch
 PICTURES, PART = 64, 4  # looked at for the output at the most, and at a time
+TINY = 1e-12  # error of a Ghost that loses nothing
 REFERENCE = 2.0  # ratio at which the output is looked at, or the one next to it
 
 
@@ -54,25 +58,30 @@ def score(
         torch.manual_seed(seed)
         fits = _fits(model, rows, ratios, calibration, seed)
         batches = list(calibration) if calibration is not None else _noise(example_input)
+        errors = {
+            name: {ratio: fits[ratio].errors[name] or TINY for ratio in sorted(own)}
+            for name, own in ratios.items()
+        }
         reference = {
             name: min((abs(r - REFERENCE), r) for r in own)[1] for name, own in ratios.items()
         }
+        if calibration is not None:
+            _refit(model, fits, reference, joinable(list(_parts(batches))))
         ghosts = {name: fits[ratio].ghosts[name] for name, ratio in reference.items()}
         moved = _moved(model, rows, ghosts, batches)
     for row in rows:
         if row.name in ratios:
-            error = fits[reference[row.name]].errors[row.name] or 1e-12
-            weight = moved[row.name] / error
-            row.scores = _scores(row.name, ratios[row.name], fits, weight)
+            ratio = reference[row.name]
+            after = fits[ratio].errors[row.name] or TINY
+            mended = after / errors[row.name][ratio]
+            row.scores = _scores(errors[row.name], mended, moved[row.name] / after)
 
 
-def _scores(
-    name: str, ratios: Sequence[float], fits: Mapping[float, Fit], weight: float
-) -> dict[str, float]:
+def _scores(errors: Mapping[float, float], mended: float, weight: float) -> dict[str, float]:
     """By ratio; a higher ratio never has the lower score."""
     scores, worst = {}, 0.0
-    for ratio in sorted(ratios):
-        worst = max(worst, weight * (fits[ratio].errors[name] or 1e-12) ** POWER)
+    for ratio, error in errors.items():
+        worst = max(worst, weight * (mended * error) ** POWER)
         scores[f'{ratio:g}'] = worst
     return scores
 
@@ -100,6 +109,25 @@ def _fits(
             if name in fit.ghosts:
                 fit.inherit(name, stats)
     return fits
+
+
+def _refit(
+    model: nn.Module, fits: Mapping[float, Fit], reference: Mapping[str, float], batch: Any | None
+) -> None:
+    """Fit one Ghost of each conv to the original's maps, on the original's own inputs."""
+    if batch is not None:
+        stations = {name: _dense(visit_conv(fits[r], name)) for name, r in reference.items()}
+        travel(model, batch, stations, MEMORY)
+
+
+def _dense(fitted: Visit) -> Visit:
+    """A visit that fits, and sends both streams on as the original's."""
+
+    def visit(forward: Callable, old: Arguments, new: Arguments, number: int) -> tuple[Any, Any]:
+        wanted, _ = fitted(forward, old, old, number)
+        return wanted, wanted
+
+    return visit
 
 
 def _statistics(

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -77,6 +79,26 @@ def test_scores_rise_with_the_ratio_and_are_saved(scored, tmp_path):
         scores = [row.scores[ratio] for ratio in sorted(row.scores, key=float)]
         assert len(scores) > 3 and scores == sorted(scores) and scores[0] > 0
     assert again.rebudget(macs=0.6) == scored.rebudget(macs=0.6)
+
+
+def test_scores_order_convs_by_what_they_really_do_once_fitted(model):
+    model = copy.deepcopy(model)
+    with torch.no_grad():  # some whose maps are nearly alike, one that hardly shows behind
+        model[2][0].weight[:] = model[2][0].weight[:8].repeat(4, 1, 1, 1) + model[2][0].weight / 4
+        model[4][0].weight[:, :24] /= 4
+    small = torch.randn(96, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    pictures = nn.functional.interpolate(small, scale_factor=4, mode='bilinear')
+    plan = gp.plan(model, X, macs=0.9, keep_last=False, calibration=[pictures])
+    scores, moved = [], []
+    for row in plan.rows[1:]:
+        alone = copy.deepcopy(plan)
+        for other in alone.rows:
+            other.decision = 'convert' if other.name == row.name else 'keep'
+            other.ratio = 2.0
+        converted = alone.apply(model, calibration=[pictures])
+        moved.append(float((converted(pictures) - model(pictures)).detach().square().mean()))
+        scores.append(row.scores['2'])
+    assert sorted(range(4), key=scores.__getitem__) == sorted(range(4), key=moved.__getitem__)
 
 
 def test_a_ratio_that_was_asked_for_stays(model):
