@@ -14,24 +14,23 @@ original's predictions on 150 others: 0.07 to 0.09 with p = 1.25, 0.08 with 1.5,
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import call, constant
 from .convoy import travel
 from .correlations import Correlations, from_kernels
 from .fitting import MEMORY, Fit, joinable, measured, visit_conv
+from .gradients import PART, Heard, Listener, listen
 from .rows import Row
 from .stations import Arguments, Visit, part_of, pictures
 from .surgery import build_ghosts
 
 POWER = 1.25  # of the error
 DRAWS = 4  # of projections, for each batch
-PICTURES, PART = 64, 4  # looked at for the output at the most, and at a time
+PICTURES = 64  # looked at for the output at the most
 TINY = 1e-12  # error of a Ghost that loses nothing
 REFERENCE = 2.0  # ratio at which the output is looked at, or the one next to it
 
@@ -154,18 +153,12 @@ def _moved(
     """Mean square of what each Ghost alone moves in the output, to first order."""
     totals = dict.fromkeys(ghosts, 0.0)
     centred = {row.name: bool(row.norm) for row in rows}
-    seen = 0
-    with _differentiable(model), ExitStack() as hooks:
-        for name, ghost in ghosts.items():
-            hook = _listener(name, ghost.eval(), totals, centred[name])
-            handle = model.get_submodule(name).register_forward_hook(hook)
-            hooks.callback(handle.remove)
-        for batch in _parts(batches):
-            with torch.enable_grad():
-                output = call(model, batch)
-                for draw in range(DRAWS):
-                    _projection(output).backward(retain_graph=draw < DRAWS - 1)
-            seen += pictures(batch)
+    listeners = {
+        name: _listener(name, ghost.eval(), totals, centred[name]) for name, ghost in ghosts.items()
+    }
+    parts = list(_parts(batches))
+    listen(model, listeners, parts, DRAWS)
+    seen = sum(map(pictures, parts))
     return {name: value / (seen * DRAWS) for name, value in totals.items()}
 
 
@@ -180,23 +173,10 @@ def _parts(batches: Sequence[Any]) -> Iterator[Any]:
             yield part_of(batch, slice(min(number, PART)))
 
 
-@contextmanager
-def _differentiable(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and gradients to the maps but not to the parameters."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with constant(model):
-            yield
-    finally:
-        for module in training:
-            module.training = True
+def _listener(name: str, ghost: nn.Module, totals: dict[str, float], centred: bool) -> Listener:
+    """Adds (g d)^2 of each picture when the gradient comes."""
 
-
-def _listener(name: str, ghost: nn.Module, totals: dict[str, float], centred: bool) -> Callable:
-    """A hook that adds (g d)^2 of each picture when the gradient comes."""
-
-    def listen(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> torch.Tensor:
+    def listener(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> Heard:
         with torch.no_grad():
             gap = ghost(inputs[0]) - maps
             if centred:
@@ -205,25 +185,6 @@ def _listener(name: str, ghost: nn.Module, totals: dict[str, float], centred: bo
         def add(gradient: torch.Tensor) -> None:
             totals[name] += float((gradient * gap).flatten(1).sum(1).square().sum())
 
-        maps = maps if maps.requires_grad else maps.requires_grad_().clone()
-        maps.register_hook(add)
-        return maps
+        return add
 
-    return listen
-
-
-def _projection(output: Any) -> torch.Tensor:
-    """A random projection of all output tensors, each in units of its own size."""
-    leaves = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
-    leaves = [t for t in leaves if t.requires_grad]
-    if not leaves:
-        raise ValueError(
-            'the output does not depend on the convs by gradients, so a budget cannot score them: '
-            'give a part of the model, or ratios by pattern'
-        )
-    total = 0.0
-    for leaf in leaves:
-        scale = leaf.detach().float().square().mean().sqrt().clamp_min(1e-12)
-        share = max(1, leaf[0].numel()) ** 0.5 if leaf.ndim > 1 else 1.0
-        total = total + (torch.randn_like(leaf) * leaf).sum() / (scale * share)
-    return total
+    return listener

@@ -1,0 +1,130 @@
+"""How maps inside a network show in its output: gradients of random projections of the output."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..analysis import call, constant
+from .stations import part_of, pictures
+
+LOOKED, PART = 256, 4  # pictures that covariances look at, at the most, and at a time
+
+Heard = Callable[[torch.Tensor], None]
+# Takes a module, its inputs and its maps; gives what is called with each gradient of the maps.
+Listener = Callable[[nn.Module, tuple, torch.Tensor], Heard]
+
+
+class UnconnectedError(ValueError):
+    """The output does not depend on the maps by gradients."""
+
+
+def listen(
+    model: nn.Module, listeners: Mapping[str, Listener], batches: Iterable[Any], draws: int
+) -> None:
+    """Run a network on batches and tell what maps inside do to it.
+
+    Args:
+        model: It is left as it was, and no parameter gets a gradient.
+        listeners: By the names of modules; outputs that are not one tensor are not listened to.
+        batches: To call the model with, not many pictures at a time.
+        draws: Random projections of each output, whose gradients the listeners get.
+
+    Raises:
+        UnconnectedError: No output asks for a gradient.
+    """
+    with _differentiable(model), ExitStack() as hooks:
+        for name, listener in listeners.items():
+            handle = model.get_submodule(name).register_forward_hook(_hook(listener))
+            hooks.callback(handle.remove)
+        for batch in batches:
+            with torch.enable_grad():
+                output = call(model, batch)
+                for draw in range(draws):
+                    _projection(output).backward(retain_graph=draw < draws - 1)
+
+
+def covariances(
+    model: nn.Module, names: Iterable[str], batch: Any, seed: int
+) -> dict[str, torch.Tensor]:
+    """How the channels of some modules' maps show together in a network's output.
+
+    Args:
+        model: The network.
+        names: Of modules inside.
+        batch: Pictures, some of which are looked at.
+        seed: Of projections.
+
+    Returns:
+        By name (C, C) E[g g^T] over pixels, with the gradients g of projections of the output, in
+        units of its mean diagonal; only of modules that give (N, C, H, W) and have gradients.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    chosen = part_of(batch, slice(None, None, -(-pictures(batch) // LOOKED)))
+    starts = range(0, pictures(chosen), PART)
+    parts = (part_of(chosen, slice(start, start + PART)) for start in starts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            listen(model, {name: _adder(name, sums) for name in names}, parts, draws=1)
+        except UnconnectedError:
+            return {}
+    scales = {name: total.diagonal().mean() for name, total in sums.items()}
+    return {n: sums[n] / scale for n, scale in scales.items() if scale > 0 and scale.isfinite()}
+
+
+def _adder(name: str, sums: dict[str, torch.Tensor]) -> Listener:
+    def listener(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> Heard:
+        def add(gradient: torch.Tensor) -> None:
+            if gradient.ndim == 4:
+                flat = gradient.float().transpose(0, 1).flatten(1)
+                sums[name] = sums.get(name, 0) + flat @ flat.T
+
+        return add
+
+    return listener
+
+
+def _hook(listener: Listener) -> Callable:
+    def hook(module: nn.Module, inputs: tuple, maps: Any) -> Any:
+        if not isinstance(maps, torch.Tensor):
+            return maps
+        heard = listener(module, inputs, maps)
+        maps = maps if maps.requires_grad else maps.requires_grad_().clone()
+        maps.register_hook(heard)
+        return maps
+
+    return hook
+
+
+@contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and gradients to the maps but not to the parameters."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with constant(model):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _projection(output: Any) -> torch.Tensor:
+    """A random projection of all output tensors, each in units of its own size."""
+    leaves = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+    leaves = [t for t in leaves if t.requires_grad]
+    if not leaves:
+        raise UnconnectedError(
+            'the output does not depend on the convs by gradients, so a budget cannot score them: '
+            'give a part of the model, or ratios by pattern'
+        )
+    total = 0.0
+    for leaf in leaves:
+        scale = leaf.detach().float().square().mean().sqrt().clamp_min(1e-12)
+        share = max(1, leaf[0].numel()) ** 0.5 if leaf.ndim > 1 else 1.0
+        total = total + (torch.randn_like(leaf) * leaf).sum() / (scale * share)
+    return total
