@@ -1,0 +1,70 @@
+"""Which channels of a block show in the output, and that blocks learn towards these."""
+
+import torch
+from torch import nn
+
+from ghost_plugin.conversion.gradients import covariances
+from ghost_plugin.conversion.reconstruct import distance
+
+X = torch.randn(8, 3, 12, 12)
+
+
+def net(block):
+    """A block of 16 maps, of which the rest reads the first 8, three times as much of map 0."""
+    torch.manual_seed(0)
+    head = nn.Conv2d(16, 4, 1)
+    with torch.no_grad():
+        head.weight[:, 8:] = 0
+        head.weight[:, 0] *= 3 / head.weight[:, 0].norm()
+        head.weight[:, 1] *= 1 / head.weight[:, 1].norm()
+    return nn.Sequential(block, head).eval()
+
+
+def conv():
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU())
+
+
+def test_channels_count_by_what_the_output_reads():
+    metric = covariances(net(conv()), ['0'], X, seed=0)['0']
+    assert metric.shape == (16, 16)
+    torch.testing.assert_close(metric, metric.T)
+    torch.testing.assert_close(metric.diagonal().mean(), torch.tensor(1.0))
+    assert not metric[8:].any() and torch.linalg.eigvalsh(metric).min() > -1e-5
+    assert 5 < metric[0, 0] / metric[1, 1] < 14  # 9 but for the draw of projections
+
+
+def test_same_seed_same_metric_and_nothing_else_changes():
+    model = net(conv()).train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    dice = torch.random.get_rng_state()
+    first, again = (covariances(model, ['0'], X, seed=1)['0'] for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(dice, torch.random.get_rng_state())
+    assert model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_an_error_that_the_output_does_not_read_is_none():
+    block = conv().eval()
+    metric = covariances(net(block), ['0'], X, seed=0)['0']
+    wanted = block(X).detach()
+    unread, read = wanted.clone(), wanted.clone()
+    unread[:, 8:] += 1
+    read[:, 0] += 1
+    given = ((X,), {})
+    assert distance(block, given, unread, metric) == 0 < distance(block, given, unread)
+    assert distance(block, given, read, metric) > distance(block, given, read)
+
+
+def test_no_metric_where_there_is_nothing_to_measure():
+    class Picks(nn.Module):
+        def forward(self, x):
+            return x.argmax(1)
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    assert covariances(nn.Sequential(conv(), Picks()), ['0'], X, seed=0) == {}
+    assert covariances(nn.Sequential(conv(), Pair()), ['1'], X, seed=0) == {}
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(432, 5))
+    assert covariances(nn.Sequential(flat, nn.Linear(5, 2)), ['0'], X, seed=0) == {}
