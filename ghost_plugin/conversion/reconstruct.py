@@ -87,10 +87,11 @@ class Reconstruction:
     def blocks(self) -> None:
         """Each block learns what the original block gives."""
         found = blocks_of(self.fit.model, list(self.fit.ghosts))
-        self.metrics = covariances(self.fit.model, found, self.batch, self.seed)
+        lone = {name for name, inside in found.items() if inside == [name]}
+        self.metrics = covariances(self.fit.model, found.keys() - lone, self.batch, self.seed)
         self._tour(
             {
-                name: visit_conv(self.fit, name) if inside == [name] else self._block(name, inside)
+                name: visit_conv(self.fit, name) if name in lone else self._block(name, inside)
                 for name, inside in found.items()
             }
         )
