@@ -1,5 +1,6 @@
 """How maps inside a network show in its output: gradients of random projections of the output."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch.utils import _pytree as pytree
 from ..analysis import call, constant
 from .stations import part_of, pictures
 
+_logger = logging.getLogger(__name__)
 LOOKED, PART = 256, 4  # pictures that covariances look at, at the most, and at a time
 
 Heard = Callable[[torch.Tensor], None]
@@ -61,6 +63,7 @@ def covariances(
     Returns:
         By name (C, C) E[g g^T] over pixels, with the gradients g of projections of the output, in
         units of its mean diagonal; only of modules that give (N, C, H, W) and have gradients.
+        Empty, with a warning, where the network cannot be differentiated.
     """
     sums: dict[str, torch.Tensor] = {}
     chosen = part_of(batch, slice(None, None, -(-pictures(batch) // LOOKED)))
@@ -70,7 +73,8 @@ def covariances(
         torch.manual_seed(seed)
         try:
             listen(model, {name: _adder(name, sums) for name in names}, parts, draws=1)
-        except UnconnectedError:
+        except (UnconnectedError, RuntimeError) as error:
+            _logger.warning('all channels of blocks count alike, for want of gradients: %s', error)
             return {}
     scales = {name: total.diagonal().mean() for name, total in sums.items()}
     return {n: sums[n] / scale for n, scale in scales.items() if scale > 0 and scale.isfinite()}

@@ -60,11 +60,21 @@ def test_no_metric_where_there_is_nothing_to_measure():
         def forward(self, x):
             return x.argmax(1)
 
+    class OneWay(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return 2 * x
+
+    class Forward(nn.Module):
+        def forward(self, x):
+            return OneWay.apply(x)
+
     class Pair(nn.Module):
         def forward(self, x):
             return x, x
 
     assert covariances(nn.Sequential(conv(), Picks()), ['0'], X, seed=0) == {}
+    assert covariances(nn.Sequential(conv(), Forward()), ['0'], X, seed=0) == {}
     assert covariances(nn.Sequential(conv(), Pair()), ['1'], X, seed=0) == {}
     flat = nn.Sequential(nn.Flatten(), nn.Linear(432, 5))
     assert covariances(nn.Sequential(flat, nn.Linear(5, 2)), ['0'], X, seed=0) == {}
