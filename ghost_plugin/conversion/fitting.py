@@ -186,6 +186,18 @@ def settle(model: nn.Module, fit: Fit) -> None:
             absorb(model.get_submodule(fit.norms[name]), shift)
 
 
+def listed(calibration: Iterable[Any]) -> list[Any]:
+    """Calibration batches as a list.
+
+    Raises:
+        ValueError: There is none.
+    """
+    batches = list(calibration)
+    if not batches:
+        raise ValueError('calibration holds no batch; leave it out to go without data')
+    return batches
+
+
 def joinable(batches: list[Any]) -> Any | None:
     """All pictures as one batch that also goes twice over; None where sizes or names differ."""
     batch = together(batches)

@@ -17,7 +17,7 @@ from .._files import whole_file
 from .._version import __version__
 from ..layers.ghost import GhostConv2d
 from .budget import allocate
-from .fitting import Fit, begin, from_statistics, from_weights, joinable, on_inputs, settle
+from .fitting import Fit, begin, from_statistics, from_weights, joinable, listed, on_inputs, settle
 from .reconstruct import STEPS, Reconstruction
 from .report import draw, table
 from .rows import Row
@@ -215,9 +215,7 @@ def _fitted(
         return None
     if meta:
         raise ValueError('a model on the meta device has no weights to calibrate')
-    batches = list(calibration)
-    if not batches:
-        raise ValueError('calibration holds no batch; leave it out to go without data')
+    batches = listed(calibration)
     batch = joinable(batches)
     learnt = Reconstruction(fit, batch, steps, seed) if reconstruct else None
     begin(fit, batch)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..analysis import count
 from .budget import allocate, open_rows, ratios_of
+from .fitting import listed
 from .latency import Ready, eager, meet_latency
 from .plan import ConversionPlan, fingerprint
 from .rows import Row
@@ -52,8 +53,9 @@ def plan(
         :meth:`ConversionPlan.rebudget` finds plans for other targets without measuring again.
 
     Raises:
-        ValueError: A pattern matches no conv; a budget cannot be met; ``ready`` without
-            ``latency``. TypeError: An option that does not exist, or a model wrapped in another.
+        ValueError: A pattern matches no conv; a budget cannot be met; ``calibration`` without a
+            batch; ``ready`` without ``latency``.
+        TypeError: An option that does not exist, or a model wrapped in another.
     """
     if latency is None and ready is not eager:
         raise ValueError(
@@ -76,7 +78,7 @@ def plan(
     fixed = {f.name for f in found if f.fixed}
     ratios = {row.name: ratios_of(row, row.name in fixed) for row in open_rows(made.rows)}
     ratios = {name: own for name, own in ratios.items() if own}
-    batches = None if calibration is None else list(calibration)
+    batches = None if calibration is None else listed(calibration)
     _close(made.rows, ratios)
     if ratios:
         score(model, made.rows, ratios, example_input, batches, seed)

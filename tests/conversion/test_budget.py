@@ -120,6 +120,11 @@ def test_impossible_budgets_say_what_is_possible(model, scored):
         gp.plan(model, X).rebudget(macs=0.8)
 
 
+def test_a_budget_on_no_pictures_is_refused(model):
+    with pytest.raises(ValueError, match='holds no batch; leave it out'):
+        gp.plan(model, X, macs=0.8, calibration=[])
+
+
 def test_least_harm_for_what_is_saved():
     options = {
         'cheap': [Choice(1, 10, 0), Choice(2, 5, 1)],
