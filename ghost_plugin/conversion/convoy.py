@@ -25,6 +25,7 @@ from .stations import (
     halves,
     maps_seen,
     part_of,
+    parts_of,
     pictures,
     stationed,
     together,
@@ -57,8 +58,7 @@ class Convoy:
         self.ahead = largest_ahead(model, stations, part_of(batch, slice(0, 2)))
         number = pictures(batch)
         self.size = max(1, min(-(-number // THREADS), self._room(max(self.ahead.values()))))
-        starts = range(0, number, self.size)
-        self.waiting = [part_of(batch, slice(start, start + self.size)) for start in starts]
+        self.waiting = parts_of(batch, self.size)
         self.visited: set[str] = set()
         self.travellers: list[_Traveller] = []
 

@@ -15,7 +15,7 @@ from .convoy import HELD, largest_ahead, travel
 from .correlations import Correlations, Statistics, from_kernels
 from .inherit import cheap_side, inherit
 from .refit import refit
-from .stations import Arguments, Visit, maps_seen, part_of, pictures, together
+from .stations import Arguments, Visit, maps_seen, part_of, parts_of, together
 from .surgery import absorb
 
 _logger = logging.getLogger(__name__)
@@ -84,8 +84,7 @@ def begin(fit: Fit, batch: Any | None) -> None:
         return
     ahead = largest_ahead(fit.model, fit.ghosts, part_of(batch, slice(0, 2)))
     early = [name for name, size in ahead.items() if FEW * HELD * size > MEMORY]
-    starts = range(0, pictures(batch), PART)
-    from_statistics(fit, early, [part_of(batch, slice(start, start + PART)) for start in starts])
+    from_statistics(fit, early, parts_of(batch, PART))
 
 
 def measured(

@@ -1,16 +1,15 @@
 """How maps inside a network show in its output: gradients of random projections of the output."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import call, constant
-from .stations import part_of, pictures
+from ..analysis import call, constant, evaluating, hooked
+from .stations import part_of, parts_of, pictures
 
 _logger = logging.getLogger(__name__)
 LOOKED, PART = 256, 4  # pictures that covariances look at, at the most, and at a time
@@ -38,10 +37,11 @@ def listen(
     Raises:
         UnconnectedError: No output asks for a gradient.
     """
-    with _differentiable(model), ExitStack() as hooks:
-        for name, listener in listeners.items():
-            handle = model.get_submodule(name).register_forward_hook(_hook(listener))
-            hooks.callback(handle.remove)
+    handles = [
+        model.get_submodule(name).register_forward_hook(_hook(listener))
+        for name, listener in listeners.items()
+    ]
+    with hooked(*handles), evaluating(model), constant(model):
         for batch in batches:
             with torch.enable_grad():
                 output = call(model, batch)
@@ -67,12 +67,10 @@ def covariances(
     """
     sums: dict[str, torch.Tensor] = {}
     chosen = part_of(batch, slice(None, None, -(-pictures(batch) // LOOKED)))
-    starts = range(0, pictures(chosen), PART)
-    parts = (part_of(chosen, slice(start, start + PART)) for start in starts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            listen(model, {name: _adder(name, sums) for name in names}, parts, draws=1)
+            listen(model, {name: _adder(name, sums) for name in names}, parts_of(chosen, PART), 1)
         except (UnconnectedError, RuntimeError) as error:
             _logger.warning('all channels of blocks count alike, for want of gradients: %s', error)
             return {}
@@ -104,28 +102,12 @@ def _hook(listener: Listener) -> Callable:
     return hook
 
 
-@contextmanager
-def _differentiable(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and gradients to the maps but not to the parameters."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with constant(model):
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _projection(output: Any) -> torch.Tensor:
     """A random projection of all output tensors, each in units of its own size."""
     leaves = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
     leaves = [t for t in leaves if t.requires_grad]
     if not leaves:
-        raise UnconnectedError(
-            'the output does not depend on the convs by gradients, so a budget cannot score them: '
-            'give a part of the model, or ratios by pattern'
-        )
+        raise UnconnectedError('the output does not depend on the convs by gradients')
     total = 0.0
     for leaf in leaves:
         scale = leaf.detach().float().square().mean().sqrt().clamp_min(1e-12)

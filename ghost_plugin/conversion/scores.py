@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from .convoy import travel
 from .correlations import Correlations, from_kernels
 from .fitting import MEMORY, Fit, joinable, measured, visit_conv
-from .gradients import PART, Heard, Listener, listen
+from .gradients import PART, Heard, Listener, UnconnectedError, listen
 from .rows import Row
 from .stations import Arguments, Visit, part_of, pictures
 from .surgery import build_ghosts
@@ -56,7 +56,7 @@ def score(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fits = _fits(model, rows, ratios, calibration, seed)
-        batches = list(calibration) if calibration is not None else _noise(example_input)
+        parts = list(_parts(calibration or _noise(example_input)))
         errors = {
             name: {ratio: fits[ratio].errors[name] or TINY for ratio in sorted(own)}
             for name, own in ratios.items()
@@ -64,10 +64,10 @@ def score(
         reference = {
             name: min((abs(r - REFERENCE), r) for r in own)[1] for name, own in ratios.items()
         }
-        if calibration is not None:
-            _refit(model, fits, reference, joinable(list(_parts(batches))))
+        if calibration:
+            _refit(model, fits, reference, joinable(parts))
         ghosts = {name: fits[ratio].ghosts[name] for name, ratio in reference.items()}
-        moved = _moved(model, rows, ghosts, batches)
+        moved = _moved(model, rows, ghosts, parts)
     for row in rows:
         if row.name in ratios:
             ratio = reference[row.name]
@@ -148,7 +148,7 @@ def _noise(example_input: Any) -> list[Any]:
 
 
 def _moved(
-    model: nn.Module, rows: Sequence[Row], ghosts: Mapping[str, nn.Module], batches: Sequence[Any]
+    model: nn.Module, rows: Sequence[Row], ghosts: Mapping[str, nn.Module], parts: Sequence[Any]
 ) -> dict[str, float]:
     """Mean square of what each Ghost alone moves in the output, to first order."""
     totals = dict.fromkeys(ghosts, 0.0)
@@ -156,8 +156,13 @@ def _moved(
     listeners = {
         name: _listener(name, ghost.eval(), totals, centred[name]) for name, ghost in ghosts.items()
     }
-    parts = list(_parts(batches))
-    listen(model, listeners, parts, DRAWS)
+    try:
+        listen(model, listeners, parts, DRAWS)
+    except UnconnectedError as error:
+        raise ValueError(
+            f'{error}, so a budget cannot score them: give a part of the model, or ratios by '
+            'pattern'
+        ) from error
     seen = sum(map(pictures, parts))
     return {name: value / (seen * DRAWS) for name, value in totals.items()}
 

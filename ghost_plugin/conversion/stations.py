@@ -63,6 +63,12 @@ def part_of(batch: Any, chosen: slice) -> Any:
     return batch[chosen] if _is_batch(batch) else batch
 
 
+def parts_of(batch: Any, size: int) -> list[Any]:
+    """All pictures of a batch, ``size`` at a time."""
+    starts = range(0, pictures(batch), size)
+    return [part_of(batch, slice(start, start + size)) for start in starts]
+
+
 def _is_batch(part: Any) -> bool:
     sized = isinstance(part, torch.Tensor) and part.ndim > 0
     return sized or isinstance(part, list | tuple | Mapping)
