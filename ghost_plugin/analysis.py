@@ -163,16 +163,21 @@ class Timing:
 
 
 def time_together(
-    tasks: Mapping[str, Callable[[], Any]], rounds: int = 30, warmup: int = 5, apart: bool = False
+    tasks: Mapping[str, Callable[[], Any]],
+    rounds: int = 30,
+    warmup: int = 5,
+    apart: bool = False,
+    calls: int = 1,
 ) -> list[Timing]:
     """Time several calls in turns, so that a machine that slows down slows all of them.
 
     Args:
         tasks: Calls without arguments, by name.
-        rounds: Timed calls of each.
+        rounds: Turns of each.
         warmup: Untimed calls of each before that.
-        apart: Whether to rest and call a task untimed in front of each timed call: the threads of
+        apart: Whether to rest and call a task untimed in front of each turn: the threads of
             another runtime go on spinning for a while after its own calls and take its cores.
+        calls: Timed calls in a turn; more of them in fewer turns rest less.
 
     Returns:
         One :class:`Timing` per task, in their order.
@@ -187,7 +192,7 @@ def time_together(
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if apart:
                 _come_to_rest(tasks[name])
-            times[name].append(_milliseconds(tasks[name]))
+            times[name] += [_milliseconds(tasks[name]) for _ in range(calls)]
     return [_timing(name, values) for name, values in times.items()]
 
 

@@ -13,7 +13,8 @@ from .plan import ConversionPlan
 from .rows import Row
 from .surgery import build_ghost
 
-ROUNDS, WARMUP = 15, 3  # calls of each conv that are timed, and before that
+# Turns, timed calls in a turn, untimed calls before: of a network, of one conv.
+WHOLE, SINGLE = (15, 1, 3), (3, 5, 3)
 TRIES = 4  # plans that are measured until one meets the budget
 MARGIN = 0.01  # a Ghost is faster only if it is so by more than that share
 
@@ -128,14 +129,17 @@ def _time_rows(model: nn.Module, example_input: Any, rows: list[Row], ready: Rea
     handles = [model.get_submodule(r.name).register_forward_hook(keep(r.name)) for r in rows]
     with hooked(*handles), evaluating(model):
         call(model, example_input)
+    known: dict[str, dict[str, float]] = {}
     for row in rows:
         conv, x = model.get_submodule(row.name), inputs[row.name]
-        convs = {'1': conv}
-        for ratio in row.scores:
-            convs[ratio] = build_ghost(conv, {**row.settings, 'ratio': float(ratio)})
-        times = _measure(convs, x, ready)
+        ghosts = {ratio: {**row.settings, 'ratio': float(ratio)} for ratio in row.scores}
+        # A conv's text has all its settings, and two of the same take the same time.
+        kind = repr((conv, x.shape, x.stride(), x.dtype, ghosts))
+        if kind not in known:
+            convs = {'1': conv} | {r: build_ghost(conv, own) for r, own in ghosts.items()}
+            known[kind] = _measure(convs, x, ready, SINGLE)
         calls = row.shape.pixels / max(1, _pixels(conv, x))
-        row.latencies = {ratio: time * calls for ratio, time in times.items()}
+        row.latencies = {ratio: time * calls for ratio, time in known[kind].items()}
 
 
 def _pixels(conv: nn.Module, x: torch.Tensor) -> int:
@@ -143,8 +147,14 @@ def _pixels(conv: nn.Module, x: torch.Tensor) -> int:
         return conv(x)[0, 0].numel()
 
 
-def _measure(nets: Mapping[str, nn.Module], example_input: Any, ready: Ready) -> dict[str, float]:
+def _measure(
+    nets: Mapping[str, nn.Module],
+    example_input: Any,
+    ready: Ready,
+    times: tuple[int, int, int] = WHOLE,
+) -> dict[str, float]:
     """Median milliseconds of each, in turns."""
+    turns, calls, warmup = times
     tasks = {name: ready(copy.deepcopy(net).eval(), example_input) for name, net in nets.items()}
-    timings = time_together(tasks, ROUNDS, WARMUP, apart=ready is not eager)
+    timings = time_together(tasks, turns, warmup, ready is not eager, calls)
     return {t.name: t.median for t in timings}

@@ -27,12 +27,18 @@ class Forms:
         model: In eval mode; it is left as it is.
         example_input: What it is called with.
         calibration: Inputs for int8.
+        dynamic: Whether files are of any size where they can be, else of the example's.
     """
 
     def __init__(
-        self, model: nn.Module, example_input: Any, calibration: Iterable[Any] | None = None
+        self,
+        model: nn.Module,
+        example_input: Any,
+        calibration: Iterable[Any] | None = None,
+        dynamic: bool = True,
     ) -> None:
         self.model, self.example_input, self.calibration = model, example_input, calibration
+        self._dynamic = dynamic
         self.example = arguments(example_input)
         self.device = self.example[0].device.type
         self.flat = Flat(model, example_input)
@@ -66,12 +72,13 @@ class Forms:
 
     @functools.cached_property
     def onnx(self) -> Path:
-        """An ONNX file; of any size where it can be, else of the example's."""
+        """An ONNX file."""
         path = Path(self._folder.name) / 'model.onnx'
+        write = functools.partial(export, self.model, self.example_input, path, exporter='trace')
         try:
-            export(self.model, self.example_input, path, exporter='trace')
+            write(dynamic=self._dynamic)
         except ValueError:
-            export(self.model, self.example_input, path, exporter='trace', dynamic=False)
+            write(dynamic=False)
         return path
 
     def quantized(self, suffix: str) -> Path:
@@ -255,7 +262,7 @@ def ready(backend: str) -> Callable[[nn.Module, Any], Callable[[], Any]]:
     row = TIMED[backend]
 
     def made(module: nn.Module, example_input: Any) -> Callable[[], Any]:
-        forms = Forms(module, example_input)
+        forms = Forms(module, example_input, dynamic=False)
         attempt = row.attempt(forms, calls=2)
         if attempt.run is None:
             raise row.refusal(attempt.reason)

@@ -4,14 +4,14 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..analysis import call, evaluating
 from ..layers.folding import Folding, check_inference, fixed, fold, fold_pair, foldable
-from .chains import GHOST_CONVS, Chain, chains
+from .chains import norms_behind
 from .folded import fold_ghost, foldable_ghost
 from .outputs import differences
+from .streams import settle
 
 _DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _DROP_NAMES = {'DropPath', 'DropBlock', 'DropBlock2d', 'StochasticDepth'}  # every library's own
@@ -24,8 +24,9 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
     follows is told by the blocks of this package, by ``nn.Sequential``, and else found by following
     the network symbolically, or those of its parts that can be followed. A norm behind a Ghost conv
     goes into its kernels as far as that is exact
-    (:class:`ghost_plugin.deploy.folded.FoldedGhostConv2d`); a stored order goes into the conv that
-    reads the maps, where only one does. Dropout and drop path go.
+    (:class:`ghost_plugin.deploy.folded.FoldedGhostConv2d`). A stored order goes into all that read
+    and write the same maps, where these could be followed; of several orders that a shortcut adds
+    one goes, and the others stay. Dropout and drop path go.
 
     Args:
         model: In eval mode; it is left as it is.
@@ -43,10 +44,9 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
     """
     check_inference(model)
     fused = copy.deepcopy(model)
-    report = fold(fused)
-    report = _fold_chains(fused, report)
     _drop(fused)
-    report = replace(report, orders=sum(_absorb(fused, chain) for chain in chains(fused)))
+    report = _fold_behind(fused, fold(fused))
+    report = replace(report, orders=settle(fused))
     left = tuple(name for name, module in fused.named_modules() if fixed(module))
     report = replace(report, left=left)
     if example_input is not None:
@@ -56,33 +56,31 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
     return fused
 
 
-def _fold_chains(model: nn.Module, report: Folding) -> Folding:
+def _fold_behind(model: nn.Module, report: Folding) -> Folding:
     """Fold the norms that the network itself tells, in place."""
     folded, steps, worst = report.folded, report.steps, report.max_abs_diff
-    for chain in chains(model):
-        if not chain.norm:
-            continue
-        maker, norm = model.get_submodule(chain.maker), model.get_submodule(chain.norm)
+    for names in norms_behind(model):
+        maker, norm = (model.get_submodule(name) for name in names)
         if foldable_ghost(maker):
-            new, rest, difference = fold_ghost(maker, norm)
-            _put(model, chain.maker, new)
-            _put(model, chain.norm, rest)
-            steps += new.shift is not None or new.scale is not None
+            *new, difference = fold_ghost(maker, norm)
+            for name, module in zip(names, new, strict=True):
+                _put(model, name, module)
+            steps += new[0].shift is not None or new[0].scale is not None
         elif foldable(maker, norm):
-            difference = _fold_names(model, chain)
+            difference = _fold_names(model, *names)
         else:
             continue
         folded, worst = folded + 1, max(worst, difference)
     return replace(report, folded=folded, steps=steps, max_abs_diff=worst)
 
 
-def _fold_names(model: nn.Module, chain: Chain) -> float:
+def _fold_names(model: nn.Module, conv: str, norm: str) -> float:
     """:func:`fold_pair` for a conv and a norm that may have different parents."""
     pair = nn.Module()
-    pair.conv, pair.norm = (model.get_submodule(name) for name in (chain.maker, chain.norm))
+    pair.conv, pair.norm = model.get_submodule(conv), model.get_submodule(norm)
     difference = fold_pair(pair, 'conv', 'norm')
-    _put(model, chain.maker, pair.conv)
-    _put(model, chain.norm, pair.norm)
+    _put(model, conv, pair.conv)
+    _put(model, norm, pair.norm)
     return difference
 
 
@@ -96,26 +94,6 @@ def _drop(model: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if type(child) in _DROPS or type(child).__name__ in _DROP_NAMES:
                 setattr(parent, name, nn.Identity().eval())
-
-
-@torch.no_grad()
-def _absorb(model: nn.Module, chain: Chain) -> bool:
-    """Move the stored order of a Ghost conv into what reads its maps; whether that was done."""
-    maker = model.get_submodule(chain.maker)
-    order = getattr(maker, 'order', None) if isinstance(maker, GHOST_CONVS) else None
-    if order is None or not chain.reader or chain.norm:
-        return False
-    if not torch.equal(order.sort().values, torch.arange(len(order), device=order.device)):
-        return False  # some of the last maps are used, some of the first are not
-    reader = model.get_submodule(chain.reader)
-    weight = getattr(reader, 'primary_conv', reader).weight
-    weight[:, order] = weight.clone()
-    for name in chain.depthwise:
-        for value in model.get_submodule(name).parameters():
-            value[order] = value.clone()
-    maker.cut = maker.made() > len(order)
-    maker.order = None
-    return True
 
 
 def _difference(before: nn.Module, after: nn.Module, example_input: Any) -> float:

@@ -39,7 +39,7 @@ class Folding:
         max_abs_diff: Largest difference of an output, before against after, over all parts, each
             on normal noise.
         steps: Folded norms of Ghost convs whose primary maps keep a step per channel.
-        orders: Stored orders of Ghost convs that went into the conv behind.
+        orders: Stored orders of Ghost convs that went into their neighbours.
         left: Names of norms that stay, because no conv that could take them stands before them.
     """
 

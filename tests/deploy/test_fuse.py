@@ -61,16 +61,14 @@ def test_shifted_ghosts_keep_their_norm(randomise_norms):
     assert fused.folding.max_abs_diff == 0
 
 
-def test_a_converted_network_loses_norms_dropout_and_the_order_that_one_conv_reads(
-    converted, residual
-):
+def test_a_converted_network_loses_norms_dropout_and_orders(converted, residual):
     x = torch.randn(2, 3, 20, 13)
     fused = gp.fuse(converted, x)
     report = fused.folding
-    assert (report.folded, report.steps, report.orders, report.left) == (3, 2, 1, ())
+    assert (report.folded, report.steps, report.orders, report.left) == (3, 2, 2, ())
     assert report.max_abs_diff < 1e-5
-    # A shortcut adds the maps of the second one, so its order stays.
-    assert (len(orders(converted)), len(orders(fused))) == (2, 1)
+    # A shortcut adds the maps of the second one to the stem's, which follow suit.
+    assert (len(orders(converted)), len(orders(fused))) == (2, 0)
     assert not any(isinstance(m, nn.Dropout | nn.BatchNorm2d) for m in fused.modules())
     assert isinstance(converted.drop, nn.Dropout)
 
@@ -99,6 +97,108 @@ def test_memory_format_dtype_flags_and_pickle(converted):
 def test_training_mode_is_refused(converted):
     with pytest.raises(ValueError, match=r'training mode.*model\.eval\(\)'):
         gp.fuse(converted.train())
+
+
+class Behind(nn.Module):
+    """A norm with something between it and the conv."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.between, self.norm = nn.Conv2d(3, 4, 3), between, nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.between(self.conv(x)))
+
+
+@pytest.mark.parametrize(
+    ('between', 'left'),
+    [
+        (nn.ReLU(), ('norm',)),
+        (nn.MaxPool2d(2), ('norm',)),
+        (nn.Conv2d(4, 4, 3, padding=1, groups=4), ()),
+        (nn.Dropout(), ()),
+    ],
+    ids=str,
+)
+def test_a_norm_goes_into_the_conv_directly_before_it_or_stays(between, left, randomise_norms):
+    net, x = randomise_norms(Behind(between).double()), torch.randn(2, 3, 9, 9).double()
+    fused = gp.fuse(net, x)
+    assert fused.folding.left == left
+    assert fused.folding.max_abs_diff < 1e-12
+
+
+def ghost(inputs, outputs, kernel=1):
+    conv = gp.GhostConv2d(inputs, outputs, kernel, padding=kernel // 2, permuted=True)
+    conv.order = torch.randperm(outputs)
+    return conv
+
+
+class Streams(nn.Module):
+    """Two Ghost convs on one shortcut, a gate, a norm alone, a depthwise conv, two classifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = ghost(3, 8, 3), ghost(8, 8), ghost(8, 8)
+        self.squeeze, self.gate = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+        self.norm, self.dw = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.heads = nn.ModuleList(nn.Linear(8, 3) for _ in range(2))
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        y = self.first(x)
+        y = y * self.gate(self.squeeze(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        x = self.norm(self.second(self.dw(x + y).relu()) + x).relu()
+        x = torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)
+        return [head(x) for head in self.heads]
+
+
+def test_of_the_orders_on_a_shortcut_one_goes_and_equal_ones_go_with_it(randomise_norms):
+    net, x = randomise_norms(Streams().double()), torch.randn(2, 3, 9, 8).double()
+    fused = gp.fuse(net, x)
+    assert (fused.folding.orders, len(orders(fused))) == (1, 2)
+    assert fused.folding.max_abs_diff < 1e-12
+    net.second.order = net.first.order
+    fused = gp.fuse(net, x)
+    assert (fused.folding.orders, len(orders(fused))) == (2, 1)
+    assert fused.folding.max_abs_diff < 1e-12
+
+
+class Ends(Streams):
+    """What cannot be followed to its end."""
+
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.end = end
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.end(self.first(x)), self.end(self.second(x))
+
+
+@pytest.mark.parametrize(
+    'end',
+    [
+        lambda x: x,
+        lambda x: x.flip(1),
+        lambda x: torch.cat((x, x), 1),
+        lambda x: x + torch.arange(8.0).view(8, 1, 1),
+        lambda x: x.mean(1, keepdim=True),
+        lambda x: x.softmax(1),
+        lambda x: x.flatten(1)[:, :3],
+    ],
+)
+def test_an_order_that_somebody_sees_stays(end):
+    net = Ends(end).eval().double()
+    fused = gp.fuse(net, torch.randn(2, 3, 5, 5).double())
+    assert (fused.folding.orders, len(orders(fused))) == (1, 2)
+    assert fused.folding.max_abs_diff < 1e-12
+
+
+def test_layers_that_share_their_weights_keep_them():
+    net = Streams().eval().double()
+    net.second.primary_conv.weight = net.first.primary_conv.weight
+    fused = gp.fuse(net, torch.randn(2, 3, 9, 8).double())
+    assert fused.folding.max_abs_diff < 1e-12
 
 
 class Shared(nn.Module):
@@ -138,7 +238,7 @@ class Branching(nn.Module):
 def test_parts_are_followed_where_the_whole_cannot_be(converted):
     x = torch.randn(1, 3, 16, 16)
     fused = gp.fuse(Branching(converted).eval(), x)
-    assert (fused.folding.folded, fused.folding.orders) == (3, 1)
+    assert (fused.folding.folded, fused.folding.orders) == (3, 2)
     assert fused.folding.max_abs_diff < 1e-5
 
 
