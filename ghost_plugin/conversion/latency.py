@@ -1,35 +1,28 @@
-"""A budget of time: convs and their Ghosts are timed here, and so is the plan in the end."""
+"""A budget of time: the least harm that meets it, as measured on the whole network."""
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..analysis import call, evaluating, hooked, time_together
 from .budget import Choice, decide, spend
 from .plan import ConversionPlan
 from .rows import Row
-from .surgery import build_ghost
+from .timing import Ready, converted, measure, time_rows
 
-# Turns, timed calls in a turn, untimed calls before: of a network, of one conv.
-WHOLE, SINGLE = (15, 1, 3), (3, 5, 3)
-TRIES = 4  # plans that are measured until one meets the budget
+TRIES = 5  # plans that are measured
+CLOSE = 0.03  # a plan that meets the budget by less of the original's time will do
 MARGIN = 0.01  # a Ghost is faster only if it is so by more than that share
 
-# Takes a module and what to call it with; gives a call without arguments.
-Ready = Callable[[nn.Module, Any], Callable[[], Any]]
 
+@dataclass(frozen=True)
+class _Met:
+    """A plan that meets the budget."""
 
-def eager(module: nn.Module, example_input: Any) -> Callable[[], Any]:
-    """A call of a module as it is."""
-
-    def run() -> None:
-        with torch.no_grad():
-            call(module, example_input)
-
-    return run
+    harm: float
+    chosen: dict[str, Choice]
+    times: dict[str, float]
 
 
 def meet_latency(
@@ -37,13 +30,13 @@ def meet_latency(
     example_input: Any,
     plan: ConversionPlan,
     budget: float | str,
-    ready: Ready = eager,
+    ready: Ready,
 ) -> None:
     """Decide the scored rows so that the model meets a time, in place.
 
     Convs whose Ghosts are slower stay. The sum of what single convs save is only a forecast, so
     the plan's own model is measured beside the original, and the forecast corrected by what came
-    out, until the budget is met.
+    out, a few times; the least harmful plan that met the budget is kept.
 
     Args:
         model: The original.
@@ -57,33 +50,53 @@ def meet_latency(
     """
     share = _share(model, example_input, budget, ready)
     rows = [row for row in plan.rows if row.scores]
-    _time_rows(model, example_input, rows, ready)
+    time_rows(model, example_input, rows, ready)
     options = {row.name: own for row in rows if len(own := _choices(row)) > 1}
     for row in rows:
         if row.name not in options:
             row.decision, row.reason = 'keep', 'slower'
-    yields, fastest = 1.0, 1.0
+    met, fastest = _try(model, example_input, plan, options, share, ready)
+    if met is None:
+        raise ValueError(
+            f'latency={budget!r} is {share:.3f} of what the model takes here; the fastest plan '
+            f'measured takes {fastest:.3f}. Ghost convs save fewer milliseconds than '
+            'multiply-adds; allow more, or set macs= instead'
+        )
+    decide(plan.rows, met.chosen)
+    plan.latency = met.times
+
+
+def _try(
+    model: nn.Module,
+    example_input: Any,
+    plan: ConversionPlan,
+    options: Mapping[str, list[Choice]],
+    share: float,
+    ready: Ready,
+) -> tuple[_Met | None, float]:
+    """The least harmful plan that met the budget, and the share that the fastest one takes."""
     smallest = {name: min(own, key=lambda c: c.cost) for name, own in options.items()}
-    whole = _measure({'original': model}, example_input, ready)['original']
-    for _ in range(TRIES if options else 0):
+    whole = measure({'original': model}, example_input, ready)['original']
+    met, fastest, yields, seen = None, 1.0, 1.0, []
+    for _ in range(TRIES):
         chosen = _afford(options, (1 - share) * whole / yields) or smallest
+        if not chosen or chosen in seen:
+            break
+        seen.append(chosen)
         decide(plan.rows, chosen)
-        nets = {'original': model, 'converted': plan.apply(model, inherit=False)}
-        times = _measure(nets, example_input, ready)
-        plan.latency, whole = times, times['original']
+        nets = {'original': model, 'converted': converted(model, plan)}
+        times = measure(nets, example_input, ready)
+        whole = times['original']
         reached = times['converted'] / whole
         fastest = min(fastest, reached)
-        if reached <= share:
-            return
-        forecast = sum(options[n][0].cost - c.cost for n, c in chosen.items()) / whole
-        yields = min(yields * 0.95, (1 - reached) / max(forecast, 1e-9))
-        if yields <= 0 or chosen == smallest:
+        harm = sum(choice.harm for choice in chosen.values())
+        if reached <= share and (met is None or harm < met.harm):
+            met = _Met(harm, chosen, times)
+        if share - CLOSE <= reached <= share:
             break
-    raise ValueError(
-        f'latency={budget!r} is {share:.2f} of what the model takes here; the fastest plan '
-        f'measured takes {fastest:.2f}. Ghost convs save fewer milliseconds than multiply-adds; '
-        'allow more, or set macs= instead'
-    )
+        forecast = sum(options[n][0].cost - c.cost for n, c in chosen.items()) / whole
+        yields = max((1 - reached) / max(forecast, 1e-9), 0.05)
+    return met, fastest
 
 
 def _share(model: nn.Module, example_input: Any, budget: float | str, ready: Ready) -> float:
@@ -94,7 +107,7 @@ def _share(model: nn.Module, example_input: Any, budget: float | str, ready: Rea
     except ValueError:
         raise ValueError(wrong) from None
     if text.endswith('ms'):
-        number /= _measure({'original': model}, example_input, ready)['original']
+        number /= measure({'original': model}, example_input, ready)['original']
     if not 0 < number:
         raise ValueError(wrong)
     return min(number, 1.0)
@@ -118,43 +131,3 @@ def _choices(row: Row) -> list[Choice]:
         for ratio, time in row.latencies.items()
         if ratio == '1' or time < (1 - MARGIN) * dense
     ]
-
-
-def _time_rows(model: nn.Module, example_input: Any, rows: list[Row], ready: Ready) -> None:
-    inputs: dict[str, torch.Tensor] = {}
-
-    def keep(name: str) -> Callable:
-        return lambda module, given, maps: inputs.update({name: given[0].detach().clone()})
-
-    handles = [model.get_submodule(r.name).register_forward_hook(keep(r.name)) for r in rows]
-    with hooked(*handles), evaluating(model):
-        call(model, example_input)
-    known: dict[str, dict[str, float]] = {}
-    for row in rows:
-        conv, x = model.get_submodule(row.name), inputs[row.name]
-        ghosts = {ratio: {**row.settings, 'ratio': float(ratio)} for ratio in row.scores}
-        # A conv's text has all its settings, and two of the same take the same time.
-        kind = repr((conv, x.shape, x.stride(), x.dtype, ghosts))
-        if kind not in known:
-            convs = {'1': conv} | {r: build_ghost(conv, own) for r, own in ghosts.items()}
-            known[kind] = _measure(convs, x, ready, SINGLE)
-        calls = row.shape.pixels / max(1, _pixels(conv, x))
-        row.latencies = {ratio: time * calls for ratio, time in known[kind].items()}
-
-
-def _pixels(conv: nn.Module, x: torch.Tensor) -> int:
-    with torch.no_grad():
-        return conv(x)[0, 0].numel()
-
-
-def _measure(
-    nets: Mapping[str, nn.Module],
-    example_input: Any,
-    ready: Ready,
-    times: tuple[int, int, int] = WHOLE,
-) -> dict[str, float]:
-    """Median milliseconds of each, in turns."""
-    turns, calls, warmup = times
-    tasks = {name: ready(copy.deepcopy(net).eval(), example_input) for name, net in nets.items()}
-    timings = time_together(tasks, turns, warmup, ready is not eager, calls)
-    return {t.name: t.median for t in timings}

@@ -9,12 +9,13 @@ from torch import nn
 from ..analysis import count
 from .budget import allocate, open_rows, ratios_of
 from .fitting import listed
-from .latency import Ready, eager, meet_latency
+from .latency import meet_latency
 from .plan import ConversionPlan, fingerprint
 from .rows import Row
 from .scores import score
 from .selection import select
 from .stations import pictures
+from .timing import Ready, eager
 
 
 def plan(

@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from ..analysis import call, evaluating
+from ..layers.chains import norms_behind
+from ..layers.folded import fold_ghost, foldable_ghost
 from ..layers.folding import Folding, check_inference, fixed, fold, fold_pair, foldable
-from .chains import norms_behind
-from .folded import fold_ghost, foldable_ghost
+from ..layers.streams import settle
 from .outputs import differences
-from .streams import settle
 
 _DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _DROP_NAMES = {'DropPath', 'DropBlock', 'DropBlock2d', 'StochasticDepth'}  # every library's own
@@ -24,7 +24,7 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
     follows is told by the blocks of this package, by ``nn.Sequential``, and else found by following
     the network symbolically, or those of its parts that can be followed. A norm behind a Ghost conv
     goes into its kernels as far as that is exact
-    (:class:`ghost_plugin.deploy.folded.FoldedGhostConv2d`). A stored order goes into all that read
+    (:class:`ghost_plugin.layers.folded.FoldedGhostConv2d`). A stored order goes into all that read
     and write the same maps, where these could be followed; of several orders that a shortcut adds
     one goes, and the others stay. Dropout and drop path go.
 

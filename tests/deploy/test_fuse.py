@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.deploy.folded import FoldedGhostConv2d
+from ghost_plugin.layers.folded import FoldedGhostConv2d
 
 SETTINGS = [
     {},

@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import nn
 
-from ..layers.folding import noise, remains, scale_and_shift
-from ..layers.ghost import Ghost, GhostConv2d, reorder
+from .folding import noise, remains, scale_and_shift
+from .ghost import Ghost, GhostConv2d, reorder
 
 # A primary map whose scale is smaller than that share of the largest keeps it as a step of its own:
 # the cheap kernels would have to be divided by it.

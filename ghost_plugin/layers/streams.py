@@ -13,8 +13,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..layers.folding import fixed, plain
 from .chains import GHOST_CONVS, Followed, followed
+from .folding import fixed, plain
 
 # What treats each channel alone: maps may pass through it in another order.
 _CHANNELWISE = {

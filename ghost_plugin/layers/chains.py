@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..layers.folding import fixed, plain
-from ..layers.ghost import GhostConv2d
 from .folded import FoldedGhostConv2d
+from .folding import fixed, plain
+from .ghost import GhostConv2d
 
 GHOST_CONVS = (GhostConv2d, FoldedGhostConv2d)
 
