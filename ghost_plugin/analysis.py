@@ -167,7 +167,7 @@ def time_together(
     rounds: int = 30,
     warmup: int = 5,
     apart: bool = False,
-    calls: int = 1,
+    least: float = 0,
 ) -> list[Timing]:
     """Time several calls in turns, so that a machine that slows down slows all of them.
 
@@ -177,7 +177,8 @@ def time_together(
         warmup: Untimed calls of each before that.
         apart: Whether to rest and call a task untimed in front of each turn: the threads of
             another runtime go on spinning for a while after its own calls and take its cores.
-        calls: Timed calls in a turn; more of them in fewer turns rest less.
+        least: Milliseconds that a turn lasts; it is of one call without. Short calls need it: behind
+            a rest up to ten of them take twice their time.
 
     Returns:
         One :class:`Timing` per task, in their order.
@@ -192,8 +193,15 @@ def time_together(
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if apart:
                 _come_to_rest(tasks[name])
-            times[name] += [_milliseconds(tasks[name]) for _ in range(calls)]
+            times[name] += _turn(tasks[name], least)
     return [_timing(name, values) for name, values in times.items()]
+
+
+def _turn(task: Callable[[], Any], least: float) -> list[float]:
+    times = [_milliseconds(task)]
+    while sum(times) < least:
+        times.append(_milliseconds(task))
+    return times
 
 
 def _come_to_rest(task: Callable[[], Any]) -> None:

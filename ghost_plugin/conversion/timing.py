@@ -14,8 +14,9 @@ from .plan import ConversionPlan
 from .rows import Row
 from .surgery import build_ghost, build_ghosts, swap
 
-# Turns, timed calls in a turn, untimed calls before: of a network, of one conv.
-WHOLE, SINGLE = (15, 1, 3), (3, 5, 3)
+# Turns, and milliseconds of each: of a network, of one conv.
+WHOLE, SINGLE = (15, 0.0), (3, 20.0)
+WARMUP = 3  # untimed calls of each
 
 # Takes a module and what to call it with; gives a call without arguments.
 Ready = Callable[[nn.Module, Any], Callable[[], Any]]
@@ -35,12 +36,12 @@ def measure(
     nets: Mapping[str, nn.Module],
     example_input: Any,
     ready: Ready,
-    times: tuple[int, int, int] = WHOLE,
+    turns: tuple[int, float] = WHOLE,
 ) -> dict[str, float]:
     """Median milliseconds of each, in turns."""
-    turns, calls, warmup = times
     tasks = {name: ready(copy.deepcopy(net).eval(), example_input) for name, net in nets.items()}
-    timings = time_together(tasks, turns, warmup, ready is not eager, calls)
+    number, least = turns
+    timings = time_together(tasks, number, WARMUP, ready is not eager, least)
     return {t.name: t.median for t in timings}
 
 
