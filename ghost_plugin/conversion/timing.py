@@ -14,8 +14,8 @@ from .plan import ConversionPlan
 from .rows import Row
 from .surgery import build_ghost, build_ghosts, swap
 
-# Turns, and milliseconds of each: of a network, of one conv.
-WHOLE, SINGLE = (15, 0.0), (3, 20.0)
+WHOLE, SINGLE = 15, 3  # turns of a network, of one conv
+TURN = 20.0  # milliseconds
 WARMUP = 3  # untimed calls of each
 
 # Takes a module and what to call it with; gives a call without arguments.
@@ -36,12 +36,11 @@ def measure(
     nets: Mapping[str, nn.Module],
     example_input: Any,
     ready: Ready,
-    turns: tuple[int, float] = WHOLE,
+    turns: int = WHOLE,
 ) -> dict[str, float]:
     """Median milliseconds of each, in turns."""
     tasks = {name: ready(copy.deepcopy(net).eval(), example_input) for name, net in nets.items()}
-    number, least = turns
-    timings = time_together(tasks, number, WARMUP, ready is not eager, least)
+    timings = time_together(tasks, turns, WARMUP, ready is not eager, TURN)
     return {t.name: t.median for t in timings}
 
 
