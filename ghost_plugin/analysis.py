@@ -177,8 +177,8 @@ def time_together(
         warmup: Untimed calls of each before that.
         apart: Whether to rest and call a task untimed in front of each turn: the threads of
             another runtime go on spinning for a while after its own calls and take its cores.
-        least: Milliseconds that a turn lasts; it is of one call without. Short calls need it: behind
-            a rest up to ten of them take twice their time.
+        least: Milliseconds that a turn lasts; it is of one call without. Short calls need it:
+            behind a rest up to ten of them take twice their time.
 
     Returns:
         One :class:`Timing` per task, in their order.

@@ -25,8 +25,8 @@ class Followed:
         prefix: Of its layers' names in the network, '' for the whole.
         graph: Of one call.
         modules: By their names without the prefix; copies.
-        alone: Full names of the modules that stand at one place, without hooks or weights that
-            others have, too.
+        alone: Full names of the modules that stand at one place, without hooks and with weights
+            that nobody else has or reads.
         calls: How often each module runs.
     """
 
@@ -68,7 +68,8 @@ def followed(model: nn.Module) -> Iterator[Followed]:
     # Tracing runs the network's own code, which may keep what it is given.
     for prefix, graph, modules in _graphs(copy.deepcopy(model)):
         calls = Counter(node.target for node in graph.nodes if node.op == 'call_module')
-        yield Followed(prefix, graph, modules, alone, calls)
+        read = {f'{prefix}{n.target}'.rpartition('.')[0] for n in graph.nodes if n.op == 'get_attr'}
+        yield Followed(prefix, graph, modules, alone - read, calls)
 
 
 def _watched(module: nn.Module) -> bool:

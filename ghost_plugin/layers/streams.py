@@ -6,8 +6,9 @@ them. Inside of a network any order will do, as long as all that write and read 
 
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -30,8 +31,9 @@ _TOGETHER = {
     operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, torch.add, torch.mul,
     'add', 'add_', 'mul', 'mul_',
 }  # fmt: skip
-_MEANS, _FLATTENS = {torch.mean, 'mean'}, {torch.flatten, 'flatten', nn.Flatten}
-_ASKS = {getattr, 'size', 'dim'}  # about a tensor, and not for its values
+_MEANS, _FLATTENS = {torch.mean, 'mean'}, {torch.flatten, 'flatten'}
+_SIDES = [2, 3]  # axes of height and width
+_FACTS = {'shape', 'dtype', 'device', 'ndim'}  # of a tensor, that tell nothing of its values
 
 
 @dataclass(eq=False)
@@ -85,7 +87,7 @@ class _Streams:
             return self._together(given)
         if kind in _CHANNELWISE or (kind in _MEANS and _keeps(node)):
             return given[0]
-        if kind not in _ASKS and not self._head(node, kind, given):
+        if not (_asks(node) or self._head(node, given)):
             for stream in given:
                 stream.fixed = True
         return Stream(fixed=True)
@@ -110,20 +112,22 @@ class _Streams:
                 self.of.update({node: first for node, own in self.of.items() if own is other})
         return first
 
-    def _head(self, node: fx.Node, kind: type | Callable | str | None, given: list[Stream]) -> bool:
+    def _head(self, node: fx.Node, given: list[Stream]) -> bool:
         """Whether one value per channel is left here, and only linear layers read it."""
-        if kind not in _FLATTENS | _MEANS:
+        if not _pools(node, self.part.single(node)):
             return False
-        readers = [node]
-        while readers and all(type(self.part.single(n)) is not nn.Linear for n in readers):
-            readers = [user for reader in readers for user in reader.users]
-            if any(type(self.part.single(n)) not in (nn.Identity, nn.Linear) for n in readers):
-                return False
-        if not all(type(self.part.single(n)) is nn.Linear for n in readers):
+        readers = [*self._beyond(node)]
+        if any(type(self.part.single(n)) is not nn.Linear for n in readers):
             return False
         for reader in readers:
             self._read(given[0], reader, self.part.single(reader))
-        return bool(readers)
+        return True
+
+    def _beyond(self, node: fx.Node) -> Iterator[fx.Node]:
+        """What takes a node, behind what does nothing."""
+        for user in node.users:
+            idle = type(self.part.single(user)) is nn.Identity
+            yield from self._beyond(user) if idle else (user,)
 
 
 def _mixes(module: nn.Module | None) -> bool:
@@ -149,7 +153,32 @@ def _inputs(module: nn.Module) -> int:
 
 
 def _keeps(node: fx.Node) -> bool:
-    return bool(node.kwargs.get('keepdim', len(node.args) > 2 and node.args[2]))
+    """Whether a mean keeps (N, C, 1, 1)."""
+    return bool(_given(node, 2, 'keepdim', False)) and _sides(node)
+
+
+def _pools(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether (N, C) is left, of (N, C, H, W) or, for sizes fit only then, of (N, C, 1, 1)."""
+    if isinstance(module, nn.Flatten):
+        return module.start_dim == 1
+    if node.target in _FLATTENS:
+        return _given(node, 1, 'start_dim', 0) == 1
+    return node.target in _MEANS and _sides(node)
+
+
+def _sides(node: fx.Node) -> bool:
+    axes = _given(node, 1, 'dim', ())
+    return isinstance(axes, tuple | list) and sorted(axis % 4 for axis in axes) == _SIDES
+
+
+def _asks(node: fx.Node) -> bool:
+    """Whether a node asks about a tensor, and not for its values."""
+    return node.target in ('size', 'dim') or (node.target is getattr and node.args[1] in _FACTS)
+
+
+def _given(node: fx.Node, place: int, name: str, otherwise: Any) -> Any:
+    """An argument of a call."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, otherwise)
 
 
 def settle(model: nn.Module) -> int:

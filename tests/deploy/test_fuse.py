@@ -185,12 +185,58 @@ class Ends(Streams):
         lambda x: x.mean(1, keepdim=True),
         lambda x: x.softmax(1),
         lambda x: x.flatten(1)[:, :3],
+        lambda x: x.mT,
+        lambda x: x - x.mean(1, keepdim=True),
     ],
 )
 def test_an_order_that_somebody_sees_stays(end):
     net = Ends(end).eval().double()
     fused = gp.fuse(net, torch.randn(2, 3, 5, 5).double())
     assert (fused.folding.orders, len(orders(fused))) == (1, 2)
+    assert fused.folding.max_abs_diff < 1e-12
+
+
+class Mixer(nn.Module):
+    """A linear layer over pixels, as many of which there are as channels."""
+
+    def __init__(self, flat) -> None:
+        super().__init__()
+        self.conv, self.flat, self.fc = ghost(3, 16), flat, nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.fc(self.flat(self.conv(x)))
+
+
+@pytest.mark.parametrize(
+    ('flat', 'gone'),
+    [
+        (lambda x: x.flatten(2), 0),
+        (nn.Flatten(2), 0),
+        (lambda x: x.mean(1).flatten(1), 0),
+        (lambda x: x.mean((2, 3)), 1),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 1),
+    ],
+)
+def test_only_a_linear_layer_over_channels_reads_them(flat, gone):
+    net = Mixer(flat).eval().double()
+    fused = gp.fuse(net, torch.randn(2, 3, 4, 4).double())
+    assert fused.folding.orders == gone
+    assert fused.folding.max_abs_diff < 1e-12
+
+
+class Reads(Streams):
+    """Looks at the weights of a conv besides calling it."""
+
+    def forward(self, x):
+        y = self.stem(x)
+        return nn.functional.conv2d(self.second(self.gate(self.squeeze(y))), self.gate.weight)
+
+
+def test_layers_whose_weights_are_read_keep_them():
+    net = Reads()
+    net.gate, net.squeeze = nn.Conv2d(8, 8, 1), ghost(8, 8)
+    net = net.eval().double()
+    fused = gp.fuse(net, torch.randn(2, 3, 5, 5).double())
     assert fused.folding.max_abs_diff < 1e-12
 
 
