@@ -47,16 +47,15 @@ def measure(
 def converted(model: nn.Module, plan: ConversionPlan) -> nn.Module:
     """The plan's network with fresh weights, and with orders as inheritance would leave them."""
     net = plan.apply(model, inherit=False)
-    for row in plan.rows:
-        if row.converts:
-            _shuffle(net.get_submodule(row.name))
+    _shuffle(net.get_submodule(row.name) for row in plan.rows if row.converts)
     return net
 
 
-def _shuffle(ghost: GhostConv2d) -> None:
-    """A fresh order changes nothing, so runtimes leave it out; of those behind it few can be."""
-    random = torch.Generator().manual_seed(ghost.out_channels)
-    ghost.order.copy_(torch.randperm(ghost.made(), generator=random)[: ghost.out_channels])
+def _shuffle(ghosts: Iterable[GhostConv2d]) -> None:
+    """Give each an order of its own; fresh ones change nothing, so runtimes leave them out."""
+    random = torch.Generator().manual_seed(0)
+    for ghost in ghosts:
+        ghost.order.copy_(torch.randperm(ghost.made(), generator=random)[: ghost.out_channels])
 
 
 def time_rows(model: nn.Module, example_input: Any, rows: list[Row], ready: Ready) -> None:
@@ -92,8 +91,7 @@ def _settled(model: nn.Module, rows: list[Row]) -> set[str]:
     """Convs whose Ghosts lose their order in a network that is fused, all of them converted."""
     net = copy.deepcopy(model)
     ghosts = build_ghosts(net, {row.name: {**row.settings, 'ratio': 2} for row in rows}, seed=0)
-    for ghost in ghosts.values():
-        _shuffle(ghost)
+    _shuffle(ghosts.values())
     settle(swap(net, ghosts))
     return {name for name, ghost in ghosts.items() if ghost.order is None}
 
@@ -101,8 +99,10 @@ def _settled(model: nn.Module, rows: list[Row]) -> set[str]:
 def _single(conv: nn.Module, settings: Mapping[str, Any], settled: bool) -> GhostConv2d:
     ghost = build_ghost(conv, settings)
     # Where more maps are made than taken, an order picks them and stays.
-    if not settled or ghost.made() > ghost.out_channels:
-        _shuffle(ghost)
+    if settled and ghost.made() == ghost.out_channels:
+        ghost.order = None
+    else:
+        _shuffle([ghost])
     return ghost
 
 

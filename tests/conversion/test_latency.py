@@ -91,6 +91,47 @@ def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
     assert all(isinstance(maps, list) for call in timed for maps in call)  # what runners give
 
 
+class Shortcut(nn.Module):
+    """Two convs of one kind whose maps nobody adds, two whose maps a shortcut adds."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 8, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(32, 32, 3, padding=1) for _ in range(4))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for inner, outer in (self.convs[:2], self.convs[2:]):
+            x = x + outer(inner(x).relu())
+        return self.head(x)
+
+
+def test_each_kind_of_conv_is_timed_once_with_the_order_that_stays(monkeypatch):
+    made = []
+
+    def spy(module, example_input):
+        made.append(module)
+        return lambda: module(example_input)
+
+    def clock(tasks, *_, **__):
+        return [Timing(name, 1.0 / n, 0, 0, 1) for n, name in enumerate(tasks, 1)]
+
+    monkeypatch.setattr(timing, 'time_together', clock)
+    plan = gp.plan(Shortcut().eval(), X, latency=0.9, ready=spy)
+    ratios = len(plan.rows[1].scores)
+    singles = [m for m in made if not isinstance(m, Shortcut)]
+    # The orders of three of the four go, so there are two kinds.
+    assert len(singles) == 2 * (1 + ratios)
+    stay = [m.order is not None for m in singles if isinstance(m, gp.GhostConv2d)]
+    assert any(stay[:ratios])  # where an order picks maps it stays
+    assert not all(stay[:ratios])
+    assert all(stay[ratios:])
+    whole = made[-1]
+    orders = [c.order for c in whole.convs if isinstance(c, gp.GhostConv2d)]
+    assert orders
+    assert all((order != torch.arange(32)).any() for order in orders)
+
+
 def test_an_unknown_backend_is_named():
     with pytest.raises(ValueError, match=r"backend must be one of .*got 'tpu'"):
         ready('tpu')

@@ -311,3 +311,38 @@ def test_detectors_of_openmmlab(randomise_norms):
     assert fused.folding.folded == 20
     assert fused.folding.max_abs_diff < 1e-4
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+
+
+_NETWORKS = {  # orders that go, of those of all convs at ratio 2
+    'resnet18': 12,
+    'seresnet18': 16,
+    'mobilenetv3_small_100': 25,
+    'resnetv2_50': 36,
+    'densenet121': 58,
+    'hrnet_w18_small': 44,
+    'xception41': 32,
+    'fastvit_t8': 11,
+    'efficientnet_b0': 39,
+    'convmixer_768_32': 32,
+    'lambda_resnet26t': 19,
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'gone'),
+    [pytest.param(*row, marks=pytest.mark.slow if n > 2 else ()) for n, row in
+     enumerate(_NETWORKS.items())],
+)  # fmt: skip
+def test_orders_in_networks_of_timm(name, gone, randomise_norms):
+    timm = pytest.importorskip('timm')
+    net, x = (
+        randomise_norms(timm.create_model(name, num_classes=7).double()),
+        torch.randn(1, 3, 96, 96),
+    )
+    plan = gp.plan(net, x.double(), ratio=2, keep_last=False)
+    net = plan.apply(net, inherit=False)
+    for maker in orders(net):
+        maker.order = torch.randperm(len(maker.order))
+    fused = gp.fuse(net, x.double())
+    assert fused.folding.orders == gone
+    assert fused.folding.max_abs_diff < 1e-11 * net(x.double()).abs().max()
