@@ -1,9 +1,10 @@
 """One forward pass of a network, watched: which convs run, on what, and which norm follows each."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,11 +26,13 @@ _WRAPPERS = {
     'RecursiveScriptModule': 'the model before it was scripted',
 }
 
-# What heads do with a conv's maps before they return them.
+# What heads do with a conv's maps before they return them, with weights, the input or each other.
 _FINISHING = frozenset(
     getattr(torch.ops.aten, name)
     for name in (
-        'sigmoid _softmax tanh exp permute view _unsafe_view transpose clone unsqueeze squeeze'
+        'sigmoid _softmax tanh exp permute view _unsafe_view transpose clone unsqueeze squeeze '
+        'add sub rsub mul div neg log log1p clamp clamp_min clamp_max expand _to_copy '
+        'upsample_nearest2d upsample_bilinear2d upsample_bicubic2d'
     ).split()
 )
 
@@ -114,11 +117,11 @@ def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[
     with ExitStack() as stack:
         for record in found.values():
             stack.enter_context(_watched(record, order))
-        maps = stack.enter_context(_norms(model, list(found.values())))
+        given = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(example_input)]
+        maps = stack.enter_context(_norms(model, list(found.values()), given))
         stack.enter_context(evaluating(model))
         for leaf in pytree.tree_leaves(call(model, example_input)):
-            record = maps.maker(leaf)
-            if record is not None:
+            for record in maps.makers_of(leaf) or ():
                 record.last = True
     return order
 
@@ -170,35 +173,39 @@ class _Spied(nn.Conv2d):
 class _Maps(TorchDispatchMode):
     """Who made which map, and how many operations took it."""
 
-    def __init__(self) -> None:
+    def __init__(self, given: Iterable[Any]) -> None:
         super().__init__()
         # With the maps themselves, so that no id comes twice.
         self.makers: dict[int, tuple[Found, torch.Tensor]] = {}
-        self.finished: dict[int, tuple[Found, torch.Tensor]] = {}  # made of these, as outputs are
+        # Made of these as outputs are; of none, what is given.
+        self.finished: dict[int, tuple[tuple[Found, ...], Any]] = {id(x): ((), x) for x in given}
         self.uses: Counter[int] = Counter()
 
-    def maker(self, leaf: Any) -> Found | None:
-        """The conv whose maps a tensor holds, finished or not."""
-        record, _ = self.makers.get(id(leaf)) or self.finished.get(id(leaf)) or (None, None)
-        return record
+    def makers_of(self, leaf: Any) -> tuple[Found, ...] | None:
+        """The convs whose maps a tensor holds, finished or not; None where others made it, too."""
+        if id(leaf) in self.makers:
+            return (self.makers[id(leaf)][0],)
+        return self.finished.get(id(leaf), (None, None))[0]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        taken = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
-        self.uses.update(taken & self.makers.keys())
+        leaves = pytree.tree_leaves((args, kwargs))
+        self.uses.update({id(leaf) for leaf in leaves} & self.makers.keys())
         result = func(*args, **kwargs)
-        record = self.maker(args[0]) if func.overloadpacket in _FINISHING else None
-        if record is not None:
-            self.finished[id(result)] = record, result
+        if func.overloadpacket in _FINISHING:
+            parts = [self.makers_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            if None not in parts:
+                once = {id(record): record for record in chain(*parts)}
+                self.finished[id(result)] = tuple(once.values()), result
         return result
 
 
 @contextmanager
-def _norms(model: nn.Module, records: list[Found]) -> Iterator[_Maps]:
+def _norms(model: nn.Module, records: list[Found], given: Iterable[Any]) -> Iterator[_Maps]:
     """Find the norm that takes a conv's very output, where nothing else takes it."""
-    maps = _Maps()
+    maps = _Maps(given)
     takers: dict[str, list[Found | None]] = {}
 
     def made(record: Found) -> Callable:

@@ -5,6 +5,7 @@ from torch.nn.utils import parametrizations
 
 import ghost_plugin as gp
 from ghost_plugin.conversion.selection import REASONS, select
+from ghost_plugin.conversion.tracing import find_convs
 
 
 class Net(nn.Module):
@@ -54,6 +55,9 @@ FINISHES = {
     'exp': lambda maps: maps.exp(),
     'permute': lambda maps: maps.permute(0, 2, 3, 1).reshape(1, -1, 4).sigmoid(),
     'flatten': lambda maps: maps.flatten(2).transpose(1, 2),
+    'arithmetic': lambda maps: 2 * maps - torch.log(1 + maps.exp().clamp(max=9)),
+    'resized': lambda maps: nn.functional.interpolate(maps, size=(20, 20), mode='bilinear'),
+    'double': lambda maps: maps.double(),
 }
 
 
@@ -76,6 +80,29 @@ def test_convs_whose_maps_are_finished_before_they_are_returned_make_the_output(
     found = select(Finished(FINISHES[finish]), X)
     said = {f.name: f.reason for f in found}
     assert said == {'stem': 'first', 'body': '', 'head': 'last', 'other': 'last'}
+
+
+class Around(nn.Module):
+    """Gives its input and what the last conv adds to it, scaled; or the sum of a trunk."""
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk, self.scale = trunk, nn.Parameter(torch.ones(1))
+        self.stem, self.body, self.head = (nn.Conv2d(n, 3, 3, padding=1) for n in (3, 3, 3))
+
+    def forward(self, x):
+        y = self.stem(x).relu()
+        y = y + self.body(y)
+        return y + self.head(y) if self.trunk else self.scale * self.head(y) + x
+
+
+@pytest.mark.parametrize(('trunk', 'last'), [(False, True), (True, False)])
+def test_what_is_added_to_the_input_is_output_and_what_joins_other_maps_is_not(trunk, last):
+    assert [(f.name, f.last) for f in find_convs(Around(trunk), X)] == [
+        ('stem', False),
+        ('body', False),
+        ('head', last),
+    ]
 
 
 def test_convs_stand_in_the_order_of_their_calls():
