@@ -56,8 +56,6 @@ OTHER = {
         'swav', 'arcface',
     },
 }  # fmt: skip
-# Convs whose bias a head sets by name and whose maps are not yet its output.
-KEPT = {'yolof': ['bbox_head.cls_score']}
 NETWORKS = {'mmdet': 1, 'mmpretrain': 2}  # of a family
 FEW = {
     'mmdet': ('retinanet', 'rpn', 'yolox'),
@@ -214,8 +212,7 @@ def sweep(path, limited, inputs):
     BOARD[name] = 'failed'
     for side in sides(inner):
         torch.manual_seed(0)
-        kept = KEPT.get(path.parent.name, [])
-        options = dict(plan=dict(keep_first=False, exclude=kept), size=side)
+        options = dict(plan=dict(keep_first=False), size=side)
         try:
             with limited(SECONDS):
                 model = build(dict(type='ghost_plugin.Converted', model=inner, **options))
