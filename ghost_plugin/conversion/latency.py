@@ -13,16 +13,26 @@ from .timing import Ready, converted, measure, time_rows
 
 TRIES = 5  # plans that are measured
 CLOSE = 0.03  # a plan that meets the budget by less of the original's time will do
+YIELDS = 0.05  # least part of a forecast that is taken to come out
 MARGIN = 0.01  # a Ghost is faster only if it is so by more than that share
 
 
 @dataclass(frozen=True)
-class _Met:
-    """A plan that meets the budget."""
+class _Tried:
+    """A plan that was measured: its choices, and milliseconds of the original and of its own."""
 
-    harm: float
     chosen: dict[str, Choice]
     times: dict[str, float]
+
+    @property
+    def share(self) -> float:
+        """Of the original's time."""
+        return self.times['converted'] / self.times['original']
+
+    @property
+    def harm(self) -> float:
+        """Scores of its ratios."""
+        return sum(choice.harm for choice in self.chosen.values())
 
 
 def meet_latency(
@@ -55,15 +65,18 @@ def meet_latency(
     for row in rows:
         if row.name not in options:
             row.decision, row.reason = 'keep', 'slower'
-    met, fastest = _try(model, example_input, plan, options, share, ready)
-    if met is None:
+    tried = _try(model, example_input, plan, options, share, ready)
+    met = [one for one in tried if one.share <= share]
+    if not met:
+        fastest = min([1.0, *(one.share for one in tried)])
         raise ValueError(
             f'latency={budget!r} is {share:.3f} of what the model takes here; the fastest plan '
             f'measured takes {fastest:.3f}. Ghost convs save fewer milliseconds than '
             'multiply-adds; allow more, or set macs= instead'
         )
-    decide(plan.rows, met.chosen)
-    plan.latency = met.times
+    best = min(met, key=lambda one: one.harm)
+    decide(plan.rows, best.chosen)
+    plan.latency = best.times
 
 
 def _try(
@@ -73,30 +86,26 @@ def _try(
     options: Mapping[str, list[Choice]],
     share: float,
     ready: Ready,
-) -> tuple[_Met | None, float]:
-    """The least harmful plan that met the budget, and the share that the fastest one takes."""
+) -> list[_Tried]:
+    """Plans, each with the forecast corrected by what came out of the one before."""
     smallest = {name: min(own, key=lambda c: c.cost) for name, own in options.items()}
     whole = measure({'original': model}, example_input, ready)['original']
-    met, fastest, yields, seen = None, 1.0, 1.0, []
-    for _ in range(TRIES):
+    tried: list[_Tried] = []
+    yields = 1.0
+    while len(tried) < TRIES:
         chosen = _afford(options, (1 - share) * whole / yields) or smallest
-        if not chosen or chosen in seen:
+        if not chosen or chosen in [one.chosen for one in tried]:
             break
-        seen.append(chosen)
         decide(plan.rows, chosen)
         nets = {'original': model, 'converted': converted(model, plan)}
-        times = measure(nets, example_input, ready)
-        whole = times['original']
-        reached = times['converted'] / whole
-        fastest = min(fastest, reached)
-        harm = sum(choice.harm for choice in chosen.values())
-        if reached <= share and (met is None or harm < met.harm):
-            met = _Met(harm, chosen, times)
-        if share - CLOSE <= reached <= share:
+        now = _Tried(chosen, measure(nets, example_input, ready))
+        tried.append(now)
+        if share - CLOSE <= now.share <= share:
             break
+        whole = now.times['original']
         forecast = sum(options[n][0].cost - c.cost for n, c in chosen.items()) / whole
-        yields = max((1 - reached) / max(forecast, 1e-9), 0.05)
-    return met, fastest
+        yields = max((1 - now.share) / max(forecast, 1e-9), YIELDS)
+    return tried
 
 
 def _share(model: nn.Module, example_input: Any, budget: float | str, ready: Ready) -> float:

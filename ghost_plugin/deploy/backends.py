@@ -78,6 +78,8 @@ class Forms:
         try:
             write(dynamic=self._dynamic)
         except ValueError:
+            if not self._dynamic:
+                raise
             write(dynamic=False)
         return path
 

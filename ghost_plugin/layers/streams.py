@@ -45,14 +45,14 @@ class Stream:
         readers: Names of the convs and linear layers that take all their channels.
         between: Names of layers with weights for each channel alone.
         sizes: Numbers of channels that these have.
-        fixed: Whether something takes the maps that could not be followed.
+        pinned: Whether something takes the maps that could not be followed.
     """
 
     writers: list[str] = field(default_factory=list)
     readers: list[str] = field(default_factory=list)
     between: list[str] = field(default_factory=list)
     sizes: set[int] = field(default_factory=set)
-    fixed: bool = False
+    pinned: bool = False
 
     def take(self, other: 'Stream') -> None:
         """Become one with another stream."""
@@ -60,7 +60,7 @@ class Stream:
         self.readers += other.readers
         self.between += other.between
         self.sizes |= other.sizes
-        self.fixed |= other.fixed
+        self.pinned |= other.pinned
 
 
 class _Streams:
@@ -89,8 +89,8 @@ class _Streams:
             return given[0]
         if not (_asks(node) or self._head(node, given)):
             for stream in given:
-                stream.fixed = True
-        return Stream(fixed=True)
+                stream.pinned = True
+        return Stream(pinned=True)
 
     def _kind(self, node: fx.Node) -> type | Callable | str | None:
         if node.op == 'call_module':
@@ -102,7 +102,7 @@ class _Streams:
             stream.readers.append(self.part.name(node))
             stream.sizes.add(_inputs(module))
         else:
-            stream.fixed = True
+            stream.pinned = True
 
     def _together(self, given: list[Stream]) -> Stream:
         first, *others = given
@@ -189,7 +189,7 @@ def settle(model: nn.Module) -> int:
     """
     for part in followed(model):
         for stream in dict.fromkeys(_Streams(part).of.values()):
-            if not stream.fixed and len(stream.sizes) == 1:
+            if not stream.pinned and len(stream.sizes) == 1:
                 _reorder(model, stream)
     ghosts = [m for m in model.modules() if isinstance(m, GHOST_CONVS)]
     return sum(_forget(ghost) for ghost in ghosts)

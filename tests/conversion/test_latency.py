@@ -75,6 +75,11 @@ def test_other_budgets_are_named(clock, wrong):
         gp.plan(net(), X, latency=wrong)
 
 
+def ranked(tasks, *_, **__):
+    """A clock by which the second takes half of the first's time, the third a third."""
+    return [Timing(name, 1.0 / n, 0, 0, 1) for n, name in enumerate(tasks, 1)]
+
+
 @pytest.mark.parametrize('backend', ['fused', 'onnxruntime'])
 def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
     if not _optional.usable(*TIMED[backend].needs):
@@ -83,7 +88,7 @@ def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
 
     def clock(tasks, *_, **__):
         timed.append([task() for task in tasks.values()])
-        return [Timing(name, 1.0 / n, 0, 0, 1) for n, name in enumerate(tasks, 1)]
+        return ranked(tasks)
 
     monkeypatch.setattr(timing, 'time_together', clock)
     plan = gp.plan(net(), X, latency=0.9, ready=ready(backend))
@@ -113,10 +118,7 @@ def test_each_kind_of_conv_is_timed_once_with_the_order_that_stays(monkeypatch):
         made.append(module)
         return lambda: module(example_input)
 
-    def clock(tasks, *_, **__):
-        return [Timing(name, 1.0 / n, 0, 0, 1) for n, name in enumerate(tasks, 1)]
-
-    monkeypatch.setattr(timing, 'time_together', clock)
+    monkeypatch.setattr(timing, 'time_together', ranked)
     plan = gp.plan(Shortcut().eval(), X, latency=0.9, ready=spy)
     ratios = len(plan.rows[1].scores)
     singles = [m for m in made if not isinstance(m, Shortcut)]

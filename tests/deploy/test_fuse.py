@@ -335,14 +335,11 @@ _NETWORKS = {  # orders that go, of those of all convs at ratio 2
 )  # fmt: skip
 def test_orders_in_networks_of_timm(name, gone, randomise_norms):
     timm = pytest.importorskip('timm')
-    net, x = (
-        randomise_norms(timm.create_model(name, num_classes=7).double()),
-        torch.randn(1, 3, 96, 96),
-    )
-    plan = gp.plan(net, x.double(), ratio=2, keep_last=False)
-    net = plan.apply(net, inherit=False)
+    x = torch.randn(1, 3, 96, 96, dtype=torch.float64)
+    net = randomise_norms(timm.create_model(name, num_classes=7).double())
+    net = gp.plan(net, x, ratio=2, keep_last=False).apply(net, inherit=False)
     for maker in orders(net):
         maker.order = torch.randperm(len(maker.order))
-    fused = gp.fuse(net, x.double())
+    fused = gp.fuse(net, x)
     assert fused.folding.orders == gone
-    assert fused.folding.max_abs_diff < 1e-11 * net(x.double()).abs().max()
+    assert fused.folding.max_abs_diff < 1e-11 * net(x).abs().max()
