@@ -8,7 +8,7 @@ visited, and join.
 
 import ctypes
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -24,9 +24,8 @@ from .stations import (
     both,
     halves,
     maps_seen,
-    part_of,
-    parts_of,
     pictures,
+    regrouped,
     stationed,
     together,
 )
@@ -35,10 +34,12 @@ HELD = 6  # maps that are held at a time, of the largest that is still to come: 
 THREADS = 8  # at the least, where memory does not ask for more
 
 
-def travel(model: nn.Module, batch: Any, stations: Mapping[str, Visit], memory: int) -> None:
+def travel(
+    model: nn.Module, batches: Sequence[Any], stations: Mapping[str, Visit], memory: int
+) -> None:
     """Visit all stations with all pictures; nobody sets out where there is no station."""
     if stations:
-        Convoy(model, batch, stations, memory).run()
+        Convoy(model, batches, stations, memory).run()
 
 
 class Convoy:
@@ -46,19 +47,19 @@ class Convoy:
 
     Args:
         model: The original; it is left as it was.
-        batch: All pictures, as one batch.
+        batches: All pictures, of one size.
         stations: What happens at each module, by name.
         memory: Bytes of maps that may be held at a time.
     """
 
     def __init__(
-        self, model: nn.Module, batch: Any, stations: Mapping[str, Visit], memory: int
+        self, model: nn.Module, batches: Sequence[Any], stations: Mapping[str, Visit], memory: int
     ) -> None:
         self.model, self.stations, self.memory = model, stations, memory
-        self.ahead = largest_ahead(model, stations, part_of(batch, slice(0, 2)))
-        number = pictures(batch)
-        self.size = max(1, min(-(-number // THREADS), self._room(max(self.ahead.values()))))
-        self.waiting = parts_of(batch, self.size)
+        self.ahead = largest_ahead(model, stations, next(regrouped(batches, 2)))
+        self.waiting = sum(map(pictures, batches))
+        self.size = max(1, min(-(-self.waiting // THREADS), self._room(max(self.ahead.values()))))
+        self.parts = regrouped(batches, self.size)
         self.visited: set[str] = set()
         self.travellers: list[_Traveller] = []
 
@@ -77,7 +78,8 @@ class Convoy:
         return self.memory // max(1, HELD * size)
 
     def _set_out(self) -> None:
-        traveller = _Traveller(self.model, self.waiting.pop(0))
+        traveller = _Traveller(self.model, next(self.parts))
+        self.waiting -= traveller.number
         self.travellers.append(traveller)
         traveller.set_out()
         _trim()(0)
@@ -188,7 +190,7 @@ def _trim() -> Callable[[int], Any]:
 def _joined(parts: tuple) -> Any:
     def join(*leaves: Any) -> Any:
         batched = isinstance(leaves[0], torch.Tensor) and leaves[0].ndim > 1
-        return torch.cat(leaves) if batched else leaves[0]
+        return torch.cat(leaves) if batched and len(leaves) > 1 else leaves[0]
 
     return pytree.tree_map(join, *parts)
 

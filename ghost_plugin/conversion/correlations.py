@@ -176,18 +176,22 @@ def solve(own: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(best, posinf=0, neginf=0)
 
 
-def filters(stats: Correlations) -> tuple[torch.Tensor, torch.Tensor]:
-    """Best filter (n, n, t) for every pair, primary first, and what is left of the energy.
+def pair_errors(stats: Correlations) -> torch.Tensor:
+    """(n, n) share of a map's energy, within 0..1, that the best filter of another leaves.
 
-    Returns:
-        The filters, and (n, n) relative squared errors within 0..1.
+    The other, which would be primary, comes first.
     """
     some = max(1, SOLVED // stats.cross[0].numel())  # primaries at a time, for the cache
-    best = torch.empty_like(stats.cross)
-    parts = zip(stats.own.split(some), stats.cross.split(some), best.split(some), strict=True)
-    for own, cross, found in parts:
-        found.copy_(solve(own, cross.transpose(1, 2)).transpose(1, 2))
-    explained = (best * stats.cross).sum(2).double()
+    explained = [
+        (solve(own, cross.transpose(1, 2)).transpose(1, 2) * cross).sum(2)
+        for own, cross in zip(stats.own.split(some), stats.cross.split(some), strict=True)
+    ]
+    errors = torch.cat(explained)
     if stats.constant:  # the squared mean is explained by the constant
-        explained = explained - stats.cross[:, :, -1].double().square()
-    return best, (1 - explained / stats.energy.double().clamp_min(1e-30)).clamp(0, 1)
+        errors -= stats.cross[:, :, -1].double().square()
+    return errors.div_(stats.energy.double().clamp_min(1e-30)).neg_().add_(1).clamp_(0, 1)
+
+
+def pair_filters(stats: Correlations, primaries: list[int], ghosts: list[int]) -> torch.Tensor:
+    """(pairs, t) best filters, of each primary map for the ghost at the same place."""
+    return solve(stats.own[primaries], stats.cross[primaries, ghosts, :, None])[..., 0]

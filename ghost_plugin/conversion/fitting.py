@@ -1,7 +1,6 @@
 """All Ghost convs of a conversion, fitted one after the other on what really reaches them."""
 
 import copy
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +14,9 @@ from .convoy import HELD, largest_ahead, travel
 from .correlations import Correlations, Statistics, from_kernels
 from .inherit import cheap_side, inherit
 from .refit import refit
-from .stations import Arguments, Visit, maps_seen, part_of, parts_of, together
+from .stations import Arguments, Visit, maps_seen, part_of, regrouped, together
 from .surgery import absorb
 
-_logger = logging.getLogger(__name__)
 # Bytes that a pass may hold, of statistics and of both streams' maps.
 STATISTICS, MEMORY = 2**29, 2**28
 # A conv that fewer pictures reach within memory is told by a pass of its own over all of them.
@@ -78,13 +76,11 @@ def from_statistics(fit: Fit, names: Iterable[str], batches: list[Any]) -> None:
         fit.inherit(name, stats)
 
 
-def begin(fit: Fit, batch: Any | None) -> None:
+def begin(fit: Fit, batches: list[Any]) -> None:
     """First weights where the maps are so large that a fit will see few of the pictures."""
-    if batch is None:
-        return
-    ahead = largest_ahead(fit.model, fit.ghosts, part_of(batch, slice(0, 2)))
+    ahead = largest_ahead(fit.model, fit.ghosts, next(regrouped(batches, 2)))
     early = [name for name, size in ahead.items() if FEW * HELD * size > MEMORY]
-    from_statistics(fit, early, parts_of(batch, PART))
+    from_statistics(fit, early, list(regrouped(batches, PART)))
 
 
 def measured(
@@ -126,13 +122,10 @@ def _within_memory(model: nn.Module, sides: Mapping[str, int]) -> Iterator[list[
         yield part
 
 
-def on_inputs(fit: Fit, batch: Any | None) -> None:
+def on_inputs(fit: Fit, batches: list[Any]) -> None:
     """Fit all Ghosts, in the order of the forward pass, on what the converted network gives."""
-    if batch is None:
-        _logger.warning('the calibration batches do not fit together; no refit on converted inputs')
-        return
     stations = {name: visit_conv(fit, name) for name in fit.ghosts}
-    travel(fit.model, batch, stations, MEMORY)
+    travel(fit.model, batches, stations, MEMORY)
 
 
 def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
@@ -151,17 +144,21 @@ def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
     def visit(forward: Callable, old: Arguments, new: Arguments, number: int) -> tuple[Any, Any]:
         wanted, (x, *_) = forward(*old[0], **old[1]), new[0]
         if name not in fit.errors:
-            parts = wanted.split(PART)
-            stats = Statistics(fit.conv(name), fit.side(name), len(parts))
-            for maps in parts:
-                stats.add(maps)
-            fit.inherit(name, stats.correlations())
+            fit.inherit(name, _correlations(fit, name, wanted))
         if name not in fit.shifts:
             fit.shifts[name] = _refit(fit, name, x, wanted, taken)
         maps = ghost(x)
         return wanted, maps + fit.shifts[name].to(maps)[:, None, None]
 
     return visit
+
+
+def _correlations(fit: Fit, name: str, maps: torch.Tensor) -> Correlations:
+    parts = maps.split(PART)
+    stats = Statistics(fit.conv(name), fit.side(name), len(parts))
+    for part in parts:
+        stats.add(part)
+    return stats.correlations()
 
 
 def _refit(fit: Fit, name: str, x: torch.Tensor, wanted: torch.Tensor, taken: bool) -> torch.Tensor:
@@ -197,11 +194,10 @@ def listed(calibration: Iterable[Any]) -> list[Any]:
     return batches
 
 
-def joinable(batches: list[Any]) -> Any | None:
-    """All pictures as one batch that also goes twice over; None where sizes or names differ."""
-    batch = together(batches)
-    one = part_of(batch, slice(0, 1))
-    return None if batch is None or together([one, one]) is None else batch
+def joinable(batches: list[Any]) -> bool:
+    """Whether pictures of all batches, and each twice over, go through a network together."""
+    first, *others = (part_of(batch, slice(0, 1)) for batch in batches)
+    return together([first, first, *others]) is not None
 
 
 def bytes_per_picture(model: nn.Module, given: Arguments) -> int:

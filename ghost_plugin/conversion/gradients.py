@@ -1,7 +1,7 @@
 """How maps inside a network show in its output: gradients of random projections of the output."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..analysis import call, constant, evaluating, hooked
-from .stations import part_of, parts_of, pictures
+from .stations import part_of, pictures, regrouped
 
 _logger = logging.getLogger(__name__)
 LOOKED, PART = 256, 4  # pictures that covariances look at, at the most, and at a time
@@ -50,14 +50,14 @@ def listen(
 
 
 def covariances(
-    model: nn.Module, names: Iterable[str], batch: Any, seed: int
+    model: nn.Module, names: Iterable[str], batches: Sequence[Any], seed: int
 ) -> dict[str, torch.Tensor]:
     """How the channels of some modules' maps show together in a network's output.
 
     Args:
         model: The network.
         names: Of modules inside.
-        batch: Pictures, some of which are looked at.
+        batches: Pictures of one size, some of which are looked at.
         seed: Of projections.
 
     Returns:
@@ -66,11 +66,12 @@ def covariances(
         Empty, with a warning, where the network cannot be differentiated.
     """
     sums: dict[str, torch.Tensor] = {}
-    chosen = part_of(batch, slice(None, None, -(-pictures(batch) // LOOKED)))
+    step = -(-sum(map(pictures, batches)) // LOOKED)
+    chosen = (part_of(few, slice(0, 1)) for few in regrouped(batches, step))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            listen(model, {name: _adder(name, sums) for name in names}, parts_of(chosen, PART), 1)
+            listen(model, {name: _adder(name, sums) for name in names}, regrouped(chosen, PART), 1)
         except (UnconnectedError, RuntimeError) as error:
             _logger.warning('all channels of blocks count alike, for want of gradients: %s', error)
             return {}

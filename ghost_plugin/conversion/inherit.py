@@ -5,7 +5,7 @@ from torch import nn
 
 from ..layers.ghost import GhostConv2d
 from .assign import choose
-from .correlations import Correlations, filters
+from .correlations import Correlations, pair_errors, pair_filters
 
 
 def cheap_side(ghost: GhostConv2d) -> int:
@@ -30,10 +30,9 @@ def inherit(conv: nn.Conv2d, ghost: GhostConv2d, stats: Correlations) -> float:
     if not ghost.copies:
         ghost.primary_conv.load_state_dict(conv.state_dict())
         return 0.0
-    best, errors = filters(stats)
     shares = stats.energy.double()
     shares = shares / shares.sum().clamp_min(1e-30)
-    lost = errors * shares
+    lost = pair_errors(stats).mul_(shares)
     size = conv.out_channels // conv.groups
     primary, copies = ghost.primary_conv.out_channels // conv.groups, ghost.copies
     rows = []
@@ -41,10 +40,11 @@ def inherit(conv: nn.Conv2d, ghost: GhostConv2d, stats: Correlations) -> float:
         part = slice(start, start + size)
         chosen = choose(lost[part, part], primary, copies)
         rows += [[start + index for index in row] for row in chosen]
-    _write(conv, ghost, rows, best, stats.constant)
-    if not isinstance(ghost.cheap_operation, nn.Conv2d):
-        return float(shares[[j for row in rows for j in row[1:]]].sum())
-    return sum(float(lost[row[0], j]) for row in rows for j in row[1:])
+    primaries = [row[0] for row in rows for _ in row[1:]]
+    ghosts = [j for row in rows for j in row[1:]]
+    _write(conv, ghost, rows, pair_filters(stats, primaries, ghosts), stats.constant)
+    fitted = isinstance(ghost.cheap_operation, nn.Conv2d)
+    return float((lost[primaries, ghosts] if fitted else shares[ghosts]).sum())
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def _write(
     conv: nn.Conv2d,
     ghost: GhostConv2d,
     rows: list[list[int]],
-    best: torch.Tensor,
+    best: torch.Tensor,  # filters, of all pairs in the order of the rows
     constant: bool,
 ) -> None:
     firsts, side = [row[0] for row in rows], cheap_side(ghost)
@@ -60,16 +60,18 @@ def _write(
     kernels = best.new_zeros(ghost.served * ghost.copies, 1, side, side)
     biases = torch.zeros(len(kernels), dtype=torch.float64)
     order = torch.zeros(conv.out_channels, dtype=torch.long)
+    filters = iter(best)
     for index, (first, *others) in enumerate(rows):
         order[first] = index
         for copy, j in enumerate(others):
             place = index * ghost.copies + copy
             order[j] = len(rows) + place
-            kernels[place, 0] = best[first, j, : side**2].view(side, side)
+            found = next(filters)
+            kernels[place, 0] = found[: side**2].view(side, side)
             if constant:
-                biases[place] = best[first, j, -1]
+                biases[place] = found[-1]
             elif conv.bias is not None:
-                biases[place] = conv.bias[j] - conv.bias[first] * best[first, j].sum()
+                biases[place] = conv.bias[j] - conv.bias[first] * found.sum()
     ghost.order.copy_(order)
     if conv.bias is not None:
         ghost.primary_conv.bias.copy_(conv.bias[firsts])

@@ -216,13 +216,12 @@ def _fitted(
     if meta:
         raise ValueError('a model on the meta device has no weights to calibrate')
     batches = listed(calibration)
-    batch = joinable(batches)
-    learnt = Reconstruction(fit, batch, steps, seed) if reconstruct else None
-    begin(fit, batch)
-    if learnt is None:
-        on_inputs(fit, batch)
+    learnt = Reconstruction(fit, batches, steps, seed) if reconstruct else None
+    if joinable(batches):
+        begin(fit, batches)
+        on_inputs(fit, batches) if learnt is None else learnt.run(reconstruct)
     else:
-        {'layer': learnt.layers, 'block': learnt.blocks}[reconstruct]()
+        _logger.warning('the calibration batches do not fit together; no refit on converted inputs')
     from_statistics(fit, fit.ghosts, batches)  # of what no pass could reach
     return learnt
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .convoy import travel
-from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, visit_conv
+from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, joinable, visit_conv
 from .gradients import covariances
 from .stations import Arguments, Visit, both, in_parts, some, tour
 from .surgery import absorb, swap
@@ -65,30 +65,32 @@ class Reconstruction:
 
     Args:
         fit: The Ghosts.
-        batch: All pictures, as :func:`joinable` gives them.
+        batches: All pictures.
         steps: Of Adam, for each layer or block.
         seed: Of the order of pictures.
 
     Raises:
-        ValueError: The pictures could not be joined to one batch.
+        ValueError: The pictures differ in size.
     """
 
-    def __init__(self, fit: Fit, batch: Any | None, steps: int, seed: int) -> None:
-        self.fit, self.batch, self.steps, self.seed = fit, batch, steps, seed
-        if batch is None:
+    def __init__(self, fit: Fit, batches: list[Any], steps: int, seed: int) -> None:
+        self.fit, self.batches, self.steps, self.seed = fit, batches, steps, seed
+        if not joinable(batches):
             raise ValueError('reconstruct needs calibration batches of pictures of one size')
         self.learnt: dict[str, nn.Module] = {}  # what takes a part's place, by its name
         self.metrics: dict[str, torch.Tensor] = {}  # of what the channels of a part are worth
 
-    def layers(self) -> None:
-        """Each Ghost learns its own conv's maps."""
+    def run(self, of: str) -> None:
+        """Each Ghost learns its conv's maps (``'layer'``), or each block its own (``'block'``)."""
+        {'layer': self._layers, 'block': self._blocks}[of]()
+
+    def _layers(self) -> None:
         self._tour({name: self._layer(name) for name in self.fit.ghosts})
 
-    def blocks(self) -> None:
-        """Each block learns what the original block gives."""
+    def _blocks(self) -> None:
         found = blocks_of(self.fit.model, list(self.fit.ghosts))
         lone = {name for name, inside in found.items() if inside == [name]}
-        self.metrics = covariances(self.fit.model, found.keys() - lone, self.batch, self.seed)
+        self.metrics = covariances(self.fit.model, found.keys() - lone, self.batches, self.seed)
         self._tour(
             {
                 name: visit_conv(self.fit, name) if name in lone else self._block(name, inside)
@@ -102,7 +104,7 @@ class Reconstruction:
             model.get_submodule(name).load_state_dict(part.state_dict())
 
     def _tour(self, stations: dict[str, Visit]) -> None:
-        travel(self.fit.model, self.batch, stations, BLOCKS)
+        travel(self.fit.model, self.batches, stations, BLOCKS)
 
     def _layer(self, name: str) -> Visit:
         fitted = visit_conv(self.fit, name)

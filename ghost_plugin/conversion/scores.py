@@ -64,8 +64,8 @@ def score(
         reference = {
             name: min((abs(r - REFERENCE), r) for r in own)[1] for name, own in ratios.items()
         }
-        if calibration:
-            _refit(model, fits, reference, joinable(parts))
+        if calibration and joinable(parts):
+            _refit(model, fits, reference, parts)
         ghosts = {name: fits[ratio].ghosts[name] for name, ratio in reference.items()}
         moved = _moved(model, rows, ghosts, parts)
     for row in rows:
@@ -111,12 +111,11 @@ def _fits(
 
 
 def _refit(
-    model: nn.Module, fits: Mapping[float, Fit], reference: Mapping[str, float], batch: Any | None
+    model: nn.Module, fits: Mapping[float, Fit], reference: Mapping[str, float], parts: list[Any]
 ) -> None:
     """Fit one Ghost of each conv to the original's maps, on the original's own inputs."""
-    if batch is not None:
-        stations = {name: _dense(visit_conv(fits[r], name)) for name, r in reference.items()}
-        travel(model, batch, stations, MEMORY)
+    stations = {name: _dense(visit_conv(fits[r], name)) for name, r in reference.items()}
+    travel(model, parts, stations, MEMORY)
 
 
 def _dense(fitted: Visit) -> Visit:

@@ -33,6 +33,8 @@ def together(batches: list[Any]) -> Any | None:
 
 def _join(batches: list[Any]) -> Any:
     first = batches[0]
+    if len(batches) == 1:
+        return first
     if isinstance(first, torch.Tensor):
         return torch.cat(batches) if first.ndim else first
     if isinstance(first, Mapping):
@@ -67,6 +69,22 @@ def parts_of(batch: Any, size: int) -> list[Any]:
     """All pictures of a batch, ``size`` at a time."""
     starts = range(0, pictures(batch), size)
     return [part_of(batch, slice(start, start + size)) for start in starts]
+
+
+def regrouped(batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """The pictures of all batches, ``size`` at a time; only what is asked for is joined."""
+    parts: list[Any] = []
+    for batch in batches:
+        start, number = 0, pictures(batch)
+        while start < number:
+            missing = size - sum(map(pictures, parts))
+            parts.append(part_of(batch, slice(start, start + missing)))
+            start += missing
+            if start <= number:
+                yield _join(parts)
+                parts = []
+    if parts:
+        yield _join(parts)
 
 
 def _is_batch(part: Any) -> bool:

@@ -25,7 +25,7 @@ def conv():
 
 
 def test_channels_count_by_what_the_output_reads():
-    metric = covariances(net(conv()), ['0'], X, seed=0)['0']
+    metric = covariances(net(conv()), ['0'], [X], seed=0)['0']
     assert metric.shape == (16, 16)
     torch.testing.assert_close(metric, metric.T)
     torch.testing.assert_close(metric.diagonal().mean(), torch.tensor(1.0))
@@ -37,7 +37,7 @@ def test_same_seed_same_metric_and_nothing_else_changes():
     model = net(conv()).train()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     dice = torch.random.get_rng_state()
-    first, again = (covariances(model, ['0'], X, seed=1)['0'] for _ in range(2))
+    first, again = (covariances(model, ['0'], [X], seed=1)['0'] for _ in range(2))
     assert torch.equal(first, again) and torch.equal(dice, torch.random.get_rng_state())
     assert model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
@@ -45,7 +45,7 @@ def test_same_seed_same_metric_and_nothing_else_changes():
 
 def test_an_error_that_the_output_does_not_read_is_none():
     block = conv().eval()
-    metric = covariances(net(block), ['0'], X, seed=0)['0']
+    metric = covariances(net(block), ['0'], [X], seed=0)['0']
     wanted = block(X).detach()
     unread, read = wanted.clone(), wanted.clone()
     unread[:, 8:] += 1
@@ -73,8 +73,8 @@ def test_no_metric_where_there_is_nothing_to_measure():
         def forward(self, x):
             return x, x
 
-    assert covariances(nn.Sequential(conv(), Picks()), ['0'], X, seed=0) == {}
-    assert covariances(nn.Sequential(conv(), Forward()), ['0'], X, seed=0) == {}
-    assert covariances(nn.Sequential(conv(), Pair()), ['1'], X, seed=0) == {}
+    assert covariances(nn.Sequential(conv(), Picks()), ['0'], [X], seed=0) == {}
+    assert covariances(nn.Sequential(conv(), Forward()), ['0'], [X], seed=0) == {}
+    assert covariances(nn.Sequential(conv(), Pair()), ['1'], [X], seed=0) == {}
     flat = nn.Sequential(nn.Flatten(), nn.Linear(432, 5))
-    assert covariances(nn.Sequential(flat, nn.Linear(5, 2)), ['0'], X, seed=0) == {}
+    assert covariances(nn.Sequential(flat, nn.Linear(5, 2)), ['0'], [X], seed=0) == {}
