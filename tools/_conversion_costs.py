@@ -1,49 +1,56 @@
 """What a conversion itself costs: seconds and memory of planning and fitting, on this machine."""
 
+import multiprocessing
 import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import timm
 import torch
 from _terminal import table
+from torch import nn
 
 import ghost_plugin as gp
 
 PICTURES, PART = 256, 32
+CALIBRATED = f'conversion calibrated on {PICTURES} pictures'
+# What is done to a model, with what it is called with and a plan; the pictures are made before.
+STEPS: dict[str, Callable[[nn.Module, torch.Tensor, gp.ConversionPlan, list], Any]] = {
+    'plan without data': lambda model, example, plan, batches: gp.plan(model, example),
+    'conversion without data': lambda model, example, plan, batches: plan.apply(model),
+    CALIBRATED: lambda model, example, plan, batches: plan.apply(model, calibration=batches),
+}
 
 
 def conversion_costs(name: str, side: int) -> list[dict[str, Any]]:
-    """Print and return seconds and peak memory of each step.
+    """Print and return seconds and peak memory of each step, each in a process of its own.
 
     Args:
         name: A timm model; its weights do not matter for the time.
         side: Of the pictures, pixels; noise stands for them.
     """
-    model = timm.create_model(name).eval()
-    example = torch.randn(1, 3, side, side)
-    batches = [torch.randn(PART, 3, side, side) for _ in range(PICTURES // PART)]
-    with torch.no_grad():
-        model(batches[0])
-    plan = gp.plan(model, example)
-    steps = {
-        'plan without data': lambda: gp.plan(model, example),
-        'conversion without data': lambda: plan.apply(model),
-        f'conversion calibrated on {PICTURES} pictures': lambda: plan.apply(
-            model, calibration=batches
-        ),
-    }
-    rows = [_measured(step, run) for step, run in steps.items()]
+    given = name, side, torch.get_num_threads()
+    alone = {'mp_context': multiprocessing.get_context('spawn'), 'max_tasks_per_child': 1}
+    with ProcessPoolExecutor(1, **alone) as pool:
+        rows = [pool.submit(_measured, step, *given).result() for step in STEPS]
     print(f'\n{name}, {side} px, {torch.get_num_threads()} threads')
     cells = [[r['step'], f'{r["seconds"]:.1f}', f'{r["megabytes"]:.0f}'] for r in rows]
     print(table(['Step', 'Seconds', 'Memory above one batch of inference (MB)'], cells))
     return rows
 
 
-def _measured(step: str, run: Callable[[], Any]) -> dict[str, Any]:
+def _measured(step: str, name: str, side: int, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    model = timm.create_model(name).eval()
+    example = torch.randn(1, 3, side, side)
+    batches = [torch.randn(PART, 3, side, side) for _ in range(PICTURES // PART)]
+    plan = gp.plan(model, example)
+    with torch.no_grad():
+        model(batches[0])
     before, start = _peak(), time.monotonic()
-    run()
+    STEPS[step](model, example, plan, batches)
     return {'step': step, 'seconds': time.monotonic() - start, 'megabytes': _peak() - before}
 
 

@@ -63,9 +63,10 @@ def _pairs(cost: Costs) -> Iterator[tuple[int, int]]:
     """Pairs (p, j), cheapest first: for each j the best p only, which is where ghosts come from."""
     import numpy as np
 
-    alone = cost + np.diag(np.full(len(cost), np.inf))
+    alone = cost.copy()
+    np.fill_diagonal(alone, np.inf)
     number = min(BEST, len(cost))
-    best = np.argpartition(alone, number - 1, axis=0)[:number]  # (BEST, n) of p
+    best = np.argpartition(alone, number - 1, axis=0)[:number].copy()  # (BEST, n) of p
     js = np.broadcast_to(np.arange(len(cost)), best.shape)
     # Of pairs that are equally good those of one primary follow each other; if rounding decided,
     # maps that are all multiples of one could end as several families.

@@ -8,7 +8,7 @@ visited, and join.
 
 import ctypes
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,9 @@ from torch.utils import _pytree as pytree
 from ..analysis import call, evaluating, hooked
 from .stations import (
     Arguments,
+    Stream,
     Visit,
+    alone,
     arguments,
     both,
     halves,
@@ -92,15 +94,19 @@ class Convoy:
         while self.waiting and sum(t.number for t in self.travellers) + self.size <= room:
             self._set_out()
         here = [t for t in self.travellers if t.place == name]
-        numbers = [t.number for t in here]
         _trim()(0)
-        forward, *streams = zip(*(t.brought for t in here), strict=True)
-        outputs = self.stations[name](forward[0], *map(_joined, streams), sum(numbers))
+        outputs = self._outputs(name, here)
         self.visited.add(name)
-        shares = zip(*(_shared(stream, numbers) for stream in outputs), strict=True)
-        for traveller, share in zip(here, shares, strict=True):
+        for traveller, share in zip(here, outputs, strict=True):
             traveller.go_on(both(*share))
         self.travellers = [t for t in self.travellers if not t.arrived]
+
+    def _outputs(self, name: str, here: list['_Traveller']) -> Iterator[tuple[Any, Any]]:
+        """Both streams' outputs of a station, for each traveller."""
+        numbers = [t.number for t in here]
+        forwards, *streams = zip(*(t.brought for t in here), strict=True)
+        outputs = self.stations[name](forwards[0], *(Stream(s, numbers) for s in streams))
+        return zip(*(_shared(stream, numbers) for stream in outputs), strict=True)
 
     def _stop(self, name: str, forward: Callable) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -109,7 +115,7 @@ class Convoy:
             if streams is None:  # not pictures of both, such as boxes of unequal number
                 return forward(*args, **kwargs)
             if name in self.visited:
-                return both(*self.stations[name](forward, *streams, traveller.number))
+                return both(*self.stations[name](forward, *alone(streams, traveller.number)))
             return traveller.wait(name, (forward, *streams))
 
         return run
@@ -185,14 +191,6 @@ def _trim() -> Callable[[int], Any]:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # another system
         return lambda kept: None
-
-
-def _joined(parts: tuple) -> Any:
-    def join(*leaves: Any) -> Any:
-        batched = isinstance(leaves[0], torch.Tensor) and leaves[0].ndim > 1
-        return torch.cat(leaves) if batched and len(leaves) > 1 else leaves[0]
-
-    return pytree.tree_map(join, *parts)
 
 
 def _shared(whole: Any, numbers: list[int]) -> list[Any]:

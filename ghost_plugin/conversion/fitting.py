@@ -13,8 +13,8 @@ from ..layers.ghost import GhostConv2d
 from .convoy import HELD, largest_ahead, travel
 from .correlations import Correlations, Statistics, from_kernels
 from .inherit import cheap_side, inherit
-from .refit import refit
-from .stations import Arguments, Visit, maps_seen, part_of, regrouped, together
+from .refit import enough, refit
+from .stations import Arguments, Stream, Visit, maps_seen, part_of, regrouped, together
 from .surgery import absorb
 
 # Bytes that a pass may hold, of statistics and of both streams' maps.
@@ -141,14 +141,14 @@ def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
     ghost = fit.ghosts[name]
     taken = behind and fit.norm(name) is not None and ghost.primary_conv.bias is None
 
-    def visit(forward: Callable, old: Arguments, new: Arguments, number: int) -> tuple[Any, Any]:
-        wanted, (x, *_) = forward(*old[0], **old[1]), new[0]
+    def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
+        wanted = old.through(forward)
         if name not in fit.errors:
             fit.inherit(name, _correlations(fit, name, wanted))
         if name not in fit.shifts:
-            fit.shifts[name] = _refit(fit, name, x, wanted, taken)
-        maps = ghost(x)
-        return wanted, maps + fit.shifts[name].to(maps)[:, None, None]
+            fit.shifts[name] = _refit(fit, name, new, wanted, taken)
+        shift = fit.shifts[name].to(wanted)[:, None, None]
+        return wanted, new.through(lambda *given: ghost(*given) + shift)
 
     return visit
 
@@ -161,15 +161,17 @@ def _correlations(fit: Fit, name: str, maps: torch.Tensor) -> Correlations:
     return stats.correlations()
 
 
-def _refit(fit: Fit, name: str, x: torch.Tensor, wanted: torch.Tensor, taken: bool) -> torch.Tensor:
+def _refit(fit: Fit, name: str, given: Stream, wanted: torch.Tensor, taken: bool) -> torch.Tensor:
     """Fit a Ghost to its targets in place; what is to be added to its maps."""
     ghost = fit.ghosts[name]
     none = torch.zeros(wanted.shape[1], device=wanted.device)
     if not isinstance(ghost.cheap_operation, nn.Conv2d):
         return none
-    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    exact = torch.float64 if wanted.dtype == torch.float64 else torch.float32
     work = copy.deepcopy(ghost).to(exact).requires_grad_(False)
-    found = refit(work, x.to(exact), wanted.to(exact), taken)
+    number = min(given.number, enough(work, given.first(1)[0][0], wanted))
+    (x, *_), _ = given.first(number)
+    found = refit(work, x.to(exact), wanted[:number].to(exact), taken)
     ghost.load_state_dict(work.state_dict())
     fit.errors[name] = found.error
     return found.shift if taken else none

@@ -163,7 +163,7 @@ class ConversionPlan:
             _logger.warning('%s is converted by this plan already; nothing changes', self.model)
             return model
         self._check(model, chosen)
-        model = model if inplace else copy.deepcopy(model)
+        model = model if inplace else _copied(model, chosen)
         ghosts = build_ghosts(model, {row.name: row.settings for row in chosen}, self.seed)
         fit = Fit(model, ghosts, {row.name: row.norm for row in chosen})
         learnt = _fitted(fit, calibration, reconstruct, steps, self.seed) if inherit else None
@@ -197,6 +197,12 @@ class ConversionPlan:
                 + (f' without {lost}' if lost else '')
                 + '; make a plan for it with gp.plan'
             )
+
+
+def _copied(model: nn.Module, rows: list[Row]) -> nn.Module:
+    """A copy; convs that will be replaced are the original's own, as they are only read."""
+    convs = [model.get_submodule(row.name) for row in rows]
+    return copy.deepcopy(model, {id(conv): conv for conv in convs})
 
 
 def _fitted(

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from .convoy import travel
 from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, joinable, visit_conv
 from .gradients import covariances
-from .stations import Arguments, Visit, both, in_parts, some, tour
+from .stations import PART, Arguments, Stream, Visit, both, some, tour
 from .surgery import absorb, swap
 
 STEPS, RATE = 800, 1e-3  # of Adam, for each block; the rate falls by a cosine
@@ -28,7 +28,6 @@ BATCH, LEAST, BYTES = 48, 8, 2**27  # pictures of a step at the most and least, 
 HELD, LOOKS = 8, 6  # one picture in so many is held back; times to look at these
 BLOCKS = 8 * MEMORY  # bytes of maps between blocks that may be held
 LARGEST = 12  # convs of a block; a conv among more than that stands for itself
-PART = 16  # pictures that a block runs on at a time when nothing is learnt
 
 
 def blocks_of(model: nn.Module, names: list[str]) -> dict[str, list[str]]:
@@ -109,17 +108,15 @@ class Reconstruction:
     def _layer(self, name: str) -> Visit:
         fitted = visit_conv(self.fit, name)
 
-        def visit(
-            forward: Callable, old: Arguments, new: Arguments, number: int
-        ) -> tuple[Any, Any]:
+        def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
             fresh = name not in self.learnt
-            wanted, given = fitted(forward, old, new, number)
+            wanted, given = fitted(forward, old, new)
             if fresh:
                 ghost = self.fit.ghosts[name]
                 shift = self.fit.shifts[name].to(wanted)[:, None, None]
-                self._learn(name, ghost, new, wanted - shift, number)
+                self._learn(name, ghost, new, wanted - shift)
                 self.learnt[name] = ghost
-                given = ghost(*new[0]) + shift
+                given = new.through(ghost) + shift
             return wanted, given
 
         return visit
@@ -128,51 +125,40 @@ class Reconstruction:
         # A copy, because the block itself is a station on the tour.
         student = copy.deepcopy(self.fit.model.get_submodule(name)).eval()
 
-        def visit(
-            forward: Callable, old: Arguments, new: Arguments, number: int
-        ) -> tuple[Any, Any]:
-            wanted = in_parts(forward, old, number, PART)
+        def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
+            wanted = old.through(forward)
             if name not in self.learnt:
-                self._put_ghosts(student, name, inside, old, new, number)
-                self._learn(name, student, new, wanted, number)
+                self._put_ghosts(student, name, inside, old, new)
+                self._learn(name, student, new, wanted)
                 self.learnt[name] = student
-            return wanted, in_parts(self.learnt[name], new, number, PART)
+            return wanted, new.through(self.learnt[name])
 
         return visit
 
     def _put_ghosts(
-        self,
-        block: nn.Module,
-        name: str,
-        inside: list[str],
-        old: Arguments,
-        new: Arguments,
-        number: int,
+        self, block: nn.Module, name: str, inside: list[str], old: Stream, new: Stream
     ) -> None:
         """Put Ghosts into a block, each fitted to its conv before the block learns as one."""
         fit, start = self.fit, len(name) + 1
         within = {conv: fit.norms.get(conv, '').startswith(f'{name}.') for conv in inside}
         stations = {c[start:]: visit_conv(fit, c, behind=within[c]) for c in inside}
-        few = _fitting(block, old, number)
-        streams = (some(stream, range(few), number) for stream in (old, new))
-        tour(block, both(*streams), few, stations)
+        few = _fitting(block, old)
+        tour(block, both(old.first(few), new.first(few)), few, stations)
         from_weights(fit, inside)  # convs that did not see both streams
         swap(block, {conv[start:]: fit.ghosts[conv] for conv in inside})
         for conv in inside:
             if within[conv] and conv in fit.shifts:
                 absorb(block.get_submodule(fit.norms[conv][start:]), fit.shifts[conv])
 
-    def _learn(
-        self, name: str, student: nn.Module, given: Arguments, wanted: Any, number: int
-    ) -> None:
-        metric = self.metrics.get(name)
-        learn(student, given, wanted, number, self.steps, self.seed, metric)
+    def _learn(self, name: str, student: nn.Module, given: Stream, wanted: Any) -> None:
+        number, metric = given.number, self.metrics.get(name)
+        learn(student, given.first(number), wanted, number, self.steps, self.seed, metric)
 
 
-def _fitting(block: nn.Module, given: Arguments, number: int) -> int:
+def _fitting(block: nn.Module, given: Stream) -> int:
     """How many pictures both streams can take through a block within memory."""
-    size = bytes_per_picture(block, some(given, range(1), number))
-    return max(1, min(number, 2 * MEMORY // max(1, size)))
+    size = bytes_per_picture(block, given.first(1))
+    return max(1, min(given.number, 2 * MEMORY // max(1, size)))
 
 
 def learn(

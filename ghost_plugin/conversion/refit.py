@@ -72,6 +72,13 @@ class Fitted:
     error: float
 
 
+def enough(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int:
+    """How many pictures such as those of (N, C, H, W) inputs and targets a fit shall look at."""
+    wanted = PER_ENTRY * ghost.primary_conv.weight[0].numel() // y[0, 0].numel()
+    most = VALUES // max(x[0].numel(), y[0].numel())
+    return max(1, min(most, max(PICTURES, wanted)))
+
+
 @torch.no_grad()
 def refit(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> Fitted:
     """Fit ``ghost`` in place; its order of maps stays, and it never ends worse than it was.
@@ -97,19 +104,11 @@ def refit(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> F
 
 
 def _by_place(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> Task:
-    number = _enough(ghost, x, y)
     target = torch.zeros(ghost.made(), dtype=torch.long, device=y.device)
     target[ghost.order] = torch.arange(len(ghost.order), device=y.device)
     wanted = torch.zeros(ghost.made(), device=y.device, dtype=torch.float64)
     wanted[ghost.order] = 1
-    return Task(x[:number], y[:number, target], wanted, free)
-
-
-def _enough(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int:
-    """How many of the pictures a fit looks at."""
-    wanted = PER_ENTRY * ghost.primary_conv.weight[0].numel() // y[0, 0].numel()
-    most = VALUES // max(x[0].numel(), y[0].numel())
-    return min(len(x), max(1, min(most, max(PICTURES, wanted))))
+    return Task(x, y[:, target], wanted, free)
 
 
 def _linear(ghost: GhostConv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

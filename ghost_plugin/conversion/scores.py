@@ -25,7 +25,7 @@ from .correlations import Correlations, from_kernels
 from .fitting import MEMORY, Fit, joinable, measured, visit_conv
 from .gradients import PART, Heard, Listener, UnconnectedError, listen
 from .rows import Row
-from .stations import Arguments, Visit, part_of, pictures
+from .stations import Stream, Visit, part_of, pictures
 from .surgery import build_ghosts
 
 POWER = 1.25  # of the error
@@ -121,8 +121,8 @@ def _refit(
 def _dense(fitted: Visit) -> Visit:
     """A visit that fits, and sends both streams on as the original's."""
 
-    def visit(forward: Callable, old: Arguments, new: Arguments, number: int) -> tuple[Any, Any]:
-        wanted, _ = fitted(forward, old, old, number)
+    def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
+        wanted, _ = fitted(forward, old, old)
         return wanted, wanted
 
     return visit

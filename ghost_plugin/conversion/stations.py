@@ -7,8 +7,9 @@ the inputs that the converted network really gives it. Everything between statio
 one by one and cannot tell. So one pass fits all, nothing is stored, and any topology goes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +19,46 @@ from torch.utils import _pytree as pytree
 from ..analysis import evaluating, hooked
 
 Arguments = tuple[tuple, dict[str, Any]]
-# Takes the module's own forward, the arguments of both streams and the number of pictures of each;
-# gives the outputs of both.
-Visit = Callable[[Callable, Arguments, Arguments, int], tuple[Any, Any]]
+PART = 16  # pictures that a module runs on at a time when nothing is learnt
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a module is called with for many pictures, in parts, which are joined only on demand.
+
+    Attributes:
+        parts: Arguments of some pictures each.
+        numbers: Pictures of each part.
+    """
+
+    parts: Sequence[Arguments]
+    numbers: Sequence[int]
+
+    @property
+    def number(self) -> int:
+        """Of pictures."""
+        return sum(self.numbers)
+
+    def first(self, number: int) -> Arguments:
+        """Arguments of the first pictures."""
+        chosen = []
+        for part, own in zip(self.parts, self.numbers, strict=True):
+            if number > 0:
+                chosen.append(some(part, range(min(number, own)), own))
+                number -= own
+        return _whole(chosen)
+
+    def through(self, run: Callable) -> Any:
+        """The outputs for all pictures, made for ``PART`` at a time."""
+        outputs = [
+            in_parts(run, part, number)
+            for part, number in zip(self.parts, self.numbers, strict=True)
+        ]
+        return both(*outputs)
+
+
+# Takes the module's own forward and both streams, gives the outputs of both.
+Visit = Callable[[Callable, Stream, Stream], tuple[Any, Any]]
 
 
 def together(batches: list[Any]) -> Any | None:
@@ -111,7 +149,7 @@ def tour(model: nn.Module, streams: Arguments, number: int, stations: Mapping[st
             both_streams = halves((args, kwargs), number)
             if both_streams is None:
                 return forward(*args, **kwargs)
-            return both(*stations[name](forward, *both_streams, number))
+            return both(*stations[name](forward, *alone(both_streams, number)))
 
         return run
 
@@ -144,6 +182,11 @@ def stationed(
                 module.forward = own[name]
 
 
+def alone(streams: tuple[Arguments, Arguments], number: int) -> list[Stream]:
+    """Both streams, each of one part."""
+    return [Stream([stream], [number]) for stream in streams]
+
+
 def halves(value: Any, number: int) -> tuple[Any, Any] | None:
     """Both streams of nested arguments; None where a tensor does not hold both."""
     leaves, spec = pytree.tree_flatten(value)
@@ -165,9 +208,19 @@ def halves(value: Any, number: int) -> tuple[Any, Any] | None:
 def both(*parts: Any) -> Any:
     """Outputs or arguments of several streams, or of several parts of one, as one."""
 
+    return _joined(parts, axes=1)
+
+
+def _whole(parts: Sequence[Arguments]) -> Arguments:
+    return _joined(parts, axes=2)
+
+
+def _joined(parts: Sequence[Any], axes: int) -> Any:
+    """Tensors of so many axes at the least are joined."""
+
     def join(first: Any, *others: Any) -> Any:
-        batched = isinstance(first, torch.Tensor) and first.ndim
-        return torch.cat((first, *others)) if batched else first
+        batched = isinstance(first, torch.Tensor) and first.ndim >= axes
+        return torch.cat((first, *others)) if batched and others else first
 
     return pytree.tree_map(join, *parts)
 
@@ -185,11 +238,11 @@ def maps_seen(model: nn.Module, note: Callable[[int], Any]) -> Iterator[None]:
         yield
 
 
-def in_parts(run: Callable, given: Arguments, number: int, size: int) -> Any:
-    """Call ``run`` on ``size`` of ``number`` pictures at a time; the outputs joined."""
+def in_parts(run: Callable, given: Arguments, number: int) -> Any:
+    """Call ``run`` on ``PART`` of ``number`` pictures at a time; the outputs joined."""
     parts = [
-        some(given, range(start, min(start + size, number)), number)
-        for start in range(0, number, size)
+        some(given, range(start, min(start + PART, number)), number)
+        for start in range(0, number, PART)
     ]
     return both(*(run(*args, **kwargs) for args, kwargs in parts))
 

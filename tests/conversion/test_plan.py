@@ -133,6 +133,19 @@ def test_converted_models_copy_pickle_and_do_not_nest():
     torch.testing.assert_close(torch.export.export(converted, (X,)).module()(X), converted(X))
 
 
+@pytest.mark.parametrize('reconstruct', [None, 'block'])
+def test_a_converted_copy_has_nothing_in_common_with_the_original(reconstruct):
+    model = net().train()
+    own = {id(module): dict(vars(module)) for module in model.modules()}
+    made = gp.plan(model, X)  # some convs stay
+    converted = made.apply(model, calibration=[X], reconstruct=reconstruct, steps=1)
+    assert not {id(m) for m in converted.modules()} & {id(m) for m in model.modules()}
+    tensors = [{t.data_ptr() for t in m.state_dict().values()} for m in (model, converted)]
+    assert not tensors[0] & tensors[1]
+    for module in model.modules():
+        assert vars(module) == own[id(module)]
+
+
 def test_errors_leave_the_model_alone(tmp_path):
     model = net()
     made = gp.plan(model, X, keep_last=False)
