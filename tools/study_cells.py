@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 """RetinaNet on blood cells with four backbones, from scratch, by one recipe: AP, costs, times.
 
+With several seeds each backbone is trained once by each; scores are their means, least and most.
+
 First: python tools/voc_to_coco.py BCCD_ZIP data/bccd
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import torch
 from _cli import fail, tool
@@ -20,9 +24,11 @@ from ghost_plugin.integrations.runs import build_model
 OURS = TOOLS.parent / 'configs/detection/retinanet_ghostnet-100_fpn_bccd.py'
 DATA = Path('data/bccd')
 SIDE = 320  # pixels; costs are counted on a square
+AP, AP50 = 'coco/bbox_mAP', 'coco/bbox_mAP_50'
 LEARNT = dict(norm_eval=False, init_cfg=None)  # nothing frozen, nothing pretrained
-# The backbone that takes the place of ours, and the channels of its maps at strides 4 to 32.
-OTHERS = {
+# What takes the place of the recipe's backbone, and the channels of its maps at strides 4 to 32.
+BACKBONES = {
+    'GhostNet 1.0x (ours)': None,
     "timm's GhostNet 1.0x": (
         dict(
             type='mmpretrain.TIMMBackbone',
@@ -38,53 +44,70 @@ OTHERS = {
     ),
     'ResNet-18': (dict(type='ResNet', depth=18, frozen_stages=-1, **LEARNT), [64, 128, 256, 512]),
 }
-OTHER = """_base_ = {base!r}
-model = dict(backbone=dict(_delete_=True, **{backbone!r}), neck=dict(in_channels={channels!r}))
+SEEDED = """_base_ = {base!r}
+randomness = dict(seed={seed})
+"""
+OTHER = """model = dict(backbone=dict(_delete_=True, **{!r}), neck=dict(in_channels={!r}))
 """
 
 
-def tasks(out: Path) -> list[Task]:
-    """Ours and the others, whose configs are written."""
-    configs = {'GhostNet 1.0x (ours)': OURS}
-    for number, (name, (backbone, channels)) in enumerate(OTHERS.items()):
-        configs[name] = out / f'other{number}.py'
-        text = OTHER.format(base=str(OURS), backbone=backbone, channels=channels)
-        configs[name].write_text(text)
-    return [Task(name, name, path, SIDE, 'coco/bbox_mAP', 'AP') for name, path in configs.items()]
+def tasks(out: Path, seeds: Sequence[int] = (0,), only: str = '') -> list[Task]:
+    """Those backbones whose name holds ``only``, by every seed; their configs are written."""
+    studied = []
+    for number, (name, other) in enumerate(BACKBONES.items()):
+        for seed in seeds if only in name else ():
+            config = out / f'backbone{number}_seed{seed}.py'
+            text = SEEDED.format(base=str(OURS), seed=seed)
+            config.write_text(text + (OTHER.format(*other) if other else ''))
+            studied.append(Task(f'{name}, seed {seed}', name, config, SIDE, AP, 'AP'))
+    return studied
 
 
-def latencies(studied: list[Task]) -> list[float]:
+def latencies(studied: list[Task]) -> dict[str, float]:
     """Median milliseconds of one picture through each detector, without what draws its boxes."""
-    models = {task.name: build_model(task.config).eval() for task in studied}
+    models = {task.model: build_model(task.config).eval() for task in studied}
     given = dict(inputs=torch.randn(1, 3, SIDE, SIDE), mode='tensor')
     calls = {name: partial(gp.analysis.call, model, given) for name, model in models.items()}
     with torch.no_grad():
-        return [timing.median for timing in gp.analysis.time_together(calls)]
+        timings = gp.analysis.time_together(calls)
+    return {timing.name: timing.median for timing in timings}
 
 
-def cells(name: str, row: dict) -> list[str]:
+def cells(name: str, runs: list[dict], milliseconds: float) -> list[str]:
     """A line of the table."""
-    scores = [f'{row["metrics"][f"coco/{key}"]:.3f}' for key in ('bbox_mAP', 'bbox_mAP_50')]
-    costs = [f'{row["params"] / 1e6:.2f}', f'{row["macs"] / 1e6:.0f}']
-    return [name, *scores, *costs, f'{row["seconds"] / 60:.1f}', f'{row["latency_ms"]:.1f}']
+    scores = [_spread([run['metrics'][key] for run in runs]) for key in (AP, AP50)]
+    costs = [f'{runs[0]["params"] / 1e6:.2f}', f'{runs[0]["macs"] / 1e6:.0f}']
+    minutes = mean(run['seconds'] for run in runs) / 60
+    return [name, *scores, *costs, f'{minutes:.1f}', f'{milliseconds:.1f}']
+
+
+def _spread(values: list[float]) -> str:
+    several = f' ({min(values):.3f} to {max(values):.3f})' if len(values) > 1 else ''
+    return f'{mean(values):.3f}{several}'
 
 
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, default=Path('work_dirs/study_cells'), help='results')
-    out = parser.parse_args().out.resolve()
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='a run by each')
+    parser.add_argument('--only', default='', help='backbones whose name holds this')
+    args = parser.parse_args()
+    out = args.out.resolve()
     if not DATA.is_dir():
         fail(f'{DATA} is not there; make it with python tools/voc_to_coco.py BCCD_ZIP {DATA}')
     out.mkdir(parents=True, exist_ok=True)
-    studied = tasks(out)
-    found = {task.name: train(task, out / task.config.stem) for task in studied}
-    for task, milliseconds in zip(studied, latencies(studied), strict=True):
-        found[task.name] |= {'latency_ms': milliseconds}
+    studied = tasks(out, args.seeds, args.only)
+    if not studied:
+        fail(f'no backbone has {args.only!r} in its name; they are {", ".join(BACKBONES)}')
+    found: dict[str, list[dict]] = {}
+    for task in studied:
+        found.setdefault(task.model, []).append(train(task, out / task.config.stem))
+    times = latencies(studied)
     (out / 'result.json').write_text(json.dumps(found, indent=1))
     head = ['Backbone', 'AP', 'AP50', 'Params (M)', f'MACs (M) at {SIDE} px', 'Training (min)',
             'Inference (ms)']  # fmt: skip
-    show(table(head, [cells(name, row) for name, row in found.items()]))
+    show(table(head, [cells(name, runs, times[name]) for name, runs in found.items()]))
 
 
 if __name__ == '__main__':

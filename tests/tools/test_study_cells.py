@@ -18,7 +18,7 @@ def study(monkeypatch, tmp_path):
     import study_cells
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('sys.argv', ['study_cells.py'])
+    monkeypatch.setattr('sys.argv', ['study_cells.py', '--seeds', '0', '7'])
     return study_cells
 
 
@@ -28,6 +28,14 @@ def test_all_detectors_share_the_recipe_and_differ_by_the_backbone(study, tmp_pa
         config['model'].pop('backbone')
         config['model']['neck'].pop('in_channels')
     assert all(config == configs[0] for config in configs[1:])
+
+
+def test_seeds_and_names_choose_the_runs(study, tmp_path):
+    chosen = study.tasks(tmp_path, seeds=(3, 5), only='GhostNet')
+    assert [Config.fromfile(task.config).randomness.seed for task in chosen] == [3, 5, 3, 5]
+    kinds = [Config.fromfile(task.config).model.backbone.type for task in chosen]
+    assert kinds == ['ghost_plugin.GhostNet'] * 2 + ['mmpretrain.TIMMBackbone'] * 2
+    assert not study.tasks(tmp_path, only='VGG')
 
 
 def test_no_detector_is_frozen_and_all_run(study, tmp_path):
@@ -43,14 +51,19 @@ def test_no_detector_is_frozen_and_all_run(study, tmp_path):
 
 def test_table(study, tmp_path, monkeypatch, capsys):
     (tmp_path / study.DATA).mkdir(parents=True)
-    metrics = {'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5}
-    row = {'metrics': metrics, 'params': 3_000_000, 'macs': 7e8, 'seconds': 90.0}
-    monkeypatch.setattr(study, 'train', lambda task, folder: dict(row))
-    monkeypatch.setattr(study, 'latencies', lambda tasks: [12.5] * len(tasks))
+    row = {'params': 3_000_000, 'macs': 7e8, 'seconds': 90.0}
+
+    def trained(task, folder):
+        reached = 0.2 if folder.name.endswith('seed0') else 0.3
+        return {**row, 'metrics': {'coco/bbox_mAP': reached, 'coco/bbox_mAP_50': 0.5}}
+
+    monkeypatch.setattr(study, 'train', trained)
+    monkeypatch.setattr(study, 'latencies', lambda tasks: {t.model: 12.5 for t in tasks})
     study.main()
     kept = json.loads((tmp_path / 'work_dirs/study_cells/result.json').read_text())
-    assert len(kept) == 1 + len(study.OTHERS)
-    assert 'ResNet-18 | 0.250 | 0.500 | 3.00 | 700 | 1.5 | 12.5' in capsys.readouterr().out
+    assert [len(runs) for runs in kept.values()] == [2] * len(study.BACKBONES)
+    line = 'ResNet-18 | 0.250 (0.200 to 0.300) | 0.500 (0.500 to 0.500) | 3.00 | 700 | 1.5 | 12.5'
+    assert line in capsys.readouterr().out
 
 
 def test_without_the_data_it_says_how_to_make_it(study, capsys):
