@@ -188,8 +188,11 @@ def settle(model: nn.Module) -> int:
         Orders that are gone.
     """
     for part in followed(model):
+        places = [part.name(node) for node in part.graph.nodes if node.op == 'call_module']
         for stream in dict.fromkeys(_Streams(part).of.values()):
             if not stream.pinned and len(stream.sizes) == 1:
+                # Of orders that are equally common the first goes: a stem's maps are the largest.
+                stream.writers.sort(key=places.index)
                 _reorder(model, stream)
     ghosts = [m for m in model.modules() if isinstance(m, GHOST_CONVS)]
     return sum(_forget(ghost) for ghost in ghosts)
