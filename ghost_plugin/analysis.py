@@ -21,6 +21,7 @@ _COUNTED = frozenset({'convolution', '_convolution', 'convolution_overrideable',
 # 3.1 ms with three such calls and no rest, 2.0 with both, as when it is alone; ONNX Runtime twice
 # its time without the calls.
 REST, LEAD = 0.05, 3
+TURN = 20.0  # milliseconds of a turn of short calls
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from _modes import inference
 from _terminal import show, table
 
-from ghost_plugin.analysis import Timing, time_together
+from ghost_plugin.analysis import TURN, Timing, time_together
 from ghost_plugin.deploy.backends import BACKENDS, Forms
 from ghost_plugin.deploy.runners import of_graph, quiet
 
@@ -52,7 +52,8 @@ def _timings(
             run = row.attempt(forms, calls=2).run
             if run is not None:
                 tasks[f'ours, {row.name}'] = lambda run=run: run([images])
-    for timing in time_together(tasks, args.rounds, args.warmup, apart=forms.device == 'cpu'):
+    apart = forms.device == 'cpu'
+    for timing in time_together(tasks, args.rounds, args.warmup, apart, TURN):
         yield timing.name, timing
 
 

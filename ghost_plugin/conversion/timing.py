@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..analysis import call, evaluating, hooked, time_together
+from ..analysis import TURN, call, evaluating, hooked, time_together
 from ..layers.ghost import GhostConv2d
 from ..layers.streams import settle
 from .plan import ConversionPlan
@@ -15,7 +15,6 @@ from .rows import Row
 from .surgery import build_ghost, build_ghosts, swap
 
 WHOLE, SINGLE = 15, 3  # turns of a network, of one conv
-TURN = 20.0  # milliseconds
 WARMUP = 3  # untimed calls of each
 
 # Takes a module and what to call it with; gives a call without arguments.

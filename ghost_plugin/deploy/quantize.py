@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import _optional
 from .._files import whole_files
-from ..analysis import time_together
+from ..analysis import TURN, time_together
 from .export import export
 from .outputs import Difference, arguments, differences
 from .runners import Runner, of_onnx, of_openvino, quiet
@@ -137,7 +137,7 @@ def _export(model: nn.Module, batches: list[list[torch.Tensor]], path: Path) -> 
 
 def _times(runners: dict[str, Runner], batch: list[torch.Tensor]) -> dict[str, float]:
     tasks = {name: lambda run=run: run(batch) for name, run in runners.items()}
-    return {t.name: t.median for t in time_together(tasks, _ROUNDS, 2, apart=True)}
+    return {t.name: t.median for t in time_together(tasks, _ROUNDS, 2, True, TURN)}
 
 
 def _errors(

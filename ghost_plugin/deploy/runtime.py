@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..analysis import Timing, time_together
+from ..analysis import TURN, Timing, time_together
 from ..layers.folding import check_inference
 from .backends import BACKENDS, Backend, Forms
 from .outputs import Difference, allowance, arguments
@@ -130,7 +130,7 @@ def optimize(
             then the only one besides the model itself.
         dtypes: What may be computed in: ``'float32'``, ``'bfloat16'``, ``'int8'``.
         calibration: Inputs like the example, for int8.
-        rounds, warmup: Timed and untimed calls of each.
+        rounds, warmup: Turns of each, 20 ms or one call, and untimed calls before.
 
     Returns:
         Something to call, with a ``report``.
@@ -192,5 +192,5 @@ def _timed(
     trials: list[Trial], runners: dict[str, Runner], forms: Forms, rounds: int, warmup: int
 ) -> list[Trial]:
     tasks = {name: lambda run=run: run(forms.example) for name, run in runners.items()}
-    timings = {t.name: t for t in time_together(tasks, rounds, warmup, apart=True)}
+    timings = {t.name: t for t in time_together(tasks, rounds, warmup, True, TURN)}
     return [replace(trial, timing=timings.get(trial.backend)) for trial in trials]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import _optional
-from ..analysis import time_together
+from ..analysis import TURN, time_together
 from ..conversion import ConversionPlan, convert
 from ..deploy.backends import TIMED, Forms
 from ..deploy.runners import Runner
@@ -68,7 +68,7 @@ def grid(
         backends: Keys of :data:`ghost_plugin.deploy.backends.TIMED`.
         batches, threads: Each is a run of its own.
         size: Of the pictures, (height, width); each model's own without it.
-        rounds, warmup: Timed and untimed calls of each.
+        rounds, warmup: Turns of each, 20 ms or one call, and untimed calls before.
         tick: Shown what is built.
         device: Where models and pictures lie.
 
@@ -136,7 +136,7 @@ def _run(
             if run is not None:
                 runners[name, backend] = run, forms.example
     tasks = {key: lambda run=run, x=x: run(x) for key, (run, x) in runners.items()}
-    for timing in time_together(tasks, rounds, warmup, apart=True):
+    for timing in time_together(tasks, rounds, warmup, True, TURN):
         figures[timing.name] = replace(
             figures[timing.name], median=timing.median, low=timing.low, high=timing.high
         )
