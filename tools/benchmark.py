@@ -108,9 +108,7 @@ def main() -> None:
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=list(MODES))
     parser.add_argument('--batch', nargs='+', type=int, default=[1, 16], help='images per call')
     parser.add_argument('--side', type=int, default=224, help='of the images, pixels')
-    parser.add_argument(
-        '--rounds', type=int, default=30, help='timed calls of each, or turns of calls'
-    )
+    parser.add_argument('--rounds', type=int, default=30, help='timed calls or turns of each')
     parser.add_argument('--warmup', type=int, default=5, help='untimed calls before that')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     add = parser.add_argument
