@@ -65,6 +65,13 @@ class GhostBottleneck(Foldable, nn.Module):
     ) -> None:
         self.conv_dw, self.bn_dw = depthwise_norm(channels, kernel, stride, dilation, norm_layer)
 
+    def start_as_shortcut(self) -> None:
+        """Let the branch add nothing until training says otherwise."""
+        for part in self.ghost2.modules():
+            scale = getattr(part, 'weight', None)
+            if scale is not None and scale.ndim == 1:  # of a norm
+                nn.init.zeros_(scale)
+
     def depthwise(self, x: torch.Tensor) -> torch.Tensor:
         """What stands between the Ghost modules where the map shrinks."""
         return self.bn_dw(self.conv_dw(x))

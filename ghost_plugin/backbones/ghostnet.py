@@ -44,6 +44,8 @@ class GhostNet(Foldable, nn.Module):
         se: Whether the blocks that the table names have squeeze-excite.
         stem_stride: 2, or 1 for small pictures, which halves all strides.
         grad_checkpointing: Compute inner maps again in backward instead of keeping them.
+        zero_init_residual: Whether blocks start as their shortcuts alone, with zero scales of
+            their last norms; Goyal et al. (arXiv 1706.02677), section 5.1.
 
     Shape:
         (N, in_channels, H, W) -> tuple of (N, out_channels[i], ceil(H / out_strides[i]),
@@ -72,6 +74,7 @@ class GhostNet(Foldable, nn.Module):
         se: bool = True,
         stem_stride: int = 2,
         grad_checkpointing: bool = False,
+        zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels)
@@ -89,6 +92,9 @@ class GhostNet(Foldable, nn.Module):
         parts = Parts(norm_layer, act_layer, ratio, dw_size, cheap, se)
         self.blocks = Stages(*self._stages(parts, drop_path_rate))
         init_weights(self)
+        for part in self.modules() if zero_init_residual else ():
+            if isinstance(part, GhostBottleneck):
+                part.start_as_shortcut()
 
     def _stages(self, parts: Parts, drop_path_rate: float) -> list[nn.Module]:
         """Stages up to the deepest tap; the final conv is one more stage behind the blocks."""

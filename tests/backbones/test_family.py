@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
+from ghost_plugin.backbones.bottlenecks import GhostBottleneck
 from ghost_plugin.specs import G_GHOST
 
 SMALL = {
@@ -72,6 +73,27 @@ def test_stem_stride_1_halves_all_strides(name):
     assert (
         [32 // m.shape[2] for m in maps] == gp.out_strides(name, (0, 4), stem_stride=1) == [1, 16]
     )
+
+
+@pytest.mark.parametrize('name', ['GhostNet', 'GhostNetV2', 'GhostNetV3'])
+def test_blocks_may_start_as_their_shortcuts_and_learn_all_the_same(name):
+    net, x = SMALL[name](zero_init_residual=True), torch.randn(4, 3, 64, 64)
+    blocks = [m for m in net.modules() if isinstance(m, GhostBottleneck)]
+    for block in blocks:
+        block.register_forward_hook(
+            lambda m, given, y: torch.testing.assert_close(y, m.shortcut(given[0]))
+        )
+    fused = gp.fuse(net.eval(), x)
+    assert fused.folding.max_abs_diff < 1e-5
+    for block in blocks:
+        block._forward_hooks.clear()
+    optimizer = torch.optim.SGD(net.train().parameters(), 0.1)
+    for _ in range(2):  # the first step moves the scales, the second what lies behind them
+        optimizer.zero_grad()
+        net(x)[-1].square().mean().backward()
+        optimizer.step()
+    moved = [p.grad for block in blocks for p in block.ghost1.parameters()]
+    assert sum(bool(gradient.any()) for gradient in moved) > len(moved) / 2
 
 
 @family

@@ -220,9 +220,11 @@ def test_every_option_trains_every_parameter(name, chosen):
 
 @small
 @pytest.mark.parametrize('chosen', [{'ratio': 3, 'dw_size': 5, 'se': False}, {'cheap': 'shift'},
-                                    {'cheap': 'linear'}, {'cheap_ratio': 0.4}])  # fmt: skip
+                                    {'cheap': 'linear'}, {'cheap_ratio': 0.4},
+                                    {'zero_init_residual': True}])  # fmt: skip
 def test_options_reach_the_family_that_has_them(name, chosen):
-    takes = {'cheap_ratio'} if 'gghost' in name else {'ratio', 'dw_size', 'se', 'cheap'}
+    ours = {'ratio', 'dw_size', 'se', 'cheap', 'zero_init_residual'}
+    takes = {'cheap_ratio'} if 'gghost' in name else ours
     if not set(chosen) <= takes:
         with pytest.raises(TypeError, match=next(iter(chosen))):
             make(name, **chosen)
