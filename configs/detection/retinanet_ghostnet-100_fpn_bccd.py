@@ -7,7 +7,9 @@ from ghost_plugin.specs import out_channels
 
 taps = (1, 2, 3, 4)
 model = dict(
-    backbone=dict(_delete_=True, type='ghost_plugin.GhostNet', width=1.0, out_indices=taps),
+    backbone=dict(
+        _delete_=True, type='ghost_plugin.GhostNet', out_indices=taps, zero_init_residual=True
+    ),
     neck=dict(in_channels=out_channels('GhostNet', out_indices=taps)),
     bbox_head=dict(num_classes=3),
 )
