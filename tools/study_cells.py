@@ -65,7 +65,8 @@ def tasks(out: Path, seeds: Sequence[int] = (0,), only: str = '') -> list[Task]:
 
 def latencies(studied: list[Task]) -> dict[str, float]:
     """Median milliseconds of one picture through each detector, without what draws its boxes."""
-    models = {task.model: build_model(task.config).eval() for task in studied}
+    configs = {task.model: task.config for task in studied}
+    models = {name: build_model(config).eval() for name, config in configs.items()}
     given = dict(inputs=torch.randn(1, 3, SIDE, SIDE), mode='tensor')
     calls = {name: partial(gp.analysis.call, model, given) for name, model in models.items()}
     with torch.no_grad():
@@ -73,12 +74,12 @@ def latencies(studied: list[Task]) -> dict[str, float]:
     return {timing.name: timing.median for timing in timings}
 
 
-def cells(name: str, runs: list[dict], milliseconds: float) -> list[str]:
+def cells(name: str, runs: list[dict]) -> list[str]:
     """A line of the table."""
     scores = [_spread([run['metrics'][key] for run in runs]) for key in (AP, AP50)]
     costs = [f'{runs[0]["params"] / 1e6:.2f}', f'{runs[0]["macs"] / 1e6:.0f}']
     minutes = mean(run['seconds'] for run in runs) / 60
-    return [name, *scores, *costs, f'{minutes:.1f}', f'{milliseconds:.1f}']
+    return [name, *scores, *costs, f'{minutes:.1f}', f'{runs[0]["latency_ms"]:.1f}']
 
 
 def _spread(values: list[float]) -> str:
@@ -103,11 +104,12 @@ def main() -> None:
     found: dict[str, list[dict]] = {}
     for task in studied:
         found.setdefault(task.model, []).append(train(task, out / task.config.stem))
-    times = latencies(studied)
+    for name, milliseconds in latencies(studied).items():
+        found[name] = [run | {'latency_ms': milliseconds} for run in found[name]]
     (out / 'result.json').write_text(json.dumps(found, indent=1))
     head = ['Backbone', 'AP', 'AP50', 'Params (M)', f'MACs (M) at {SIDE} px', 'Training (min)',
             'Inference (ms)']  # fmt: skip
-    show(table(head, [cells(name, runs, times[name]) for name, runs in found.items()]))
+    show(table(head, [cells(name, runs) for name, runs in found.items()]))
 
 
 if __name__ == '__main__':

@@ -222,8 +222,11 @@ def _fitted(
     if meta:
         raise ValueError('a model on the meta device has no weights to calibrate')
     batches = listed(calibration)
+    alike = joinable(batches)
+    if reconstruct and not alike:
+        raise ValueError('reconstruct needs calibration batches of pictures of one size')
     learnt = Reconstruction(fit, batches, steps, seed) if reconstruct else None
-    if joinable(batches):
+    if alike:
         begin(fit, batches)
         on_inputs(fit, batches) if learnt is None else learnt.run(reconstruct)
     else:

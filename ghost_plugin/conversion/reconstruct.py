@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .convoy import travel
-from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, joinable, visit_conv
+from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, visit_conv
 from .gradients import covariances
 from .stations import PART, Arguments, Stream, Visit, both, some, tour
 from .surgery import absorb, swap
@@ -64,18 +64,13 @@ class Reconstruction:
 
     Args:
         fit: The Ghosts.
-        batches: All pictures.
+        batches: All pictures, of one size.
         steps: Of Adam, for each layer or block.
         seed: Of the order of pictures.
-
-    Raises:
-        ValueError: The pictures differ in size.
     """
 
     def __init__(self, fit: Fit, batches: list[Any], steps: int, seed: int) -> None:
         self.fit, self.batches, self.steps, self.seed = fit, batches, steps, seed
-        if not joinable(batches):
-            raise ValueError('reconstruct needs calibration batches of pictures of one size')
         self.learnt: dict[str, nn.Module] = {}  # what takes a part's place, by its name
         self.metrics: dict[str, torch.Tensor] = {}  # of what the channels of a part are worth
 

@@ -25,7 +25,7 @@ from .correlations import Correlations, from_kernels
 from .fitting import MEMORY, Fit, joinable, measured, visit_conv
 from .gradients import PART, Heard, Listener, UnconnectedError, listen
 from .rows import Row
-from .stations import Stream, Visit, part_of, parts_of, pictures
+from .stations import Stream, Visit, part_of, pictures, regrouped
 from .surgery import build_ghosts
 
 POWER = 1.25  # of the error
@@ -170,7 +170,7 @@ def _parts(batches: Sequence[Any]) -> Iterator[Any]:
     """A few pictures at a time, not too many in all, of every batch its share."""
     share = max(1, -(-PICTURES // len(batches)))
     for batch in batches:
-        yield from parts_of(part_of(batch, slice(share)), PART)
+        yield from regrouped([part_of(batch, slice(share))], PART)
 
 
 def _listener(name: str, ghost: nn.Module, totals: dict[str, float], centred: bool) -> Listener:

@@ -46,15 +46,16 @@ class Stream:
             if number > 0:
                 chosen.append(some(part, range(min(number, own)), own))
                 number -= own
-        return _whole(chosen)
+        return _joined(chosen, axes=2)
 
     def through(self, run: Callable) -> Any:
         """The outputs for all pictures, made for ``PART`` at a time."""
-        outputs = [
-            in_parts(run, part, number)
-            for part, number in zip(self.parts, self.numbers, strict=True)
-        ]
-        return both(*outputs)
+        return both(*(run(*args, **kwargs) for args, kwargs in self._pieces()))
+
+    def _pieces(self) -> Iterator[Arguments]:
+        for part, own in zip(self.parts, self.numbers, strict=True):
+            for start in range(0, own, PART):
+                yield some(part, range(start, min(start + PART, own)), own)
 
 
 # Takes the module's own forward and both streams, gives the outputs of both.
@@ -101,12 +102,6 @@ def part_of(batch: Any, chosen: slice) -> Any:
     if isinstance(batch, tuple):
         return tuple(part_of(part, chosen) for part in batch)
     return batch[chosen] if _is_batch(batch) else batch
-
-
-def parts_of(batch: Any, size: int) -> list[Any]:
-    """All pictures of a batch, ``size`` at a time."""
-    starts = range(0, pictures(batch), size)
-    return [part_of(batch, slice(start, start + size)) for start in starts]
 
 
 def regrouped(batches: Iterable[Any], size: int) -> Iterator[Any]:
@@ -207,12 +202,7 @@ def halves(value: Any, number: int) -> tuple[Any, Any] | None:
 
 def both(*parts: Any) -> Any:
     """Outputs or arguments of several streams, or of several parts of one, as one."""
-
     return _joined(parts, axes=1)
-
-
-def _whole(parts: Sequence[Arguments]) -> Arguments:
-    return _joined(parts, axes=2)
 
 
 def _joined(parts: Sequence[Any], axes: int) -> Any:
@@ -236,15 +226,6 @@ def maps_seen(model: nn.Module, note: Callable[[int], Any]) -> Iterator[None]:
     leaves = [m for m in model.modules() if not list(m.children())]
     with hooked(*(leaf.register_forward_hook(seen) for leaf in leaves)):
         yield
-
-
-def in_parts(run: Callable, given: Arguments, number: int) -> Any:
-    """Call ``run`` on ``PART`` of ``number`` pictures at a time; the outputs joined."""
-    parts = [
-        some(given, range(start, min(start + PART, number)), number)
-        for start in range(0, number, PART)
-    ]
-    return both(*(run(*args, **kwargs) for args, kwargs in parts))
 
 
 def some(given: Any, chosen: Any, number: int) -> Any:

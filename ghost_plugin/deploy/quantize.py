@@ -137,7 +137,7 @@ def _export(model: nn.Module, batches: list[list[torch.Tensor]], path: Path) -> 
 
 def _times(runners: dict[str, Runner], batch: list[torch.Tensor]) -> dict[str, float]:
     tasks = {name: lambda run=run: run(batch) for name, run in runners.items()}
-    return {t.name: t.median for t in time_together(tasks, _ROUNDS, 2, True, TURN)}
+    return {t.name: t.median for t in time_together(tasks, _ROUNDS, 2, apart=True, least=TURN)}
 
 
 def _errors(

@@ -192,5 +192,5 @@ def _timed(
     trials: list[Trial], runners: dict[str, Runner], forms: Forms, rounds: int, warmup: int
 ) -> list[Trial]:
     tasks = {name: lambda run=run: run(forms.example) for name, run in runners.items()}
-    timings = {t.name: t for t in time_together(tasks, rounds, warmup, True, TURN)}
+    timings = {t.name: t for t in time_together(tasks, rounds, warmup, apart=True, least=TURN)}
     return [replace(trial, timing=timings.get(trial.backend)) for trial in trials]

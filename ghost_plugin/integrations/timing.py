@@ -136,7 +136,7 @@ def _run(
             if run is not None:
                 runners[name, backend] = run, forms.example
     tasks = {key: lambda run=run, x=x: run(x) for key, (run, x) in runners.items()}
-    for timing in time_together(tasks, rounds, warmup, True, TURN):
+    for timing in time_together(tasks, rounds, warmup, apart=True, least=TURN):
         figures[timing.name] = replace(
             figures[timing.name], median=timing.median, low=timing.low, high=timing.high
         )

@@ -62,6 +62,7 @@ def test_table(study, tmp_path, monkeypatch, capsys):
     study.main()
     kept = json.loads((tmp_path / 'work_dirs/study_cells/result.json').read_text())
     assert [len(runs) for runs in kept.values()] == [2] * len(study.BACKBONES)
+    assert {run['latency_ms'] for runs in kept.values() for run in runs} == {12.5}
     line = 'ResNet-18 | 0.250 (0.200 to 0.300) | 0.500 (0.500 to 0.500) | 3.00 | 700 | 1.5 | 12.5'
     assert line in capsys.readouterr().out
 
