@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 # What OpenMMLab, torch and our own code raise for bad input; anything else is a bug and shows.
 USER_ERRORS = (
     ValueError, TypeError, KeyError, OSError, ImportError, AssertionError, pickle.UnpicklingError
 )  # fmt: skip
+Row = TypeVar('Row')
 INTERRUPTED = 'interrupted; what was finished is kept, run the same command again to go on'
 
 
@@ -92,6 +93,12 @@ def one_line(error: BaseException) -> str:
         return lines[-1] if lines else type(error).__name__
     place = traceback.extract_tb(error.__traceback__)[-1]  # a bare assertion says it by its code
     return f'{type(error).__name__}: {place.line} ({place.filename}:{place.lineno})'
+
+
+def named(part: str, rows: dict[str, Row]) -> dict[str, Row]:
+    """The rows of a study whose names hold ``part``; leaves when there are none."""
+    found = {name: row for name, row in rows.items() if part in name}
+    return found or fail(f'no name holds {part!r}; the names are: {"; ".join(rows)}')
 
 
 def fail_in(folder: Path, error: BaseException) -> NoReturn:

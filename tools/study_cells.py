@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from _cli import fail, tool
+from _cli import fail, named, tool
 from _tasks import TOOLS, Task, train
 from _terminal import show, table
 
@@ -54,8 +54,9 @@ OTHER = """model = dict(backbone=dict(_delete_=True, **{!r}), neck=dict(in_chann
 def tasks(out: Path, seeds: Sequence[int] = (0,), only: str = '') -> list[Task]:
     """Those backbones whose name holds ``only``, by every seed; their configs are written."""
     studied = []
-    for number, (name, other) in enumerate(BACKBONES.items()):
-        for seed in seeds if only in name else ():
+    for name, other in named(only, BACKBONES).items():
+        number = list(BACKBONES).index(name)
+        for seed in seeds:
             config = out / f'backbone{number}_seed{seed}.py'
             text = SEEDED.format(base=str(OURS), seed=seed)
             config.write_text(text + (OTHER.format(*other) if other else ''))
@@ -99,8 +100,6 @@ def main() -> None:
         fail(f'{DATA} is not there; make it with python tools/voc_to_coco.py BCCD_ZIP {DATA}')
     out.mkdir(parents=True, exist_ok=True)
     studied = tasks(out, args.seeds, args.only)
-    if not studied:
-        fail(f'no backbone has {args.only!r} in its name; they are {", ".join(BACKBONES)}')
     found: dict[str, list[dict]] = {}
     for task in studied:
         found.setdefault(task.model, []).append(train(task, out / task.config.stem))

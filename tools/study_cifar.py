@@ -9,13 +9,14 @@ top-1 on the test pictures. Results are kept case by case, so an interrupted stu
 import argparse
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from _cli import tool
+from _cifar_cases import CASES, TEACHER, Case
+from _cli import named, tool
 from _terminal import Meter, show, table
 from cifar_resnet import CifarResNet
 
@@ -26,42 +27,6 @@ from ghost_plugin.integrations.feeding import Calibration, Feed
 from ghost_plugin.integrations.finetuning import finetune, save
 from ghost_plugin.integrations.folders import Pictures
 from ghost_plugin.integrations.looks import Look
-from ghost_plugin.integrations.recipes import Recipe
-
-TEACHER = Recipe(epochs=3, lr=0.02, hard=1.0, soft=0.0)
-# Of six recipes the best after 1.5 epochs: 84.5; with a tenth of the loss on labels 84.1 to 84.3.
-STUDENT = Recipe(lr=0.04, weight_decay=1e-4, hard=0.0, soft=1.0, temperature=8.0)
-# Of many epochs: labels tell what the teacher, tuned for a few epochs, does not know itself.
-LONG = Recipe(lr=0.1, weight_decay=5e-4, hard=0.5, soft=0.5, temperature=4.0)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One line of the table."""
-
-    depth: int
-    options: dict[str, Any] = field(default_factory=lambda: {'ratio': 2})
-    start: str = 'block'  # 'fresh', 'kernels', 'pictures' or 'block'
-    epochs: float = 1.5
-    recipe: Recipe = STUDENT
-
-    @property
-    def name(self) -> str:
-        what = ', '.join(f'{key} {value}' for key, value in self.options.items())
-        return f'ResNet-{self.depth}, {what}, {self.start}, {self.epochs:g} epochs'
-
-
-CASES = (
-    *(Case(20, start=start, epochs=0) for start in ('kernels', 'pictures')),
-    *(Case(20, start=start) for start in ('block', 'fresh')),
-    *(Case(20, {'ratio': 4}, start) for start in ('block', 'fresh')),
-    *(Case(20, {'macs': share}) for share in (0.75, 0.6, 0.52)),
-    Case(20, epochs=6),
-    Case(20, epochs=15, recipe=LONG),
-    *(Case(56, start=start, epochs=1) for start in ('block', 'fresh')),
-    *(Case(56, {'macs': share}, epochs=1) for share in (0.75, 0.6, 0.52)),
-    Case(56, {'macs': 0.52}, epochs=20, recipe=replace(LONG, lr=0.05)),
-)
 
 
 class Study:
@@ -139,10 +104,11 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/study_cifar'), help='results')
     parser.add_argument('--only', default='', help='cases whose name holds this')
     args = parser.parse_args()
+    cases = named(args.only, {case.name: case for case in CASES})
     args.out.mkdir(parents=True, exist_ok=True)
     with Meter() as meter:
         study = Study(args.data, args.weights, args.out, meter)
-        rows = [study.run(case) for case in CASES if args.only in case.name]
+        rows = [study.run(case) for case in cases.values()]
     columns = ('case', 'teacher', 'macs_M', 'params', 'converted', 'distilled', 'conversion_s')
     show(table(list(columns), [[_cell(row.get(column)) for column in columns] for row in rows]))
 
