@@ -91,12 +91,12 @@ def allocate(
         fixed = before[what] - sum(row.shape.dense()[place] for row in open_rows(rows))
         options = {row.name: choices(row, _cost(row, place)) for row in open_rows(rows)}
         if number:
-            options = {row.name: _no_lower(options[row.name], row) for row in open_rows(rows)}
+            options = {row.name: no_lower(options[row.name], row) for row in open_rows(rows)}
         decide(rows, spend(options, limit - fixed, what, fixed))
 
 
-def _no_lower(options: list[Choice], row: Row) -> list[Choice]:
-    """Choices that keep what another budget has decided."""
+def no_lower(options: list[Choice], row: Row) -> list[Choice]:
+    """Those choices that keep what another budget has decided."""
     floor = row.ratio if row.converts else 1.0
     return [choice for choice in options if choice.ratio >= floor]
 

@@ -1,12 +1,13 @@
 """A budget of time: the least harm that meets it, as measured on the whole network."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from .budget import Choice, decide, spend
+from .budget import Choice, choices, decide, no_lower, spend
 from .plan import ConversionPlan
 from .rows import Row
 from .timing import Ready, converted, measure, time_rows
@@ -44,14 +45,15 @@ def meet_latency(
 ) -> None:
     """Decide the scored rows so that the model meets a time, in place.
 
-    Convs whose Ghosts are slower stay. The sum of what single convs save is only a forecast, so
-    the plan's own model is measured beside the original, and the forecast corrected by what came
-    out, a few times; the least harmful plan that met the budget is kept.
+    Convs whose Ghosts are slower stay, but for what other budgets have decided: no ratio falls
+    below that. The sum of what single convs save is only a forecast, so the plan's own model is
+    measured beside the original, and the forecast corrected by what came out, a few times; the
+    least harmful plan that met the budget is kept.
 
     Args:
         model: The original.
         example_input: What it is called with; its batch size and device are what is timed.
-        plan: With scores.
+        plan: With scores; decided where there are other budgets, or all open rows kept.
         budget: A share of the original's time, or milliseconds such as ``'5ms'``.
         ready: What is timed of a module in eval mode.
 
@@ -61,10 +63,7 @@ def meet_latency(
     share = _share(model, example_input, budget, ready)
     rows = [row for row in plan.rows if row.scores]
     time_rows(model, example_input, rows, ready)
-    options = {row.name: own for row in rows if len(own := _choices(row)) > 1}
-    for row in rows:
-        if row.name not in options:
-            row.decision, row.reason = 'keep', 'slower'
+    options = {row.name: _choices(row) for row in rows}
     tried = _try(model, example_input, plan, options, share, ready)
     met = [one for one in tried if one.share <= share]
     if not met:
@@ -77,6 +76,9 @@ def meet_latency(
     best = min(met, key=lambda one: one.harm)
     decide(plan.rows, best.chosen)
     plan.latency = best.times
+    for row in rows:
+        if not row.converts and len(options[row.name]) == 1:
+            row.reason = 'slower'
 
 
 def _try(
@@ -89,23 +91,35 @@ def _try(
 ) -> list[_Tried]:
     """Plans, each with the forecast corrected by what came out of the one before."""
     smallest = {name: min(own, key=lambda c: c.cost) for name, own in options.items()}
+    dense = sum(row.latencies['1'] for row in plan.rows if row.name in options)
     whole = measure({'original': model}, example_input, ready)['original']
     tried: list[_Tried] = []
     yields = 1.0
     while len(tried) < TRIES:
-        chosen = _afford(options, (1 - share) * whole / yields) or smallest
-        if not chosen or chosen in [one.chosen for one in tried]:
+        chosen = _afford(options, dense - (1 - share) * whole / yields) or smallest
+        if chosen in [one.chosen for one in tried]:
             break
         decide(plan.rows, chosen)
-        nets = {'original': model, 'converted': converted(model, plan)}
-        now = _Tried(chosen, measure(nets, example_input, ready))
+        now = _Tried(chosen, _times(model, example_input, plan, ready))
         tried.append(now)
         if share - CLOSE <= now.share <= share:
             break
         whole = now.times['original']
-        forecast = sum(options[n][0].cost - c.cost for n, c in chosen.items()) / whole
+        forecast = (dense - sum(choice.cost for choice in chosen.values())) / whole
         yields = max((1 - now.share) / max(forecast, 1e-9), YIELDS)
     return tried
+
+
+def _times(
+    model: nn.Module, example_input: Any, plan: ConversionPlan, ready: Ready
+) -> dict[str, float]:
+    """Milliseconds of the original and of the plan's network, which may be the original."""
+    nets = {'original': model}
+    if not any(row.converts for row in plan.rows):
+        return dict.fromkeys(
+            ('original', 'converted'), measure(nets, example_input, ready)['original']
+        )
+    return measure({**nets, 'converted': converted(model, plan)}, example_input, ready)
 
 
 def _share(model: nn.Module, example_input: Any, budget: float | str, ready: Ready) -> float:
@@ -115,28 +129,22 @@ def _share(model: nn.Module, example_input: Any, budget: float | str, ready: Rea
         number = float(text.removesuffix('ms'))
     except ValueError:
         raise ValueError(wrong) from None
+    if not 0 < number < math.inf or (number > 1 and not text.endswith('ms')):
+        raise ValueError(wrong)
     if text.endswith('ms'):
         number /= measure({'original': model}, example_input, ready)['original']
-    if not 0 < number:
-        raise ValueError(wrong)
-    return min(number, 1.0)
+    return number
 
 
-def _afford(options: Mapping[str, list[Choice]], saved: float) -> dict[str, Choice] | None:
-    """Choices that save so many milliseconds by their own forecast; None where none do."""
-    whole = sum(own[0].cost for own in options.values())
+def _afford(options: Mapping[str, list[Choice]], limit: float) -> dict[str, Choice] | None:
+    """Choices that take so many milliseconds by their own forecast; None where none do."""
     try:
-        return spend(options, whole - saved, 'latency')
+        return spend(options, limit, 'latency')
     except ValueError:
         return None
 
 
 def _choices(row: Row) -> list[Choice]:
-    """The conv as it is, and every ratio that measured faster."""
-    dense = row.latencies['1']
-    harms = {'1': 0.0, **row.scores}
-    return [
-        Choice(float(ratio), time, harms[ratio])
-        for ratio, time in row.latencies.items()
-        if ratio == '1' or time < (1 - MARGIN) * dense
-    ]
+    """The conv as other budgets leave it, and every higher ratio that measured faster."""
+    first, *higher = no_lower(choices(row, lambda ratio: row.latencies[f'{ratio:g}']), row)
+    return [first, *(choice for choice in higher if choice.cost < (1 - MARGIN) * first.cost)]

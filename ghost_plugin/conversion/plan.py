@@ -118,6 +118,7 @@ class ConversionPlan:
                 the target.
         """
         plan = copy.deepcopy(self)
+        plan.latency = {}  # of other ratios
         for row in plan.rows:
             row.error = None
         allocate(plan.rows, {'macs': self.macs, 'params': self.params}, macs=macs, params=params)

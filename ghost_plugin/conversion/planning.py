@@ -39,7 +39,8 @@ def plan(
             are then chosen per conv, from :data:`~ghost_plugin.conversion.budget.RATIOS`, those
             that harm the output least. Never exceeded.
         latency: As a share of the model's own on this machine, or an amount (``'5ms'``): convs are
-            timed, those whose Ghost is slower stay, and the plan is measured at the end.
+            timed, those whose Ghost is slower stay, and the plan is measured at the end. Beside
+            another budget it only raises the ratios that this has chosen.
         ready: What is timed for ``latency``: takes a module and its input, gives a call. The module
             itself without it; ``gp.deploy.ready('onnxruntime')`` times what ONNX Runtime makes of
             it, and so on for every backend of :func:`ghost_plugin.optimize`.
@@ -83,6 +84,8 @@ def plan(
     _close(made.rows, ratios)
     if ratios:
         score(model, made.rows, ratios, example_input, batches, seed)
+    if macs is None and params is None:
+        macs = 1.0  # all stay, before time decides
     allocate(made.rows, {'macs': made.macs, 'params': made.params}, macs=macs, params=params)
     if latency is not None:
         meet_latency(model, example_input, made, latency, ready)

@@ -69,7 +69,29 @@ def test_a_budget_out_of_reach_says_what_was_reached(clock):
         gp.plan(net(), X, latency=0.05)
 
 
-@pytest.mark.parametrize('wrong', ['soon', 0, '-3ms'])
+@pytest.mark.parametrize('other', ['macs', 'params'])
+@pytest.mark.parametrize('price', [0.0, 100.0])
+def test_another_budget_is_met_beside_it(clock, other, price):
+    clock['ghost'] = price
+    plan = gp.plan(net(), X, latency=0.9, **{other: 0.65})
+    assert plan.totals[f'{other}_after'] <= 0.65 * plan.totals[f'{other}_before']
+    assert plan.latency['converted'] <= 0.9 * plan.latency['original']
+
+
+@pytest.mark.parametrize('met', [1.0, '90000ms', 1])
+def test_a_budget_that_is_met_already_changes_nothing(clock, met):
+    plan = gp.plan(net(), X, latency=met)
+    assert not any(row.converts for row in plan.rows)
+    assert plan.latency['converted'] == plan.latency['original'] > 0
+
+
+def test_other_targets_forget_what_was_measured(clock):
+    plan = gp.plan(net(), X, latency=0.9)
+    assert not plan.rebudget(macs=0.7).latency
+    assert plan.latency
+
+
+@pytest.mark.parametrize('wrong', ['soon', 0, '-3ms', 1.5, float('nan'), 'infms'])
 def test_other_budgets_are_named(clock, wrong):
     with pytest.raises(ValueError, match='latency must be a share'):
         gp.plan(net(), X, latency=wrong)
