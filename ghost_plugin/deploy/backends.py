@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 from .. import _optional
 from .export import export
 from .fuse import fuse
-from .outputs import Difference, Flat, arguments, differences
+from .inputs import arguments, calibrating
+from .outputs import Difference, Flat, differences
 from .quantize import quantize
 from .runners import Runner, channels_last, of_graph, of_module, of_onnx, of_openvino, quiet
 
@@ -67,7 +68,7 @@ class Forms:
         from .gpu import accelerate  # it needs Triton
 
         half = _half(self.last.model, self.example_input)
-        accelerate(half.model, half.example)
+        accelerate(half.model, half.inputs.example)
         return half
 
     @functools.cached_property
@@ -88,7 +89,9 @@ class Forms:
         if self.calibration is None:
             raise ValueError('int8 needs calibration= inputs')
         path = Path(self._folder.name) / f'int8{suffix}'
-        quantize(self.model, self.calibration, path)
+        inputs = self.flat.inputs  # the file takes its tensors in the order of the first batch
+        batches = calibrating(inputs, self.calibration)
+        quantize(self.model, [inputs.filled(batch) for batch in batches], path)
         return path
 
 

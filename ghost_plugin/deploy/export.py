@@ -12,7 +12,8 @@ from torch import nn
 from .._files import whole_files
 from ..layers.folding import check_inference
 from .fuse import fuse
-from .outputs import Difference, Flat, allowance, arguments, differences
+from .inputs import arguments
+from .outputs import Difference, Flat, allowance, differences
 from .runners import Runner, of_module, quiet
 from .writers import DYNAMIC, FORMATS, Format
 

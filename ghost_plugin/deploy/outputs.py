@@ -1,7 +1,7 @@
-"""Inputs and outputs of any nesting as lists of tensors, and how far two outputs lie apart."""
+"""Outputs of any nesting as lists of tensors, and how far two of them lie apart."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..analysis import call, evaluating
+from .inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -76,38 +77,11 @@ def allowance(model: 'Flat', inputs: Sequence[torch.Tensor], tolerance: float) -
     wide = [x.double() if x.is_floating_point() else x for x in inputs]
     try:
         with torch.no_grad():
-            exact = Flat(copy.deepcopy(model.model).double(), model.filled(wide))
+            exact = Flat(copy.deepcopy(model.model).double(), model.inputs.filled(wide))
             lost = differences(model(*inputs), exact(*wide)).relative
     except Exception:  # some networks know no float64
         return tolerance
     return max(tolerance, min(10 * lost, 0.01))
-
-
-def arguments(example_input: Any) -> list[torch.Tensor]:
-    """The tensors that a model is called with: those of a tuple, or on top of a mapping.
-
-    Raises:
-        TypeError: There is none.
-    """
-    found = list(_slots(example_input).values())
-    if not found:
-        raise TypeError(
-            'example_input must be a tensor, a tuple of tensors or a mapping with tensors, got '
-            f'{type(example_input).__name__} without any'
-        )
-    return found
-
-
-def _slots(example_input: Any) -> dict[Any, torch.Tensor]:
-    if isinstance(example_input, torch.Tensor):
-        return {0: example_input}
-    if isinstance(example_input, Mapping):
-        pairs: Iterable[tuple[Any, Any]] = example_input.items()
-    elif isinstance(example_input, tuple | list):
-        pairs = enumerate(example_input)
-    else:
-        return {}
-    return {key: value for key, value in pairs if isinstance(value, torch.Tensor)}
 
 
 class Flat(nn.Module):
@@ -120,6 +94,7 @@ class Flat(nn.Module):
         example_input: What it is called with.
 
     Attributes:
+        inputs: The tensors of the example and of other calls.
         names: Of the outputs.
         spec: How the outputs are nested; see :meth:`nested`.
     """
@@ -127,8 +102,7 @@ class Flat(nn.Module):
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         super().__init__()
         self.model = model
-        self.example = example_input
-        self.slots = list(_slots(example_input))
+        self.inputs = Inputs(model, example_input)
         with evaluating(model):
             leaves, self.spec = pytree.tree_flatten(call(model, example_input))
         self.where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
@@ -137,17 +111,8 @@ class Flat(nn.Module):
         self.names = ['output'] if number == 1 else [f'output_{i}' for i in range(number)]
         self.train(model.training)
 
-    def filled(self, inputs: Iterable[torch.Tensor]) -> Any:
-        """The example with other tensors in it."""
-        given = dict(zip(self.slots, inputs, strict=True))
-        if isinstance(self.example, Mapping):
-            return {key: given.get(key, value) for key, value in self.example.items()}
-        if isinstance(self.example, tuple | list):
-            return tuple(given.get(index, value) for index, value in enumerate(self.example))
-        return given[0]
-
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(tensors(call(self.model, self.filled(inputs))))
+        return tuple(tensors(call(self.model, self.inputs.filled(inputs))))
 
     def nested(self, outputs: Iterable[torch.Tensor]) -> Any:
         """Outputs as the model itself would nest them."""

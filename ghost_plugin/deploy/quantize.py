@@ -15,7 +15,8 @@ from .. import _optional
 from .._files import whole_files
 from ..analysis import TURN, time_together
 from .export import export
-from .outputs import Difference, arguments, differences
+from .inputs import calibrating, of_calibration
+from .outputs import Difference, differences
 from .runners import Runner, of_onnx, of_openvino, quiet
 from .writers import FORMATS
 
@@ -77,8 +78,9 @@ def quantize(
 
     Args:
         model: In eval mode, on the CPU; it is left as it is.
-        calibration: Inputs that the model is called with, real ones; some 100 pictures do. The last
-            one is what errors and times are measured on.
+        calibration: Inputs that the model is called with, real ones; some 100 pictures do. The
+            first says which inputs there are: the file takes its tensors in its order, and what is
+            no tensor in it is kept as it is. The last is what errors and times are measured on.
         path: ``.onnx`` quantises with ONNX Runtime, ``.xml`` with NNCF for OpenVINO.
         depthwise: Whether depthwise convs become int8 or stay in float32; ``'auto'`` tries both
             and takes int8 only where it is faster here.
@@ -87,7 +89,8 @@ def quantize(
         What was written, how far it lies from the model, and how fast it is here.
 
     Raises:
-        ValueError: No calibration input; an option that cannot be; the model cannot be exported;
+        ValueError: No calibration input, or one that the model does not take or that has other
+            inputs than the first; an option that cannot be; the model cannot be exported;
             what the runtime computes in int8 on this machine is not the model. Files stay as they
             were then.
         ImportError: The library is not installed.
@@ -99,13 +102,14 @@ def quantize(
         raise ValueError(f'depthwise must be one of {DEPTHWISE}, got {depthwise!r}')
     library = _LIBRARIES[path.suffix]
     _optional.require(*library.needs)
-    batches = [arguments(batch) for batch in calibration]
-    if not batches:
+    given = list(calibration)
+    if not given:
         raise ValueError('calibration holds no input; some 100 pictures do')
+    batches = calibrating(of_calibration(model, given[0]), given)
     with tempfile.TemporaryDirectory(prefix='ghost_plugin-') as name:
         folder = Path(name)
         plain = folder / 'plain.onnx'
-        _export(model, batches, plain)
+        _export(model, given[0], plain)
         kinds = ('float', 'int8') if depthwise == 'auto' else (depthwise,)
         files = {kind: folder / f'{kind}{path.suffix}' for kind in kinds}
         for kind, file in files.items():
@@ -126,13 +130,12 @@ def quantize(
         )
 
 
-def _export(model: nn.Module, batches: list[list[torch.Tensor]], path: Path) -> None:
+def _export(model: nn.Module, example_input: Any, path: Path) -> None:
     """As ONNX, of free sizes where the model takes them."""
-    example = tuple(batches[0])
     try:
-        export(model, example, path, exporter='trace')
+        export(model, example_input, path, exporter='trace')
     except ValueError:
-        export(model, example, path, exporter='trace', dynamic='batch')
+        export(model, example_input, path, exporter='trace', dynamic='batch')
 
 
 def _times(runners: dict[str, Runner], batch: list[torch.Tensor]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch import nn
 from ..analysis import TURN, Timing, time_together
 from ..layers.folding import check_inference
 from .backends import BACKENDS, Backend, Forms
-from .outputs import Difference, allowance, arguments
+from .outputs import Difference, allowance
 from .runners import Runner
 
 # How far outputs may lie from the model's, by dtype: a figure of Difference and its largest value.
@@ -86,9 +86,16 @@ class Report:
 class Optimized:
     """A model in its fastest form; called like the model, it gives what the model gives.
 
+    Tensors are given by position or by name. What is no tensor in the example may be left out and
+    is the example's then.
+
     Attributes:
         backend: Name of the form.
         report: What was tried.
+
+    Raises:
+        TypeError: Of a call: a tensor is missing, unknown or given twice.
+        ValueError: Of a call: what is no tensor in the example has another value.
     """
 
     backend: str
@@ -97,11 +104,7 @@ class Optimized:
     _forms: Forms = field(repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        example = self._forms.example_input
-        given = kwargs or (
-            args[0] if isinstance(example, torch.Tensor) and len(args) == 1 else args
-        )
-        inputs = arguments(given)
+        inputs = self._forms.flat.inputs.of_call(*args, **kwargs)
         with torch.inference_mode():
             return self._forms.flat.nested(self._run(inputs))
 

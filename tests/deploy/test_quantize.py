@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin import _optional
@@ -62,6 +63,63 @@ def test_wrong_options_are_named(options, said, residual, batches, tmp_path):
     path = tmp_path / options.pop('path', 'net.onnx')
     with pytest.raises(ValueError, match=said):
         gp.quantize(residual, options.pop('calibration', batches), path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+class Pair(nn.Module):
+    """Gives something else when its inputs are swapped or the scale is another."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, left, right, scale=1.0):
+        return self.conv(left) - 3 * self.conv(right) * scale
+
+
+@pytest.fixture
+def pairs():
+    right, left = torch.randn(2, 2, 3, 8, 8)
+    return [{'right': right, 'left': left, 'scale': 5.0}] * 3
+
+
+def test_batches_are_taken_by_name_and_with_all_that_they_hold(pairs, tmp_path):
+    if not _optional.usable(*NEEDS['.onnx']):
+        pytest.skip('needs onnxruntime')
+    net, (batch, *_) = Pair().eval(), pairs
+    others = [(batch['left'], batch['right'], 5.0), {'left': batch['left'], **batch}]
+    gp.quantize(net, [batch, *others], tmp_path / 'net.onnx', depthwise='float')
+    got = FORMATS['.onnx'].read(tmp_path / 'net.onnx')([batch['right'], batch['left']])
+    assert differences(got, net(**batch)).typical < 0.1
+
+
+def test_the_runtime_gives_int8_its_tensors_in_the_order_of_the_example(pairs):
+    if not _optional.usable(*NEEDS['.onnx']):
+        pytest.skip('needs onnxruntime')
+    net, (batch, *_) = Pair().eval(), pairs
+    example = (batch['left'], batch['right'], 5.0)
+    fast = gp.optimize(net, example, 'onnxruntime-int8', calibration=pairs, rounds=1)
+    assert differences(fast(**batch), net(**batch)).typical < 0.1
+
+
+@pytest.mark.parametrize(
+    ('changes', 'said'),
+    [
+        ([(torch.ones(2, 3, 8, 8), torch.arange(2))], 'batch 0 .* nothing else, such as labels'),
+        ([{}, {'left': None}], "batch 1 .* 'left' must be a tensor, got NoneType"),
+        ([{}, {}, {'scale': 2.0}], "batch 2 .* 'scale' is 5.0 in the example and stays so"),
+        ([{}, {'label': torch.arange(2)}], "batch 1 .* 'label' is not known.* such as labels"),
+    ],
+)
+def test_batches_that_are_no_inputs_are_named(changes, said, pairs, tmp_path):
+    if not _optional.usable(*NEEDS['.onnx']):
+        pytest.skip('needs onnxruntime')
+    batches = [
+        {**batch, **change} if isinstance(change, dict) else change
+        for batch, change in zip(pairs, changes, strict=False)
+    ]
+    with pytest.raises(ValueError, match=said):
+        gp.quantize(Pair().eval(), batches, tmp_path / 'net.onnx')
     assert not list(tmp_path.iterdir())
 
 

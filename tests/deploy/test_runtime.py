@@ -54,6 +54,62 @@ def test_nested_inputs_and_outputs(converted):
     torch.testing.assert_close(got['parts'], want['parts'])
 
 
+class Pair(nn.Module):
+    """Gives something else when its inputs are swapped or the scale is another."""
+
+    def forward(self, left, right, scale=1.0):
+        return left - 3 * right * scale
+
+
+LEFT, RIGHT = torch.randn(2, 1, 3, 4, 4)
+EXAMPLES = [(LEFT, RIGHT), {'left': LEFT, 'right': RIGHT}, {'right': RIGHT, 'left': LEFT}]
+CALLS = [
+    ((LEFT, RIGHT), {}),
+    ((LEFT,), {'right': RIGHT}),
+    ((), {'right': RIGHT, 'left': LEFT}),
+    ((LEFT, RIGHT, 1.0), {}),
+]
+
+
+@pytest.mark.parametrize('args, kwargs', CALLS)
+@pytest.mark.parametrize('example', EXAMPLES)
+def test_calls_go_by_the_names_of_forward(example, args, kwargs):
+    fast = gp.optimize(Pair().eval(), example, 'fused', rounds=1)
+    assert torch.equal(fast(*args, **kwargs), LEFT - 3 * RIGHT)
+
+
+@pytest.mark.parametrize(
+    ('args', 'kwargs', 'said'),
+    [
+        ((), {'left': LEFT}, "'right' is missing; as in the example .* 'left', 'right'"),
+        ((LEFT, RIGHT), {'mask': LEFT}, "'mask' is not known"),
+        ((LEFT, RIGHT, 1.0, LEFT), {}, 'argument 3 is not known'),
+        ((LEFT,), {'left': LEFT, 'right': RIGHT}, "'left' is given twice, by position and by name"),
+        ((LEFT, 5), {}, "'right' must be a tensor, got int"),
+        ((LEFT, RIGHT, 2.0), {}, "'scale' is 1.0 in the example and stays so, got 2.0"),
+        ((LEFT, RIGHT, LEFT), {}, "'scale' is 1.0 in the example and stays so, got tensor"),
+    ],
+)
+def test_calls_unlike_the_example_are_refused(args, kwargs, said):
+    fast = gp.optimize(Pair().eval(), (LEFT, RIGHT), 'fused', rounds=1)
+    with pytest.raises((TypeError, ValueError), match=said):
+        fast(*args, **kwargs)
+
+
+class Open(nn.Module):
+    """Tells no names of what it takes."""
+
+    def forward(self, *args, **kwargs):
+        return Pair()(*args, **kwargs)
+
+
+def test_calls_of_a_model_without_names_go_like_the_example():
+    fast = gp.optimize(Open().eval(), {'right': RIGHT, 'left': LEFT}, 'fused', rounds=1)
+    assert torch.equal(fast(left=LEFT, right=RIGHT), LEFT - 3 * RIGHT)
+    with pytest.raises(TypeError, match='argument 0 is not known'):
+        fast(LEFT, RIGHT)
+
+
 def _rows(monkeypatch, *rows):
     table = {row.name: row for row in (BACKENDS['eager'], *rows)}
     monkeypatch.setattr(runtime, 'BACKENDS', table)
