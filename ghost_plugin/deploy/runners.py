@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,10 +61,13 @@ def _floats(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def of_graph(module: Callable, dtype: torch.dtype = torch.float32) -> Runner:
     """PyTorch on a GPU as CUDA graphs, one for each shape: all kernels of a call start as one.
 
+    Threads take turns, because a graph has one place for its inputs.
+
     Args:
         module: Takes tensors of ``dtype``, channels-last, gives tensors.
         dtype: Outputs are in float32.
     """
+    turn = threading.Lock()
 
     @functools.lru_cache(maxsize=SHAPES)
     def captured(*kinds: tuple[torch.Size, torch.dtype, torch.device]) -> tuple[Any, ...]:
@@ -80,7 +84,7 @@ def of_graph(module: Callable, dtype: torch.dtype = torch.float32) -> Runner:
         return dtype if x.is_floating_point() else x.dtype
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        with torch.inference_mode():
+        with turn, torch.inference_mode():
             given, graph, outputs = captured(*((x.shape, inside(x), x.device) for x in inputs))
             for place, x in zip(given, inputs, strict=True):
                 place.copy_(x)
@@ -119,6 +123,25 @@ def of_onnx(path: Path, threads: int | None = None) -> Runner:
     return run
 
 
+class _Requests(threading.local):
+    """OpenVINO's requests: one holds the inputs of its call, so each thread has its own.
+
+    Args:
+        compiled: Gives the model for shapes; all threads share it.
+    """
+
+    lock = threading.Lock()  # two threads would compile the same
+
+    def __init__(self, compiled: Callable[..., Any]) -> None:
+        self.by_shapes = functools.lru_cache(maxsize=SHAPES)(
+            functools.partial(self._made, compiled)
+        )
+
+    def _made(self, compiled: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
+        with self.lock:
+            return compiled(*shapes).create_infer_request()
+
+
 def of_openvino(source: Any, dtype: str = 'f32', threads: int | None = None) -> Runner:
     """An OpenVINO model, or a file that OpenVINO reads, on the CPU; compiled for each shape.
 
@@ -139,14 +162,16 @@ def of_openvino(source: Any, dtype: str = 'f32', threads: int | None = None) -> 
     }
 
     @functools.lru_cache(maxsize=SHAPES)
-    def request(*shapes: tuple[int, ...]) -> Any:
+    def compiled(*shapes: tuple[int, ...]) -> Any:
         fixed = model.clone()
         fixed.reshape(dict(enumerate(shapes)))
-        return core.compile_model(fixed, 'CPU', config).create_infer_request()
+        return core.compile_model(fixed, 'CPU', config)
+
+    requests = _Requests(compiled)
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         given = [x.detach().contiguous().numpy() for x in inputs]
-        found = request(*(x.shape for x in given)).infer(given, share_inputs=True)
+        found = requests.by_shapes(*(x.shape for x in given)).infer(given, share_inputs=True)
         return [torch.from_numpy(value) for value in found.to_tuple()]
 
     return run

@@ -87,7 +87,7 @@ class Optimized:
     """A model in its fastest form; called like the model, it gives what the model gives.
 
     Tensors are given by position or by name. What is no tensor in the example may be left out and
-    is the example's then.
+    is the example's then. Several threads may call it at a time.
 
     Attributes:
         backend: Name of the form.

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -52,6 +53,18 @@ def test_nested_inputs_and_outputs(converted):
     assert got['kind'] == 'plain'
     torch.testing.assert_close(got['logits'], want['logits'], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got['parts'], want['parts'])
+
+
+@pytest.mark.parametrize('backend', ['fused', 'onnxruntime', 'openvino'])
+def test_threads_get_their_own_answers(backend, converted):
+    if not _optional.usable(*BACKENDS[backend].needs):
+        pytest.skip(f'needs {BACKENDS[backend].needs}')
+    fast = gp.optimize(converted, torch.randn(1, 3, 32, 32), backend, rounds=1)
+    pictures = [torch.randn(1, 3, 32 + 8 * (i % 2), 32) for i in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(fast, pictures * 10))
+    for answer, picture in zip(answers, pictures * 10, strict=True):
+        torch.testing.assert_close(answer, converted(picture), rtol=1e-3, atol=1e-4)
 
 
 class Pair(nn.Module):
