@@ -90,6 +90,8 @@ def export(
     Raises:
         ValueError: The model is in training mode; an option that cannot be; no exporter takes the
             model; the file computes something else. Nothing is written then.
+        TypeError: The example holds no tensor, or the outputs are something else than tensors,
+            tuples, mappings or dataclasses of these. Of outputs the file holds the tensors.
         ImportError: What the format needs is not installed.
     """
     check_inference(model)

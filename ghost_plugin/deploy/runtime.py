@@ -87,7 +87,8 @@ class Optimized:
     """A model in its fastest form; called like the model, it gives what the model gives.
 
     Tensors are given by position or by name. What is no tensor in the example may be left out and
-    is the example's then. Several threads may call it at a time.
+    is the example's then; what is no tensor in the outputs (sizes, counts, names) is always that of
+    the example. Several threads may call it at a time.
 
     Attributes:
         backend: Name of the form.
@@ -141,6 +142,8 @@ def optimize(
     Raises:
         ValueError: The model is in training mode; no such backend or dtype; int8 without
             calibration; the one backend asked for does not compute the same.
+        TypeError: The example holds no tensor; the outputs are something else than tensors, tuples,
+            mappings or dataclasses of these, with plain values beside them.
         ImportError: The one backend asked for needs what is not installed.
     """
     check_inference(model)

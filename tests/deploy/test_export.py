@@ -125,6 +125,8 @@ def test_differences_see_shapes_and_nans():
     assert differences(one, one[:1]).relative == float('inf')
     assert differences(one * float('nan'), one).typical == float('inf')
     assert differences(one + 0.5, 2 * one).relative == 0.25
+    with pytest.raises(TypeError, match=r'outputs must be tensors.* got dict'):
+        differences({'a': 1}, {'a': 1})
 
 
 def test_the_tool_writes_and_says_what_is_wrong(tmp_path):

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -53,6 +55,70 @@ def test_nested_inputs_and_outputs(converted):
     assert got['kind'] == 'plain'
     torch.testing.assert_close(got['logits'], want['logits'], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got['parts'], want['parts'])
+
+
+@dataclasses.dataclass(frozen=True)
+class Out:
+    maps: torch.Tensor
+    others: dict
+    kind: str = 'plain'
+
+    def __post_init__(self):
+        assert self.maps is not None
+
+
+class Named(OrderedDict):
+    """As the outputs of some libraries."""
+
+
+class Odd:
+    def __init__(self, maps):
+        self.maps = maps
+
+
+class Giving(nn.Module):
+    """Gives what a function makes of it."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return self.make(2 * x)
+
+
+@pytest.mark.parametrize('backend', ['fused', 'onnxruntime'])
+def test_outputs_may_be_dataclasses_and_kinds_of_dict(backend):
+    if not _optional.usable(*BACKENDS[backend].needs):
+        pytest.skip(f'needs {BACKENDS[backend].needs}')
+    model = Giving(lambda y: Out(y, Named(sum=(y.sum(), y.shape[2]), out=Out(y + 1, {}))))
+    fast = gp.optimize(model.eval(), torch.randn(1, 3, 4, 4), backend, rounds=1)
+    x = torch.randn(2, 3, 4, 4)
+    got, want = fast(x), model(x)
+    assert (type(got), type(got.others), got.kind) == (Out, Named, 'plain')
+    torch.testing.assert_close(got.maps, want.maps)
+    torch.testing.assert_close(got.others['sum'], want.others['sum'])
+    torch.testing.assert_close(got.others['out'].maps, want.others['out'].maps)
+
+
+@pytest.mark.parametrize('make', [Odd, lambda y: {'maps': y, 'odd': Odd(y)}, lambda y: [5]])
+def test_outputs_that_nothing_can_be_compared_of_are_refused(make, tmp_path):
+    model, x = Giving(make).eval(), torch.randn(1, 3, 4, 4)
+    calls = [
+        lambda: gp.optimize(model, x, 'fused', rounds=1),
+        lambda: gp.export(model, x, tmp_path / 'net.pt'),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r'outputs must be tensors.*; got (Odd|list)'):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_number_of_outputs_is_named():
+    model = Giving(lambda y: list(y)).eval()
+    fast = gp.optimize(model, torch.randn(2, 3), 'fused', rounds=1)
+    with pytest.raises(ValueError, match='gives 3 outputs here and 2 for the example'):
+        fast(torch.randn(3, 3))
 
 
 @pytest.mark.parametrize('backend', ['fused', 'onnxruntime', 'openvino'])
