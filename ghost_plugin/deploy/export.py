@@ -227,8 +227,10 @@ def _trials(
 
 def _traced(x: torch.Tensor, dynamic: bool | str) -> torch.Tensor:
     """What is traced: torch.export takes a batch of one, or a map of one pixel, for a constant."""
-    grown = [max(0, _TRACED - side) if dynamic is True else 0 for side in x.shape[-2:]]
-    return _resized(x, 2, *grown) if dynamic else x
+    if not dynamic:
+        return x
+    sides = x.shape[2:] if dynamic is True and x.dim() == 4 else (_TRACED, _TRACED)
+    return _resized(x, 2, *(max(0, _TRACED - side) for side in sides))
 
 
 def _resized(x: torch.Tensor, batch: int, height: int, width: int) -> torch.Tensor:
@@ -241,7 +243,8 @@ def _resized(x: torch.Tensor, batch: int, height: int, width: int) -> torch.Tens
     if not x.is_floating_point():
         return x[:1].expand(batch, *x.shape[1:]).contiguous()
     generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(shape, generator=generator).to(x) * x.std() + x.mean()
+    spread = x.std() if x.numel() > 1 else 0.1 * x.abs().mean()  # one number has no deviation
+    return torch.randn(shape, generator=generator).to(x) * spread + x.mean()
 
 
 def _line(error: Exception) -> str:

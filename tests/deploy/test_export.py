@@ -47,6 +47,32 @@ def test_every_format_takes_a_converted_network_at_any_batch_and_size(
     json.dumps(report.as_dict())
 
 
+class Timed(nn.Module):
+    """Takes a picture and a number for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.embed = nn.Conv2d(3, 4, 3, padding=1), nn.Embedding(10, 4)
+
+    def forward(self, x, time):
+        shift = time.reshape(-1, 1) if time.is_floating_point() else self.embed(time)
+        return self.conv(x) + shift[:, :, None, None]
+
+
+@pytest.mark.parametrize('dynamic', [True, 'batch', False])
+@pytest.mark.parametrize('time', [[0.5], [[0.5]], [3]])
+@pytest.mark.parametrize(('suffix', 'exporter'), [('.pt', 'trace'), ('.onnx', 'trace')])
+def test_a_number_for_each_picture_is_an_input(suffix, exporter, time, dynamic, tmp_path):
+    need(suffix, exporter)
+    net, x = Timed().eval(), torch.randn(1, 3, 8, 8)
+    report = gp.export(net, (x, torch.tensor(time)), tmp_path / f'net{suffix}', dynamic=dynamic)
+    assert report.exporter == exporter
+    batch = 3 if dynamic else 1
+    pair = torch.randn(batch, 3, 8, 8), torch.tensor(time * batch).cumsum(0)
+    (got,) = FORMATS[suffix].read(tmp_path / f'net{suffix}')(pair)
+    torch.testing.assert_close(got, net(*pair), rtol=1e-4, atol=1e-5)
+
+
 class Random(nn.Module):
     """Never gives the same twice, so no file can agree with it."""
 
