@@ -117,6 +117,7 @@ class GhostNet(Foldable, nn.Module):
     def cut_behind(self, level: int) -> None:
         """Drop what lies behind a level."""
         self.blocks = self.blocks[: self.level_taps[level] + 1]
+        self.blocks.training = self.training  # a slice is made anew
 
     def trunk(
         self, x: torch.Tensor, taps: list[int], depth: int

@@ -164,7 +164,7 @@ class TimmDoor:
         self.cut_behind(levels[-1])
         self.taps = [self.level_taps[levels[-1]]]
         self.num_features = self.head_hidden_size = self.level_channels[levels[-1]]
-        self.conv_head = self.act2 = nn.Identity()
+        self.conv_head = self.act2 = nn.Identity().train(self.training)
         self.reset_classifier(0, '')
         return levels
 
@@ -173,11 +173,20 @@ class TimmDoor:
         return getattr(self, self.classifier_name)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Another number of classes (0 for none) and, if given, another pooling."""
+        """Another number of classes (0 for none) and, if given, another pooling.
+
+        Raises:
+            ValueError: The pooling gives more channels than it takes.
+        """
         if global_pool is None:
             global_pool = self.global_pool.pool_type
-        self.num_classes = num_classes
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
+        pool = SelectAdaptivePool2d(pool_type=global_pool)
+        if pool.feat_mult() != 1:
+            raise ValueError(
+                "global_pool must keep the number of channels ('avg', 'max', 'avgmax', 'fast', "
+                f"...; '' for none), got {global_pool!r}"
+            )
+        self.num_classes, self.global_pool = num_classes, pool
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
         classifier = nn.Identity()
         if num_classes > 0:

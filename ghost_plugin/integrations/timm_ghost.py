@@ -14,6 +14,7 @@ from .. import _optional
 from ..backbones.g_ghost import GGhostRegNet
 from ..backbones.ghostnet import GhostNet, GhostNetV2, GhostNetV3
 from ..layers.common import init_weights
+from ..layers.norm import PooledBatchNorm2d
 from ..specs import FINAL_LEVEL
 from ..weights import PUBLISHED, from_classifier, unwrap
 from .timm_door import TimmDoor, chosen_levels
@@ -21,7 +22,14 @@ from .timm_door import TimmDoor, chosen_levels
 _optional.require('timm')
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_module,
+)
+
+register_notrace_module(PooledBatchNorm2d)  # it looks at sizes, which feature_cls='fx' cannot
 
 
 class TimmGhostNet(TimmDoor, GhostNet):
@@ -149,8 +157,9 @@ def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
             raise
         source = ' '.join(PUBLISHED[name].location.values())
         raise OSError(f'cannot download {source}: {error}. {_LOCAL_HINT}') from error
-    if not isinstance(model, TimmDoor):  # features only: the stem would keep the whole model alive
-        del model.get_submodule(model_class.stem[0]).reparameterize
+    if not any(isinstance(part, TimmDoor) for part in model.modules()):
+        for part in model.modules():  # features only: the stem would keep the whole model alive
+            vars(part).pop('reparameterize', None)
     return model
 
 

@@ -142,6 +142,18 @@ def test_features_only(name, indices):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
+@every
+@pytest.mark.parametrize('kind', ['getter', 'fx', 'hook'])
+def test_timms_other_ways_to_features_give_the_same(name, kind):
+    plain = make(name, features_only=True).eval()
+    torch.manual_seed(0)
+    net = make(name, features_only=True, feature_cls=kind).eval()
+    x = torch.randn(1, 3, 64, 64)
+    assert [m.shape[1] for m in net(x)] == net.feature_info.channels() == channels(name)
+    for maps, want in zip(net(x), plain(x), strict=True):
+        torch.testing.assert_close(maps, want)
+
+
 @pytest.mark.parametrize('indices', [(5,), (-6,), (0, 9)])
 def test_levels_out_of_range(indices):
     with pytest.raises(ValueError, match=r'0\.\.4'):
@@ -179,6 +191,7 @@ def test_pruned_net_still_gives_its_features(name):
     assert net.prune_intermediate_layers((1, 2)) == [1, 2]
     assert net(x).shape[1] == net.num_features == channels(name)[2]
     assert sum(p.numel() for p in net.parameters()) < before / 2
+    assert not any(part.training for part in net.modules())
     torch.testing.assert_close(
         net.forward_intermediates(x, indices=(1, 2), intermediates_only=True), want, rtol=0, atol=0
     )
@@ -196,6 +209,16 @@ def test_head_can_be_changed(name):
     assert net(x).shape == (2, hidden)
     net.reset_classifier(0, '')
     assert net(x).shape == (2, hidden, 2, 2)
+
+
+@small
+def test_pooling_that_gives_more_channels_is_refused_when_built(name):
+    with pytest.raises(ValueError, match=r"keep the number of channels.* got 'catavgmax'"):
+        make(name, global_pool='catavgmax')
+    net = make(name)
+    with pytest.raises(ValueError, match="got 'catavgmax'"):
+        net.reset_classifier(5, 'catavgmax')
+    assert net.eval()(torch.randn(1, 3, 64, 64)).shape == (1, net.num_classes) == (1, 1000)
 
 
 @every
