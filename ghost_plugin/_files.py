@@ -8,6 +8,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def check_target(path: str | os.PathLike, *others: str) -> None:
+    """Refuse a place where no file can be put, before work is done that would be lost.
+
+    Args:
+        path: A file to write, or write anew.
+        others: Suffixes of its companions.
+
+    Raises:
+        OSError: A folder has its name; it is to lie in a file, or where nothing may be written.
+    """
+    path = Path(path)
+    for target in (path, *(path.with_suffix(suffix) for suffix in others)):
+        if target.is_dir():
+            raise IsADirectoryError(f'{str(target)!r} is a folder; give the name of a file')
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise NotADirectoryError(f'{str(path)!r} cannot be written: {str(above)!r} is no folder')
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f'{str(path)!r} cannot be written: no rights in {str(above)!r}')
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """A file to write that takes its place only when all of it is on the disk."""

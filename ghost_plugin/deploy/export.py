@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._files import whole_files
+from .._files import check_target, whole_files
 from ..layers.folding import check_inference
 from .fuse import fuse
 from .inputs import arguments
@@ -78,7 +78,8 @@ def export(
             (``torch.export``).
         dynamic: True frees batch, height and width of (N, C, H, W) inputs, ``'batch'`` the batch
             only, False nothing.
-        opset: Of ONNX, 17 or newer; the ``'dynamo'`` exporter writes 18 at least.
+        opset: Of ONNX, 17 or newer; the ``'dynamo'`` exporter writes 18 at least. One that no
+            exporter writes is refused.
         exporter: ``'trace'``, ``'dynamo'``, or ``'auto'``, which takes the first that works.
         fused: Fold norms and merge branches first (:func:`ghost_plugin.fuse`).
         tolerance: Largest difference allowed, as a share of the largest value of its output; more
@@ -93,10 +94,12 @@ def export(
         TypeError: The example holds no tensor, or the outputs are something else than tensors,
             tuples, mappings or dataclasses of these. Of outputs the file holds the tensors.
         ImportError: What the format needs is not installed.
+        OSError: The file cannot be written there.
     """
     check_inference(model)
     path = Path(path)
     kind = _checked(path, dynamic, opset, exporter)
+    check_target(path, *kind.others)
     example = arguments(example_input)
     if any(value.device.type != 'cpu' for value in example):
         raise ValueError('export works on the CPU; move model and example_input there first')
@@ -111,6 +114,8 @@ def export(
         except ImportError:
             raise
         except Exception as error:  # exporters raise whatever they like
+            if getattr(error, 'errno', None):
+                raise  # of the disk; tracers' own OSErrors have no number
             problems.append(f'{name}: {_line(error)}')
             continue
         figures = (found.absolute, found.relative)

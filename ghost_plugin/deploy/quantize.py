@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import _optional
-from .._files import whole_files
+from .._files import check_target, whole_files
 from ..analysis import TURN, time_together
 from .export import export
 from .inputs import calibrating, of_calibration
@@ -94,6 +94,7 @@ def quantize(
             what the runtime computes in int8 on this machine is not the model. Files stay as they
             were then.
         ImportError: The library is not installed.
+        OSError: The file cannot be written there.
     """
     path = Path(path)
     if path.suffix not in _LIBRARIES:
@@ -102,6 +103,7 @@ def quantize(
         raise ValueError(f'depthwise must be one of {DEPTHWISE}, got {depthwise!r}')
     library = _LIBRARIES[path.suffix]
     _optional.require(*library.needs)
+    check_target(path, *FORMATS[path.suffix].others)
     given = list(calibration)
     if not given:
         raise ValueError('calibration holds no input; some 100 pictures do')

@@ -1,6 +1,7 @@
 """How each file format is written; nothing is checked here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,21 +36,35 @@ def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset:
     free = {name: axes(value, dynamic) for name, value in zip(names, inputs, strict=True)}
     outputs = flat(*inputs)
     free |= {name: axes(value, dynamic) for name, value in zip(flat.names, outputs, strict=True)}
-    torch.onnx.export(
-        flat,
-        tuple(inputs),
-        str(path),
-        input_names=names,
-        output_names=flat.names,
-        dynamic_axes={name: own for name, own in free.items() if own} or None,
-        opset_version=opset,
-        dynamo=False,
-    )
+    with _without_graphs():
+        torch.onnx.export(
+            flat,
+            tuple(inputs),
+            str(path),
+            input_names=names,
+            output_names=flat.names,
+            dynamic_axes={name: own for name, own in free.items() if own} or None,
+            opset_version=opset,
+            dynamo=False,
+        )
+
+
+@contextmanager
+def _without_graphs() -> Iterator[None]:
+    """The tracing exporter prints the graph at which it fails, which no option of it prevents."""
+    log = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *parts: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = log
 
 
 def onnx_by_export(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
     """By the exporter that goes through ``torch.export``."""
     _optional.require('onnx', 'onnxscript')
+    import onnx
+
     torch.onnx.export(
         flat,
         tuple(inputs),
@@ -62,6 +77,9 @@ def onnx_by_export(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: 
         external_data=False,
         verbose=False,
     )
+    found = next(own.version for own in onnx.load(path).opset_import if not own.domain)
+    if found != max(opset, 18):  # it only warns where it cannot convert
+        raise ValueError(f'it writes opset {found}, not {opset}')
 
 
 def openvino_ir(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:

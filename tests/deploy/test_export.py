@@ -1,3 +1,6 @@
+import dataclasses
+import errno
+import importlib
 import json
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from ghost_plugin import _optional
 from ghost_plugin.deploy.outputs import Flat, allowance, differences
 from ghost_plugin.deploy.writers import FORMATS
 
+export_module = importlib.import_module('ghost_plugin.deploy.export')
 NEEDS = {'.onnx': ('onnx', 'onnxruntime'), '.xml': ('onnx', 'openvino')}
 CASES = [
     (suffix, exporter)
@@ -124,6 +128,41 @@ def test_wrong_options_are_named(options, said, residual, tmp_path):
         gp.export(residual, torch.randn(1, 3, 16, 16), path, **options)
     with pytest.raises(ValueError, match='training mode'):
         gp.export(residual.train(), torch.randn(1, 3, 16, 16), tmp_path / 'net.onnx')
+
+
+def test_places_that_take_no_file_are_refused_first(residual, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, 'fuse', lambda model: pytest.fail('has begun'))
+    (tmp_path / 'file').write_text('mine')
+    (tmp_path / 'net.onnx').mkdir()
+    (tmp_path / 'net.bin').mkdir()
+    for name, error in (
+        ('file/net.onnx', NotADirectoryError),
+        ('net.onnx', IsADirectoryError),
+        ('net.xml', IsADirectoryError),
+    ):
+        with pytest.raises(error, match=r'is no folder|is a folder; give the name of a file'):
+            gp.export(residual, torch.randn(1, 3, 16, 16), tmp_path / name)
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_a_full_disk_is_no_fault_of_an_exporter(residual, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    kind = dataclasses.replace(FORMATS['.pt'], exporters={'trace': full})
+    monkeypatch.setitem(FORMATS, '.pt', kind)
+    with pytest.raises(OSError, match='No space left'):
+        gp.export(residual, torch.randn(1, 3, 16, 16), tmp_path / 'net.pt')
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_opset_that_none_writes_is_refused_without_noise(residual, tmp_path, capfd):
+    need('.onnx', 'dynamo')
+    said = 'Unsupported onnx_opset_version: 99; dynamo: .* writes opset 18, not 99'
+    with pytest.raises(ValueError, match=said):
+        gp.export(residual, torch.randn(1, 3, 16, 16), tmp_path / 'net.onnx', opset=99)
+    assert not list(tmp_path.iterdir())
+    assert 'graph(' not in ''.join(capfd.readouterr())
 
 
 class Steep(nn.Module):
