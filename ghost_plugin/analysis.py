@@ -183,7 +183,12 @@ def time_together(
 
     Returns:
         One :class:`Timing` per task, in their order.
+
+    Raises:
+        ValueError: There is no turn.
     """
+    if rounds < 1:
+        raise ValueError(f'rounds must be 1 or more, got {rounds!r}')
     for task in tasks.values():
         for _ in range(warmup):
             task()

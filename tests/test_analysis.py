@@ -45,6 +45,8 @@ def test_timing_gives_every_task_its_rounds():
     assert [t.name for t in timings] == ['a', 'b']
     assert calls.count('a') == calls.count('b') == 5
     assert all(t.low <= t.median <= t.high for t in timings)
+    with pytest.raises(ValueError, match='rounds must be 1 or more, got 0'):
+        time_together({'a': list}, rounds=0)
 
 
 def test_calls_of_different_runtimes_are_timed_after_a_rest_and_untimed_calls(monkeypatch):

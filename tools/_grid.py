@@ -3,20 +3,23 @@
 import argparse
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 from _terminal import Meter, show, table
 
+from ghost_plugin._optional import require
 from ghost_plugin.integrations.timing import Figure, draw, grid, verdicts
 
 BACKENDS = ['eager', 'channels-last', 'compiled', 'onnxruntime', 'openvino']
 _HEAD = ['Model', 'Backend', 'Batch', 'Threads', 'ms', 'pictures/s', 'MB', 'Difference', '']
 
 
-def run_grid(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure, print the table and what follows from it, draw; the figures."""
+def run_grid(args: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Measure, print the table and what follows from it, keep the figures, draw them."""
     if len(args.models) < 2:
         raise ValueError('grid needs models, such as grid timm:resnet18 timm:resnet18@2')
+    top1 = _top1(args)
     size = (args.side, args.side)
     with Meter() as meter:
         found = grid(args.models[1:], args.backends, args.batch, args.cores, size, args.rounds,
@@ -24,10 +27,21 @@ def run_grid(args: argparse.Namespace) -> list[dict[str, Any]]:
     show(table(_HEAD, [_cells(figure) for figure in found]))
     load = ' '.join(f'{value:.1f}' for value in os.getloadavg())
     show('\n'.join(['', *verdicts(found), f'load of the machine (1, 5, 15 min): {load}']))
+    keep([figure.as_dict() for figure in found])
     if args.picture:
-        top1 = json.loads(args.top1.read_text()) if args.top1 else None
         draw(found, args.picture, top1)
-    return [figure.as_dict() for figure in found]
+
+
+def _top1(args: argparse.Namespace) -> dict[str, float] | None:
+    """Accuracies for the picture, which must be one that can be drawn; before all measuring."""
+    if args.picture:
+        require('matplotlib')
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = sorted(FigureCanvasBase.get_supported_filetypes())
+        if args.picture.suffix[1:].lower() not in known:
+            raise ValueError(f'--picture must end in one of {known}, got {str(args.picture)!r}')
+    return json.loads(args.top1.read_text()) if args.top1 else None
 
 
 def _cells(figure: Figure) -> list[str]:

@@ -3,10 +3,13 @@
 import argparse
 import math
 import re
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 from _cli import fail
+
+from ghost_plugin._files import check_target
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,6 +65,12 @@ def ratio(text: str) -> float | int:
     """A number above 0, whole where it is written so."""
     value = above(text)
     return int(value) if value == int(value) else value
+
+
+def target(text: str) -> Path:
+    """A file that can be written, now rather than after the work."""
+    check_target(text)
+    return Path(text)
 
 
 def device(name: str | None) -> str:

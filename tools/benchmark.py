@@ -11,9 +11,11 @@ backends. There a model is ``timm:NAME``, a config and so on, and ``MODEL@2`` (a
 """
 
 import argparse
+import functools
 import json
 import platform
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 
 import timm
@@ -23,13 +25,19 @@ from _cli import tool
 from _conversion_costs import conversion_costs
 from _grid import BACKENDS, run_grid
 from _modes import MODES
+from _options import Parser, device, target, whole
 
+from ghost_plugin._files import whole_file
 from ghost_plugin.analysis import Timing, time_together
 
 FAMILY = {
     'ghostnet_plugin': 'ghostnet_100',
     'ghostnet_plugin_v2_100': 'ghostnetv2_100',
     'ghostnet_plugin_v3_100': 'ghostnetv3_100',
+}
+JOBS = {
+    'bf16': lambda args: bf16_table(args, FAMILY),
+    'convert': lambda args: conversion_costs('resnet50', args.side),
 }
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 
@@ -49,17 +57,12 @@ def measure(
 
 def table(models: list[str], mode: str, batch: int, timings: dict) -> list[str]:
     """One line per memory format, and one for the best of each model."""
-    first, second = models
-    lines = []
-    for form in FORMATS:
-        mine, other = timings[first, form], timings[second, form]
-        lines.append(_line(mode, batch, form, mine, other))
-    best = [min((timings[name, form] for form in FORMATS), key=_median) for name in models]
+    lines = [
+        _line(mode, batch, form, *(timings[name, form] for name in models)) for form in FORMATS
+    ]
+    median = attrgetter('median')
+    best = [min((timings[name, form] for form in FORMATS), key=median) for name in models]
     return [*lines, _line(mode, batch, 'best of both', *best)]
-
-
-def _median(timing: Timing) -> float:
-    return timing.median
 
 
 def compare(args: argparse.Namespace, models: list[str]) -> list[dict]:
@@ -84,53 +87,63 @@ def _line(mode: str, batch: int, form: str, mine: Timing, other: Timing) -> str:
     return f'| {mode} | {batch} | {form} | {cells[0]} | {cells[1]} | {ratio:.2f} |'
 
 
+def _pairs(models: list[str]) -> list[list[str]]:
+    if models == ['family']:
+        return [list(pair) for pair in FAMILY.items()]
+    unknown = [name for name in models if not timm.is_model(name)]
+    if len(models) != 2 or unknown:
+        said = f'; timm has no {", ".join(unknown)}' if unknown else ''
+        raise ValueError(
+            f'give two models, family, bf16, convert or grid, got {len(models)}: {models}{said}'
+        )
+    return [models]
+
+
 def compare_all(args: argparse.Namespace) -> list[dict]:
     """Say how it is measured, then measure every pair."""
-    pairs = list(FAMILY.items()) if args.models == ['family'] else [args.models]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(
-            f'give two models, family, bf16, convert or grid, got {len(args.models)}: {args.models}'
-        )
+    pairs = _pairs(args.models)
     machine = platform.processor() or platform.machine()
     print(f'{machine}, {args.device}, {args.threads} threads, torch {torch.__version__}, float32')
     print(
-        f'eager, {args.side} px, {args.rounds} rounds after {args.warmup}; median (quartiles) in ms'
+        f'eager, {args.side} px, {args.rounds} rounds after {args.warmup}; median (quartiles), ms'
     )
     print('a ratio above 1: the first is faster')
-    return [row for pair in pairs for row in compare(args, list(pair))]
+    return [row for pair in pairs for row in compare(args, pair)]
+
+
+def _write(path: Path | None, figures: list[dict]) -> None:
+    if path:
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(figures, indent=1, default=str))
 
 
 @tool
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('models', nargs='*', default=['ghostnet_plugin', 'ghostnet_100'],
-                        help='two timm names, family, bf16, convert, grid MODEL ...')  # fmt: skip
-    parser.add_argument('--modes', nargs='+', choices=list(MODES), default=list(MODES))
-    parser.add_argument('--batch', nargs='+', type=int, default=[1, 16], help='images per call')
-    parser.add_argument('--side', type=int, default=224, help='of the images, pixels')
-    parser.add_argument('--rounds', type=int, default=30, help='timed calls or turns of each')
-    parser.add_argument('--warmup', type=int, default=5, help='untimed calls before that')
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
+    add('models', nargs='*', default=['ghostnet_plugin', 'ghostnet_100'],
+        help='two timm names, family, bf16, convert, grid MODEL ...')  # fmt: skip
+    add('--modes', nargs='+', choices=list(MODES), default=list(MODES))
+    add('--batch', nargs='+', type=whole, default=[1, 16], help='images per call')
+    add('--side', type=whole, default=224, help='of the images, pixels')
+    add('--rounds', type=whole, default=30, help='timed calls or turns of each')
+    add('--warmup', type=int, default=5, help='untimed calls before that')
+    add('--threads', type=whole, default=torch.get_num_threads())
     add('--backends', nargs='+', default=BACKENDS, help='of grid; %(default)s')
-    add('--cores', nargs='+', type=int, help='of grid: numbers of threads; or --threads')
-    add('--picture', type=Path, metavar='PNG', help='of grid')
+    add('--cores', nargs='+', type=whole, help='of grid: numbers of threads; or --threads')
+    add('--picture', type=target, metavar='PNG', help='of grid')
     add('--top1', type=Path, metavar='JSON', help='of grid: per cent by model, for the picture')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--json', type=Path, help='file for all figures')
+    add('--device', help='cuda where there is one, else cpu')
+    add('--json', type=target, help='file for all figures')
     args = parser.parse_args()
+    args.device = device(args.device)
     torch.set_num_threads(args.threads)
     args.cores = args.cores or [args.threads]
+    keep = functools.partial(_write, args.json)
     if args.models[0] == 'grid':
-        figures = run_grid(args)
-    elif args.models == ['bf16']:
-        figures = bf16_table(args, FAMILY)
-    elif args.models == ['convert']:
-        figures = conversion_costs('resnet50', args.side)
+        run_grid(args, keep)
     else:
-        figures = compare_all(args)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1, default=str))
+        keep(JOBS.get(' '.join(args.models), compare_all)(args))
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..analysis import TURN, Timing, time_together
+from ..layers.common import check_positive
 from ..layers.folding import check_inference
 from .backends import BACKENDS, Backend, Forms
 from .outputs import Difference, allowance
@@ -140,13 +141,14 @@ def optimize(
         Something to call, with a ``report``.
 
     Raises:
-        ValueError: The model is in training mode; no such backend or dtype; int8 without
+        ValueError: The model is in training mode; no such backend or dtype; no turn; int8 without
             calibration; the one backend asked for does not compute the same.
         TypeError: The example holds no tensor; the outputs are something else than tensors, tuples,
             mappings or dataclasses of these, with plain values beside them.
         ImportError: The one backend asked for needs what is not installed.
     """
     check_inference(model)
+    check_positive(rounds=rounds)
     rows = _rows(backend, dtypes, calibration)
     forms = Forms(model, example_input, None if calibration is None else list(calibration))
     trials, runners = [], {}

@@ -226,6 +226,7 @@ def test_what_fails_differs_or_is_missing_is_left_out_and_named(monkeypatch, res
         ({'backend': 'tpu'}, "backend must be 'auto' or one of .*got 'tpu'"),
         ({'dtypes': ('float16',)}, r"dtypes must be some of .*got \('float16',\)"),
         ({'dtypes': ('int8',)}, 'need calibration='),
+        ({'rounds': 0}, 'rounds must be .*got 0'),
     ],
 )
 def test_wrong_options_are_named(options, said, residual):

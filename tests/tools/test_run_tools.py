@@ -1,5 +1,6 @@
 """Swap, train, test, benchmark and set-up as a user runs them, on a few digits."""
 
+import importlib
 import json
 import os
 import resource
@@ -236,6 +237,38 @@ def test_benchmark_prints_ratios_and_writes_figures(tmp_path):
     assert 'two models, family, bf16, convert or grid' in error_of(
         run('benchmark.py', 'ghostnet_100')
     )
+
+
+def _benchmark(monkeypatch, capsys, *args):
+    """Run in this process, where nothing may be measured: status and standard error."""
+    tool = importlib.import_module('benchmark')
+    for module, name in ((tool, 'measure'), (importlib.import_module('_grid'), 'grid')):
+        monkeypatch.setattr(module, name, lambda *args: pytest.fail('it measures'))
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *map(str, args)])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as leaving:
+        patch.setattr(os, 'dup2', lambda *args: None)  # the error stream is pytest's
+        tool.main()
+    return leaving.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
+        (['nonsense', 'ghostnet_100'], 'timm has no nonsense'),
+        (['bf16', 'extra'], 'timm has no bf16, extra'),
+        (['--threads', 0], 'not a whole number above 0'),
+        (['--rounds', 0], 'not a whole number above 0'),
+        (['--batch', 0], 'not a whole number above 0'),
+        (['--device', 'foo'], "no device 'foo' here"),
+        (['--json', __file__ + '/x.json'], 'is no folder'),
+        (['grid', 'timm:resnet18', '--picture', 'x.abc'], '--picture must end in one of'),
+        (['grid', 'timm:resnet18', '--top1', 'no.json', '--picture', 'x.png'], 'no.json'),
+    ],
+)
+def test_benchmark_refuses_before_it_measures(args, said, monkeypatch, capsys):
+    status, err = _benchmark(monkeypatch, capsys, *args)
+    assert (status, err.count('\n')) == (2, 1)
+    assert said in err
 
 
 def test_resnet18_on_digits_is_converted_and_shown(digits, tmp_path):
