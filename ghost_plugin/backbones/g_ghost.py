@@ -174,6 +174,8 @@ class GGhostRegNet(Foldable, Stages):
         ValueError: A value out of its range. TypeError: A value of a wrong kind.
     """
 
+    folds = (('conv1', 'bn1'),)
+
     def __init__(
         self,
         arch: str = '032',

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..analysis import call, evaluating
-from ..layers.chains import norms_behind
+from ..layers.chains import beside, norms_behind
 from ..layers.folded import fold_ghost, foldable_ghost
 from ..layers.folding import Folding, check_inference, fixed, fold, fold_pair, foldable
 from ..layers.streams import settle
@@ -45,7 +45,7 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
     check_inference(model)
     fused = copy.deepcopy(model)
     _drop(fused)
-    report = _fold_behind(fused, fold(fused))
+    report = _fold_behind(fused, fold(fused, beside(fused)))
     report = replace(report, orders=settle(fused))
     left = tuple(name for name, module in fused.named_modules() if fixed(module))
     report = replace(report, left=left)

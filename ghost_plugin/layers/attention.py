@@ -64,6 +64,8 @@ class DFCAttention(nn.Sequential):
         pixel is not halved, so that any size works.
     """
 
+    folds = (('0', '1'), ('2', '3'), ('4', '5'))
+
     def __init__(
         self, in_channels: int, out_channels: int, norm_layer: Callable[[int], nn.Module]
     ) -> None:

@@ -89,6 +89,25 @@ def _graphs(
     yield prefix, graph, dict(model.named_modules())
 
 
+def beside(model: nn.Module) -> dict[nn.Module, nn.Module | None]:
+    """What alone takes the maps of a conv, and what alone gives a norm its own, if that is known.
+
+    None stands for several, for what is no layer, and for layers whose weights somebody reads.
+    """
+    layers = dict(model.named_modules(remove_duplicate=False))
+    found: dict[nn.Module | None, nn.Module | None] = {}
+    for part in followed(model):
+        called = {n: layers.get(part.name(n)) for n in part.graph.nodes if n.op == 'call_module'}
+        for node, layer in called.items():
+            if layer is not None and (plain(layer) or fixed(layer)):
+                near = [*(node.users if plain(layer) else node.all_input_nodes)]
+                one = called.get(near[0]) if len(near) == 1 else None
+                found[layer] = one if found.get(layer, one) is one else None
+        reads = [part.name(node) for node in part.graph.nodes if node.op == 'get_attr']
+        found |= {layers.get(name.rpartition('.')[0]): None for name in reads}
+    return found
+
+
 def norms_behind(model: nn.Module) -> list[tuple[str, str]]:
     """Names of convs or Ghost convs, each with the norm that stands directly behind it alone."""
     return [pair for part in followed(model) for pair in (*_repeated(part), *_pairs(part))]

@@ -7,7 +7,8 @@ A class says in ``folds`` which of its norms stand directly behind which conv, a
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,8 @@ class Folding:
             on normal noise.
         steps: Folded norms of Ghost convs whose primary maps keep a step per channel.
         orders: Stored orders of Ghost convs that went into their neighbours.
-        left: Names of norms that stay, because no conv that could take them stands before them.
+        left: Names of norms that stay, because no conv that could take them stands before them, or
+            because something else runs one of the two as well.
     """
 
     merged: int
@@ -74,24 +76,43 @@ class Foldable:
         return fold(self)
 
 
-def fold(model: nn.Module) -> Folding:
+def fold(model: nn.Module, beside: Mapping[nn.Module, nn.Module | None] | None = None) -> Folding:
     """Merge the branches and fold the norms of every part of ``model``, in place.
 
     Weights keep dtype, memory format and ``requires_grad``; a new bias requires a gradient where
     the norm's did.
+
+    Args:
+        model: In eval mode.
+        beside: Who runs next to whom (:func:`ghost_plugin.layers.chains.beside`), as far as that
+            is known; else the blocks' word is taken.
     """
     check_inference(model)
+    beside = beside or {}
+    # A layer of two places would be changed at one of them only.
+    places = Counter(m for part in model.modules() for m in part._modules.values())
     for part in model.modules():
         if getattr(part, 'branched', False):
             _check_norms(part)
     merged = [_merge(part) for part in model.modules() if getattr(part, 'branched', False)]
     folded = [
-        fold_pair(part, conv, norm)
+        fold_pair(part, *names)
         for part in list(model.modules())
-        for conv, norm in _pairs(part)
-        if foldable(getattr(part, conv), getattr(part, norm))
+        for names in _pairs(part)
+        if _alone(*(getattr(part, name) for name in names), places, beside)
     ]
     return Folding(len(merged), len(folded), max([0.0, *merged, *folded]))
+
+
+def _alone(
+    conv: nn.Module,
+    norm: nn.Module,
+    places: Counter,
+    beside: Mapping[nn.Module, nn.Module | None],
+) -> bool:
+    """Whether ``norm`` takes all that ``conv`` gives, and nothing else."""
+    known = beside.get(conv, norm) is norm and beside.get(norm, conv) is conv
+    return foldable(conv, norm) and known and places[conv] <= 1 and places[norm] <= 1
 
 
 def merge_branches(model: nn.Module) -> None:
@@ -184,9 +205,8 @@ def with_weights(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> n
 
 def _pairs(part: nn.Module) -> Iterator[tuple[str, str]]:
     yield from getattr(part, 'folds', ())
-    if isinstance(part, nn.Sequential):
-        names = [name for name, _ in part.named_children()]
-        yield from itertools.pairwise(names)
+    if getattr(type(part), 'forward', None) is nn.Sequential.forward:
+        yield from itertools.pairwise(part._modules)  # a layer that stands there twice, too
 
 
 def fold_pair(part: nn.Module, conv: str, norm: str) -> float:

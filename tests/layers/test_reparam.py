@@ -57,6 +57,13 @@ def test_nothing_but_convs_is_left(name, output_stride, randomise_norms, assert_
     assert all(p.grad is not None for p in fused.parameters())
 
 
+@pytest.mark.parametrize('name', NETS)
+def test_in_place_no_norm_is_left_either(name, randomise_norms):
+    net = randomise_norms(NETS[name]())
+    net.switch_to_deploy()
+    assert not norms(net)
+
+
 def test_training_mode_is_refused_and_nothing_changes():
     net = gp.GhostNetV3(0.5)
     keys = list(net.state_dict())
