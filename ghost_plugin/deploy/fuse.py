@@ -4,12 +4,21 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..analysis import call, evaluating
 from ..layers.chains import beside, norms_behind
 from ..layers.folded import fold_ghost, foldable_ghost
-from ..layers.folding import Folding, check_inference, fixed, fold, fold_pair, foldable
+from ..layers.folding import (
+    PERMANENT,
+    Folding,
+    check_inference,
+    fixed,
+    fold,
+    fold_pair,
+    foldable,
+)
 from ..layers.streams import settle
 from .outputs import differences
 
@@ -39,11 +48,11 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
         dtype, memory format and ``requires_grad``. Fused again, nothing changes.
 
     Raises:
-        ValueError: A part of the model is in training mode, or its branches end in norms that
-            cannot be folded.
+        ValueError: A part of the model is in training mode, its branches end in norms that cannot
+            be folded or have hooks or computed weights, or it cannot be copied.
     """
     check_inference(model)
-    fused = copy.deepcopy(model)
+    fused = _copied(model)
     _drop(fused)
     report = _fold_behind(fused, fold(fused, beside(fused)))
     report = replace(report, orders=settle(fused))
@@ -54,6 +63,21 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
         report = replace(report, max_abs_diff=found)
     fused.folding = report
     return fused
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        for name, module in model.named_modules():
+            for key, value in vars(module).items():
+                if isinstance(value, torch.Tensor) and not value.is_leaf:
+                    raise ValueError(
+                        f'{type(model).__name__} cannot be copied: {f"{name}.{key}".lstrip(".")!r} '
+                        f'is computed with gradients; if torch.nn.utils did that, {PERMANENT}, '
+                        'else call the model under torch.no_grad() once'
+                    ) from error
+        raise
 
 
 def _fold_behind(model: nn.Module, report: Folding) -> Folding:

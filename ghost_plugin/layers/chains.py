@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from .folded import FoldedGhostConv2d
-from .folding import fixed, plain
+from .folding import altered, fixed, plain
 from .ghost import GhostConv2d
 
 GHOST_CONVS = (GhostConv2d, FoldedGhostConv2d)
@@ -25,8 +25,8 @@ class Followed:
         prefix: Of its layers' names in the network, '' for the whole.
         graph: Of one call.
         modules: By their names without the prefix; copies.
-        alone: Full names of the modules that stand at one place, without hooks and with weights
-            that nobody else has or reads.
+        alone: Full names of the modules that stand at one place, without hooks, with weights that
+            are not computed and that nobody else has or reads.
         calls: How often each module runs.
     """
 
@@ -62,7 +62,7 @@ def followed(model: nn.Module) -> Iterator[Followed]:
         name
         for name, module in model.named_modules()
         if names[id(module)] == 1
-        and not _watched(module)
+        and not any(altered(part) for part in module.modules())
         and all(owners[id(p)] == 1 for p in module.parameters())
     }
     # Tracing runs the network's own code, which may keep what it is given.
@@ -70,10 +70,6 @@ def followed(model: nn.Module) -> Iterator[Followed]:
         calls = Counter(node.target for node in graph.nodes if node.op == 'call_module')
         read = {f'{prefix}{n.target}'.rpartition('.')[0] for n in graph.nodes if n.op == 'get_attr'}
         yield Followed(prefix, graph, modules, alone - read, calls)
-
-
-def _watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _graphs(

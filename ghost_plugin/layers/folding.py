@@ -1,8 +1,8 @@
 """Norms folded into the convs in front of them, for inference.
 
 A class says in ``folds`` which of its norms stand directly behind which conv, as pairs of names;
-``nn.Sequential`` says so by its order. A class with parallel branches brings ``branched`` and
-``merge_branches``.
+``nn.Sequential`` says so by its order. A class with parallel branches brings ``branched``,
+``merge_branches`` and, in ``merged_names``, what these take away.
 """
 
 import copy
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .norm import PooledBatchNorm2d
 
@@ -28,6 +29,11 @@ _FOREIGN = {
 }
 # Subclasses that differ from nn.Conv2d in how they pad, or for empty input only.
 _PLAIN = ('Conv2d', 'Conv2dSame', 'Conv2dAdaptivePadding')
+# How hooks go, and what torch.nn.utils does to weights by them.
+PERMANENT = (
+    'make that permanent first (prune.remove, remove_weight_norm, remove_spectral_norm, '
+    'parametrize.remove_parametrizations, or remove() of a hook)'
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,9 @@ class Folding:
             on normal noise.
         steps: Folded norms of Ghost convs whose primary maps keep a step per channel.
         orders: Stored orders of Ghost convs that went into their neighbours.
-        left: Names of norms that stay, because no conv that could take them stands before them, or
-            because something else runs one of the two as well.
+        left: Names of norms that stay, because no conv that could take them stands before them,
+            because something else runs one of the two as well, or because one has hooks or weights
+            that are computed (masks of ``torch.nn.utils.prune``, weight norm, parametrizations).
     """
 
     merged: int
@@ -66,7 +73,8 @@ class Foldable:
         """Merge branches and fold norms in place; a second time changes nothing.
 
         Raises:
-            ValueError: Some part is in training mode, where norms follow each batch.
+            ValueError: Some part is in training mode, where norms follow each batch, or branches
+                cannot be merged.
         """
         return fold(self)
 
@@ -91,9 +99,10 @@ def fold(model: nn.Module, beside: Mapping[nn.Module, nn.Module | None] | None =
     beside = beside or {}
     # A layer of two places would be changed at one of them only.
     places = Counter(m for part in model.modules() for m in part._modules.values())
-    for part in model.modules():
+    for name, part in model.named_modules():
         if getattr(part, 'branched', False):
             _check_norms(part)
+            _check_altered(name, part)
     merged = [_merge(part) for part in model.modules() if getattr(part, 'branched', False)]
     folded = [
         fold_pair(part, *names)
@@ -151,6 +160,18 @@ def _check_norms(part: nn.Module) -> None:
                 )
 
 
+def _check_altered(place: str, part: nn.Module) -> None:
+    """Raise before anything is changed when a branch of ``part`` does more than its weights say."""
+    for group in (group for _, *groups in part.merged_names for group in groups):
+        branch = getattr(part, group, None)
+        for name, module in () if branch is None else branch.named_modules(prefix=group):
+            if altered(module):
+                raise ValueError(
+                    f'the branches of {place or type(part).__name__!r} cannot be merged: {name!r} '
+                    f'has hooks or a computed weight; {PERMANENT}'
+                )
+
+
 def _origin(module: nn.Module) -> tuple[str, str]:
     return type(module).__module__.split('.')[0], type(module).__name__
 
@@ -167,9 +188,19 @@ def fixed(norm: nn.Module) -> bool:
     return known and norm.running_mean is not None
 
 
+def altered(module: nn.Module) -> bool:
+    """Whether a call does more than the layer's class and parameters say.
+
+    Masks of ``torch.nn.utils.prune``, weight norm and spectral norm are hooks, which write the
+    weight anew at each call; where they do not, a weight that is no parameter tells them.
+    """
+    hooked = module._forward_hooks or module._forward_pre_hooks or is_parametrized(module)
+    return bool(hooked or {'forward', 'weight', 'bias'} & vars(module).keys())
+
+
 def foldable(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether ``norm`` is a fixed scale and shift of what ``conv`` gives."""
-    return plain(conv) and fixed(norm)
+    return plain(conv) and fixed(norm) and not (altered(conv) or altered(norm))
 
 
 def remains(norm: nn.Module) -> nn.Module:

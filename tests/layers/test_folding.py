@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import ghost_plugin as gp
 
@@ -86,3 +87,81 @@ class Listed(nn.Module):
 def test_a_block_of_two_places_is_folded_at_both(randomise_norms):
     fused = check(Listed(), 1, randomise_norms)
     assert fused.block is fused.blocks[0]
+
+
+def masked(net, kind=nn.Conv2d):
+    for part in [m for m in net.modules() if type(m) is kind]:
+        prune.l1_unstructured(part, 'weight', 0.5)
+    return net
+
+
+def scaled_weight(conv):
+    weight = conv.weight.detach() * 2
+    del conv.weight
+    conv.weight = weight
+
+
+ALTERED = {
+    'mask': masked,
+    'spectral_norm': nn.utils.spectral_norm,
+    'weight_norm': nn.utils.weight_norm,
+    'parametrized': nn.utils.parametrizations.weight_norm,
+    'hook': lambda conv: conv.register_forward_hook(lambda *args: args[-1].relu()),
+    'pre-hook': lambda conv: conv.register_forward_pre_hook(lambda _, args: args[0] * 2),
+    'tensor': scaled_weight,
+    'forward': lambda conv: vars(conv).update(forward=lambda x: x[:, [0, 1, 2, 0]]),
+}
+
+
+@pytest.mark.parametrize('name', ALTERED)
+def test_a_conv_whose_weight_is_computed_or_that_has_hooks_keeps_its_norm(name, randomise_norms):
+    net = nn.Sequential(conv(3), nn.BatchNorm2d(4)).double().eval()
+    ALTERED[name](net[0])
+    with torch.no_grad():
+        net(X)
+    assert check(net, 0, randomise_norms).folding.left == ('1',)
+
+
+def test_a_norm_with_hooks_stays(randomise_norms):
+    net = nn.Sequential(conv(3), nn.BatchNorm2d(4))
+    net[1].register_forward_hook(lambda *args: args[-1] * 2)
+    assert check(net, 0, randomise_norms).folding.left == ('1',)
+
+
+@pytest.mark.parametrize('part', ['primary_conv', 'cheap_operation'])
+def test_a_masked_ghost_conv_keeps_norm_and_inputs(part, randomise_norms):
+    ghosts = [gp.GhostConv2d(3, 4, 3, padding=1, permuted=True), gp.GhostConv2d(4, 6, 1)]
+    ghosts[0].order = torch.randperm(4)
+    masked(getattr(ghosts[1], part))
+    net = nn.Sequential(ghosts[0], nn.ReLU(), ghosts[1], nn.BatchNorm2d(6)).eval()
+    with torch.no_grad():
+        net.double()(X)
+    fused = check(net, 0, randomise_norms)
+    assert (fused.folding.left, fused.folding.orders) == (('3',), 0)
+
+
+def test_a_masked_backbone_keeps_its_masks(randomise_norms, assert_equal_maps):
+    net = masked(randomise_norms(gp.GhostNet(0.5, out_indices=(1,))).double())
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        want = net(x)
+        assert_equal_maps(gp.fuse(net)(x), want, 1e-11)
+
+
+def test_masks_on_branches_are_refused_with_what_to_do(randomise_norms):
+    net = masked(randomise_norms(gp.GhostNetV3(0.5, out_indices=(1,))))
+    with torch.no_grad():
+        net(torch.randn(1, 3, 32, 32))
+    keys = list(net.state_dict())
+    with pytest.raises(
+        ValueError, match=r"'blocks\.0\.0\.ghost1'.*'primary_rpr_conv\.0\.conv'.*pru"
+    ):
+        net.switch_to_deploy()
+    assert list(net.state_dict()) == keys
+
+
+@pytest.mark.parametrize('how', [masked, nn.utils.weight_norm])
+def test_a_weight_that_cannot_be_copied_is_named(how):
+    net = nn.Sequential(nn.Sequential(how(conv(3)), nn.BatchNorm2d(4))).eval()
+    with pytest.raises(ValueError, match=r"'0\.0\.weight'.*prune\.remove"):
+        gp.fuse(net)
