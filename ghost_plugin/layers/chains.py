@@ -1,9 +1,12 @@
 """Networks of anybody's making, followed symbolically: their graphs, and what stands behind a conv.
 
-Where the whole cannot be followed (its control flow looks at values), its parts are, each alone.
+Where the whole cannot be followed (its control flow looks at values, or at which arguments are
+given), its parts are, each alone.
 """
 
 import copy
+import inspect
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from .folding import altered, fixed, plain
 from .ghost import GhostConv2d
 
 GHOST_CONVS = (GhostConv2d, FoldedGhostConv2d)
+_CONSTANT = '_tensor_constant'  # as fx names tensors that a call makes
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,49 @@ def _graphs(
     model: nn.Module, prefix: str = ''
 ) -> Iterator[tuple[str, fx.Graph, dict[str, nn.Module]]]:
     try:
-        graph = _Tracer().trace(model)
+        graph = _graph(model)
     except Exception:  # foreign code, which may raise anything when it sees no numbers
         for name, child in model.named_children():
             if any(child.children()):
                 yield from _graphs(child, f'{prefix}{name}.')
         return
     yield prefix, graph, dict(model.named_modules())
+
+
+def _graph(model: nn.Module) -> fx.Graph:
+    """Of a call with all arguments, if one with those alone that have no default runs the same.
+
+    Raises:
+        ValueError: It does not.
+    """
+    graph = _Tracer().trace(model)
+    parameters = inspect.signature(model.forward).parameters.items()
+    defaults = {name: p.default for name, p in parameters if p.default is not p.empty}
+    if defaults:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of values that a graph cannot check
+            least = _Tracer().trace(model, concrete_args=defaults)
+        given = {node.target for node in graph.nodes if node.op == 'placeholder'}
+        if _steps(least, given) != _steps(graph, given):
+            raise ValueError('what runs depends on which arguments are given')
+    return graph
+
+
+def _steps(graph: fx.Graph, given: set[str]) -> list[tuple[str, str, str]]:
+    """What a graph does with the arguments that are given, whatever its nodes are called."""
+    places: dict[fx.Node, str] = {}
+    steps = []
+    for node in graph.nodes:
+        if node.op == 'placeholder' and node.target in given:
+            places[node] = node.target
+        # Defaults are only checked.
+        elif node.op != 'placeholder' and all(n in places for n in node.all_input_nodes):
+            places[node] = f'%{len(steps)}'
+            inputs = fx.map_arg((node.args, node.kwargs), places.get)
+            # A constant has another number in each trace.
+            target = str(node.target).split(_CONSTANT)[0] or _CONSTANT
+            steps.append((node.op, target, str(inputs)))
+    return steps
 
 
 def beside(model: nn.Module) -> dict[nn.Module, nn.Module | None]:

@@ -165,3 +165,45 @@ def test_a_weight_that_cannot_be_copied_is_named(how):
     net = nn.Sequential(nn.Sequential(how(conv(3)), nn.BatchNorm2d(4))).eval()
     with pytest.raises(ValueError, match=r"'0\.0\.weight'.*prune\.remove"):
         gp.fuse(net)
+
+
+class Styled(nn.Module):
+    """Takes arguments that may be left out."""
+
+    def __init__(self, way) -> None:
+        super().__init__()
+        self.conv, self.norm, self.way = conv(3), nn.BatchNorm2d(4), way
+
+    def forward(self, x, style=None, *, scale=1):
+        return self.way(self, x, style, scale)
+
+
+def styled_norm(net, x, style, scale):
+    y = net.conv(x)
+    return y if style is None else net.norm(y) * style
+
+
+def plain_norm(net, x, style, scale):
+    y = net.conv(x)
+    return net.norm(y) if style is None else y * style
+
+
+def norm_at_scale(net, x, style, scale):
+    y = net.conv(x)
+    return net.norm(y) if scale == 1 else y
+
+
+@pytest.mark.parametrize('way', [styled_norm, plain_norm, norm_at_scale])
+def test_a_norm_that_only_some_calls_run_stays(way, randomise_norms):
+    net = Styled(way)
+    fused = check(net, 0, randomise_norms)
+    for options in ({'style': 2.0}, {'scale': 2}):
+        torch.testing.assert_close(fused(X, **options), net(X, **options), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize('way', [
+    lambda net, x, style, scale: net.norm(net.conv(x)),
+    lambda net, x, style, scale: net.norm(net.conv(x)) * torch.ones(1).to(x),
+])  # fmt: skip
+def test_a_norm_that_all_calls_run_folds(way, randomise_norms):
+    check(Styled(way), 1, randomise_norms)
