@@ -96,7 +96,7 @@ def fold_ghost(ghost: GhostConv2d, norm: nn.Module) -> tuple[FoldedGhostConv2d, 
     """What stands for both, what is left of the norm, and the largest difference on noise."""
     folded = FoldedGhostConv2d(ghost, *scale_and_shift(norm))
     rest = remains(norm)
-    x = noise(ghost.in_channels, ghost.primary_conv.weight)
+    x = noise(ghost.primary_conv, *([ghost.cheap_operation] if ghost.copies else []))
     with torch.no_grad():
         difference = (norm(ghost(x)) - rest(folded(x))).abs().max().item()
     return folded, rest, difference

@@ -248,7 +248,7 @@ def fold_pair(part: nn.Module, conv: str, norm: str) -> float:
     setattr(part, conv, after)
     rest = remains(behind)
     setattr(part, norm, rest)
-    x = noise(after.in_channels, after.weight)
+    x = noise(after)
     with torch.no_grad():
         return (behind(before(x)) - rest(after(x))).abs().max().item()
 
@@ -256,7 +256,7 @@ def fold_pair(part: nn.Module, conv: str, norm: str) -> float:
 def _merge(part: nn.Module) -> float:
     # Not the part's own number, from which pruning may have taken some.
     first = next(module for module in part.modules() if isinstance(module, nn.Conv2d))
-    x = noise(first.in_channels, first.weight)
+    x = noise(first)
     with torch.no_grad():
         before = part(x)
         part.merge_branches()
@@ -264,7 +264,19 @@ def _merge(part: nn.Module) -> float:
         return (before - part(x)).abs().max().item()
 
 
-def noise(channels: int, like: torch.Tensor) -> torch.Tensor:
-    """One picture of normal noise, the same each time, with dtype and device of ``like``."""
+def noise(*convs: nn.Conv2d) -> torch.Tensor:
+    """One picture of normal noise, the same each time, for convs one after the other.
+
+    Shape:
+        (1, in_channels, side, side), as many pixels as all kernels and paddings need, 9 at least
+    """
+    side = 1
+    for conv in reversed(convs):
+        pads = conv._reversed_padding_repeated_twice
+        steps = zip(conv.stride, conv.dilation, conv.kernel_size, strict=True)
+        reach = max((side - 1) * stride + (size - 1) * wide + 1 for stride, wide, size in steps)
+        side = max(reach - 2 * min(pads), 1 if conv.padding_mode == 'zeros' else max(pads) + 1)
+    side = max(side, 9)
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, channels, 9, 9, generator=generator).to(like)
+    first = convs[0]
+    return torch.randn(1, first.in_channels, side, side, generator=generator).to(first.weight)

@@ -207,3 +207,21 @@ def test_a_norm_that_only_some_calls_run_stays(way, randomise_norms):
 ])  # fmt: skip
 def test_a_norm_that_all_calls_run_folds(way, randomise_norms):
     check(Styled(way), 1, randomise_norms)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'kernel_size': 16, 'stride': 16},
+        {'kernel_size': (3, 5), 'dilation': (9, 2)},
+        {'kernel_size': (1, 13), 'padding': (0, 6)},
+        {'kernel_size': 21, 'padding': 10, 'padding_mode': 'reflect'},
+        {'kernel_size': 3, 'dilation': 12, 'padding': 'same', 'padding_mode': 'circular'},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('layer', [nn.Conv2d, gp.GhostConv2d])
+def test_kernels_larger_than_the_noise_of_most(layer, options, randomise_norms):
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    net = nn.Sequential(layer(3, 6, **options), nn.BatchNorm2d(6))
+    assert 0 < check(net, 1, randomise_norms, x).folding.max_abs_diff < 1e-12
