@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import _optional
 from ..layers.common import init_weights
-from ..layers.folding import fold_pair
+from ..layers.folding import check_inference, fold_pair, foldable
 from ..specs import FINAL_LEVEL, check_out_indices, out_strides
 from ..weights import drop_counters
 
@@ -90,7 +90,7 @@ class TimmDoor:
         self._add_head()
         self.reset_classifier(num_classes, global_pool)
         # timm.utils.reparameterize_model asks children only, and the norm behind the stem
-        # is a child of this module.
+        # is a child of this module. The conv that both are folded into has no such method.
         self.get_submodule(self.stem[0]).reparameterize = self._fold_stem
         self.to(device=device, dtype=dtype)
 
@@ -101,7 +101,9 @@ class TimmDoor:
 
     @torch.jit.ignore
     def _fold_stem(self) -> None:
-        fold_pair(self, *self.stem)
+        check_inference(self)
+        if foldable(*(self.get_submodule(name) for name in self.stem)):
+            fold_pair(self, *self.stem)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any

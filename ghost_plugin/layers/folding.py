@@ -6,6 +6,7 @@ A class says in ``folds`` which of its norms stand directly behind which conv, a
 """
 
 import copy
+import inspect
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -227,8 +228,14 @@ def scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def with_weights(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
-    """A copy of ``conv`` with another weight, and with a bias; dtype and flags stay its own."""
-    new = copy.deepcopy(conv)
+    """A copy of ``conv`` with another weight, and with a bias; dtype and flags stay its own.
+
+    Methods that somebody hung onto ``conv`` are left behind: they hold a whole network, which
+    would be copied with them, and folding is what they are for.
+    """
+    new = copy.copy(conv)
+    held = {key: value for key, value in vars(conv).items() if not inspect.ismethod(value)}
+    new.__dict__ = copy.deepcopy(held)
     new.weight.data.copy_(weight)
     new.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
     return new

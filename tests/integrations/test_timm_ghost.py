@@ -1,4 +1,5 @@
 import copy
+import io
 import pickle
 
 import pytest
@@ -294,6 +295,30 @@ def test_timms_reparameterize_leaves_no_norm(name, randomise_norms, assert_equal
     assert not any(isinstance(m, nn.BatchNorm2d) for m in done.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
     assert_equal_maps(done(x), net(x), 1e-4)
+
+
+@every
+@pytest.mark.parametrize(
+    'deploy', [gp.fuse, lambda net: net.switch_to_deploy() and net, timm.utils.reparameterize_model]
+)
+def test_a_deployed_model_holds_itself_once(name, deploy):
+    done = deploy(make(name).eval())
+    file = io.BytesIO()
+    torch.save(done, file)
+    weights = sum(v.numel() * v.element_size() for v in done.state_dict().values())
+    assert file.tell() < 1.5 * weights
+    again = timm.utils.reparameterize_model(done)
+    torch.testing.assert_close(again.state_dict(), done.state_dict(), rtol=0, atol=0)
+
+
+def test_timms_reparameterize_of_what_cannot_be_folded_changes_nothing():
+    net = make('ghostnet_plugin_050')
+    keys = list(net.state_dict())
+    with pytest.raises(ValueError, match=r'model\.eval'):
+        timm.utils.reparameterize_model(net.train(), inplace=True)
+    assert list(net.state_dict()) == keys
+    net = timm.create_model('ghostnet_plugin_050', norm_layer='groupnorm1').eval()
+    assert type(timm.utils.reparameterize_model(net).bn1) is type(net.bn1)
 
 
 @every
