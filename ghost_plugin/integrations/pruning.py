@@ -1,7 +1,8 @@
 """Channels pruned through Ghost layers, by the package ``torch-pruning``.
 
 Its dependency graph sees the convs inside of Ghost modules by itself. A Ghost conv, whose maps come
-in a stored order, is one layer to it: this module says how that one loses channels.
+in a stored order, is one layer to it: this module says how that one loses channels. What the
+package cannot follow or score is refused before anything is changed.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,12 @@ import torch
 from torch import nn
 
 from .. import _optional
+from ..backbones.bottlenecks import GhostBottleneck
 from ..backbones.g_ghost import GhostStage, RegNetBottleneck
+from ..layers.chains import GHOST_CONVS
 from ..layers.cheap import Shift
-from ..layers.ghost import GhostConv2d
+from ..layers.folded import FoldedGhostConv2d
+from ..layers.ghost import Ghost, GhostConv2d
 
 _optional.require('torch_pruning')
 
@@ -90,13 +94,66 @@ def _rows(conv: nn.Conv2d, kept: torch.Tensor) -> None:
     conv.out_channels = len(kept)
 
 
+def _converted(part: nn.Module) -> bool:
+    return any(isinstance(module, GhostConv2d) for module in part.modules())
+
+
+def _unscored(block: nn.Module) -> bool:
+    """Whether the package would score the maps of a Ghost module by a half of them.
+
+    Dense convs and norms have scores, Ghost convs have none, and the first score in a group tells
+    how many there are: of all maps, where a norm or a dense conv behind the Ghost module has them.
+    """
+    if not (isinstance(block, GhostBottleneck) and _converted(block)):
+        return False
+    if not any(isinstance(part, nn.BatchNorm2d) for part in block.modules()):
+        return True
+    if isinstance(block.bn_dw, nn.BatchNorm2d) or getattr(block.ghost1, 'short_conv', None):
+        return False
+    expand = getattr(block.se, 'conv_expand', None)
+    begins = isinstance(block.conv_dw, nn.Conv2d) or isinstance(expand, GhostConv2d)
+    return begins and _converted(block.ghost2)
+
+
+# What the package cannot follow, and what to do then.
+_HINDRANCES = {
+    lambda module: isinstance(module, Shift): (
+        "shifts go by the numbers of the maps; prune with cheap='depthwise' or 'linear'"
+    ),
+    lambda module: isinstance(module, FoldedGhostConv2d): (
+        'the norm behind it is gone, by which it would be scored; prune before gp.fuse'
+    ),
+    lambda module: (
+        isinstance(module, Ghost)
+        and not isinstance(module, GHOST_CONVS)
+        and (module.cut or module.copies > 1)
+    ): (
+        'it takes one ghost map for each primary map only, none of them cut off; prune with ratio=2'
+    ),
+    lambda module: isinstance(module, GhostStage) and _converted(module): (
+        'it divides maps whose order is stored; prune before gp.convert'
+    ),
+    _unscored: (
+        'behind its Ghost modules there is nothing but converted convs; prune before gp.convert'
+    ),
+}
+
+
 def options(model: nn.Module) -> dict[str, Any]:
     """Keyword arguments that let a pruner of ``torch_pruning`` go through Ghost layers.
 
     Args:
         model: What is pruned. ``ignored_layers`` are its linear layers, and of G-Ghost all convs
             but those inside of its blocks: the package loses count where a stage divides its maps.
+
+    Raises:
+        ValueError: A layer that the package cannot prune; the message says what to do instead.
     """
+    for name, module in model.named_modules():
+        for hindrance, advice in _HINDRANCES.items():
+            if hindrance(module):
+                kind = type(module).__name__
+                raise ValueError(f'torch_pruning cannot prune {name!r} ({kind}): {advice}')
     roots = [GhostConv2d, nn.modules.conv._ConvNd, nn.Linear]
     ignored = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if any(isinstance(module, GhostStage) for module in model.modules()):

@@ -52,7 +52,10 @@ def served_channels(out_channels: int, ratio: float, groups: int = 1) -> int:
 @torch.fx.wrap  # it looks at strides, which a symbolic trace cannot
 def reorder(maps: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Maps in another order; channels-last maps stay so, which indexing alone would not do."""
-    if maps.dim() == 4 and maps.is_contiguous(memory_format=torch.channels_last):
+    # Maps of one pixel are both: those are indexed, because an activation that works in place on a
+    # view would hide this layer from what follows gradients, such as torch_pruning.
+    last = maps.dim() == 4 and not maps.is_contiguous()
+    if last and maps.is_contiguous(memory_format=torch.channels_last):
         return maps.permute(0, 2, 3, 1)[:, :, :, order].permute(0, 3, 1, 2)
     return maps.index_select(-3, order)
 

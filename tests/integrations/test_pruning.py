@@ -95,3 +95,71 @@ def test_in_channels():
 def test_without_parts_of_ours_nothing_but_linear_layers_is_ignored():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 2))
     assert pruning.options(net)['ignored_layers'] == [net[2]]
+
+
+class Gated(nn.Module):
+    """A Ghost conv of one value per map, with an activation in place behind it, scales the maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+        self.reduce = gp.GhostConv2d(16, 8, 1, permuted=True)
+        self.act, self.expand = nn.ReLU(inplace=True), gp.GhostConv2d(8, 16, 1, permuted=True)
+        self.last = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        gate = self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True))))
+        return self.last(x * gate.sigmoid())
+
+
+def test_converted_gates_lose_channels():
+    net = pruned(Gated(), 0.5)
+    # Ghost convs have no score, so between two of them all stay.
+    assert (net.reduce.in_channels, net.expand.in_channels, net.expand.out_channels) == (8, 8, 8)
+    assert net(IMAGE).shape == (2, 2, 62, 62)
+
+
+def _of_ghost(family, fused=False, **options):
+    net = family(out_indices=(3,), **options).eval()
+    net = gp.fuse(net) if fused else net
+    return gp.plan(net, IMAGE[:1], keep_last=False).apply(net, inherit=False)
+
+
+REFUSED = {
+    'shift': (
+        lambda: gp.GhostNet(0.5, out_indices=(1,), cheap='shift'),
+        r"'blocks.0.0.ghost1.cheap_operation.0' \(Shift\).*cheap='depthwise'",
+    ),
+    'converted, shift': (lambda: nn.Sequential(gp.GhostConv2d(3, 8, 1, cheap='shift')), "'0.cheap"),
+    'ratio 3': (lambda: gp.GhostNet(0.5, out_indices=(1,), ratio=3), r"ghost1'.*ratio=2"),
+    'ratio 1.5': (lambda: gp.GhostNet(0.5, out_indices=(1,), ratio=1.5), r"ghost1'.*ratio=2"),
+    'folded': (
+        lambda: gp.fuse(nn.Sequential(gp.GhostConv2d(3, 8, 1), nn.BatchNorm2d(8)).eval()),
+        r"'0' \(FoldedGhostConv2d\).*before gp\.fuse",
+    ),
+    'V1 converted': (lambda: _of_ghost(gp.GhostNet, width=0.5), r"'blocks\..*before gp\.convert"),
+    'V3 fused, converted': (
+        lambda: _of_ghost(gp.GhostNetV3, True, width=0.5),
+        r"'blocks\.1\.0'.*before gp\.convert",
+    ),
+    'G-Ghost converted': (
+        lambda: _of_ghost(gp.GGhostRegNet, arch='002'),
+        r"'layer3'.*before gp\.convert",
+    ),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_the_package_cannot_prune_is_refused_with_what_to_do(name):
+    net, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        pruning.options(net())
+
+
+def test_branches_are_merged_then_pruned_then_converted():
+    net = gp.fuse(gp.GhostNetV3(0.5, out_indices=(2,)).eval())
+    pruned(net, 0.3)
+    before = gp.count(net, IMAGE).macs
+    net = gp.plan(net, IMAGE, keep_last=False).apply(net, inherit=False)
+    assert gp.count(net, IMAGE).macs < before
