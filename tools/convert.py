@@ -40,9 +40,9 @@ def plan(args: argparse.Namespace, meter: Meter) -> Result:
 
 def config(args: argparse.Namespace, meter: Meter) -> Result:
     """Make a plan of a config, and the config that trains its model converted."""
-    from ghost_plugin.integrations.converted_config import check_out, write_converted
+    from ghost_plugin.integrations.converted_config import check_files, write_converted
 
-    check_out(args.out, args.model)
+    check_files(args.out, args.model, args.checkpoint)
     source = load(args)
     made, model = planned(args, source, meter), None
     if args.checkpoint:

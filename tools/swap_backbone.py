@@ -74,10 +74,10 @@ def main() -> None:
     refuse_python_style(args.config)
     backbone = args.backbone or f'ghost_plugin.{FAMILIES[args.family]}'
     swap = swap_backbone(cfg, backbone, **chosen)
-    note = f'Made by tools/swap_backbone.py from {args.config}'
     changes = Config(swap.change)
     changes.merge_from_dict(args.cfg_options)
-    new = write_config(args.out, [args.config, *args.others], changes.to_dict(), note)
+    bases = [args.config, *args.others]
+    new = write_config(args.out, bases, changes.to_dict(), 'tools/swap_backbone.py')
     print(f"{args.out}: {backbone} in the place of {cfg.model.get('type')}'s backbone")
     for remark in swap.remarks:
         print(f'note: {remark}')

@@ -7,7 +7,7 @@ from .. import _optional
 from .._files import whole_file
 from ..conversion import ConversionPlan
 from .finetuning import save
-from .swap.files import base_name
+from .swap.files import base_name, check_out, made_by
 
 _optional.require('mmengine', 'mmcv')
 
@@ -36,9 +36,9 @@ def write_converted(
         The files.
 
     Raises:
-        ValueError: ``out`` is no name of a config, or is ``source`` itself.
+        ValueError, FileExistsError: ``out`` may not go there, see ``swap.files.check_out``.
     """
-    out = check_out(out, source)
+    out = check_out(out, [source])
     names = {'plan': out.with_suffix('.plan.json')}
     plan.save(names['plan'])
     if model is not None:
@@ -50,23 +50,20 @@ def write_converted(
     return [out, *names.values()]
 
 
-def check_out(out: str | os.PathLike, source: str) -> Path:
-    """Where a config that inherits ``source`` shall go.
+def check_files(out: Path, source: str, checkpoint: str | os.PathLike | None) -> None:
+    """Refuse names that :func:`write_converted` may not write to, before the work.
 
     Raises:
-        ValueError: ``out`` is no name of a config, or is ``source`` itself.
+        ValueError, FileExistsError: As there; the weights would replace ``checkpoint``.
     """
-    out = Path(out)
-    if out.suffix != '.py':
-        raise ValueError(f'a config ends in .py, got {str(out)!r}')
-    if out.resolve() == Path(source).resolve():
-        raise ValueError(f'{source} would inherit itself; give another file with -o')
-    return out
+    weights = check_out(out, [source]).with_suffix('.pth')
+    if checkpoint and weights.resolve() == Path(checkpoint).resolve():
+        raise ValueError(f'the weights would replace {checkpoint}; give another name with -o')
 
 
 def _text(source: str, out: Path, names: dict[str, Path]) -> str:
     lines = [
-        f'# Made by tools/convert.py from {source}',
+        made_by('tools/convert.py', source),
         f'_base_ = {base_name(source, out.parent)!r}',
         '',
         'model = dict(',

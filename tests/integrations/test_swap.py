@@ -127,6 +127,33 @@ def test_python_style_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    'name, said',
+    [
+        ('child.py', 'would inherit itself'),
+        ('base.py', 'would inherit itself'),
+        ('foreign.py', 'not made by this tool'),
+        ('out.yaml', 'a config ends in .py'),
+        ('out', 'a config ends in .py'),
+    ],
+)
+def test_configs_of_the_user_are_never_written_over(name, said, tmp_path):
+    given = {'base.py': 'x = 1', 'child.py': "_base_ = 'base.py'", 'foreign.py': 'y = 1'}
+    for file, text in given.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises((ValueError, FileExistsError), match=said):
+        write_config(tmp_path / name, [str(tmp_path / 'child.py')], {'z': 1})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == given
+
+
+def test_what_the_tool_made_it_makes_anew(tmp_path):
+    (tmp_path / 'base.py').write_text('x = 1')
+    for value in (1, 2):
+        made = write_config(tmp_path / 'a/mine.py', [str(tmp_path / 'base.py')], {'x': value})
+        assert made.x == value
+    assert [path.name for path in (tmp_path / 'a').iterdir()] == ['mine.py']
+
+
+@pytest.mark.parametrize(
     'backbone, options, channels',
     [
         ('GhostNetV2', {'width': 1.0, 'frozen_stages': 1}, [24, 40, 112, 160]),

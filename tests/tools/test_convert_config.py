@@ -98,6 +98,7 @@ def test_a_file_with_a_checkpoint_is_converted_trained_and_tested(ok, pictures, 
         ([CIFAR, '-o', 'x.json'], 'a config ends in .py'),
         (['config', 'timm:resnet18', '-o', 'x.py'], 'is no OpenMMLab config'),
         ([CIFAR, '--num-classes', 3, '-o', 'x.py'], 'says its num_classes itself'),
+        ([CIFAR, '--checkpoint', 'x.pth', '-o', 'x.py'], 'would replace'),
     ],
 )
 def test_what_goes_wrong_is_said_in_one_line(refused, args, said, tmp_path):

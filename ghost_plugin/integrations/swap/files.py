@@ -12,6 +12,8 @@ _optional.require('mmengine', 'mmcv')
 
 from mmengine.config import Config
 
+_MADE = '# Made by '
+
 
 def load_config(source: str | os.PathLike) -> Config:
     """A config file, or ``mmdet::...`` / ``mmpretrain::...`` out of an installed package.
@@ -34,7 +36,7 @@ def refuse_python_style(source: str | os.PathLike) -> None:
         raise ValueError(
             f'{os.fspath(source)} is written in the Python style, which no text config can '
             f"inherit; write it as text with Config.fromfile({path!r}).dump('plain.py') and "
-            'swap in plain.py'
+            'give plain.py'
         )
 
 
@@ -52,7 +54,7 @@ def resolve(source: str) -> str:
 
 
 def write_config(
-    out: str | os.PathLike, bases: Sequence[str], change: dict[str, Any], note: str = ''
+    out: str | os.PathLike, bases: Sequence[str], change: dict[str, Any], by: str = 'ghost_plugin'
 ) -> Config:
     """Write a config that inherits ``bases`` and holds the difference; it replaces no file by half.
 
@@ -60,18 +62,21 @@ def write_config(
         out: File to write; folders are made.
         bases: Config files or ``package::`` names, none of which may share a key.
         change: Top-level keys and values that differ.
-        note: First line, a comment.
+        by: Who makes it, for the first line.
 
     Returns:
         The merged config, read back from what was written.
+
+    Raises:
+        ValueError, FileExistsError: As :func:`check_out`; nothing is written.
     """
-    out = Path(out)
+    out = check_out(out, bases)
     out.parent.mkdir(parents=True, exist_ok=True)
     names = [base_name(base, out.parent) for base in bases]
-    lines = [f'# {note}'] if note else []
-    lines.append(f'_base_ = {names if len(names) > 1 else names[0]!r}')
+    lines = [made_by(by, bases[0]), f'_base_ = {names if len(names) > 1 else names[0]!r}']
     lines.append(Config(change).pretty_text)
-    partial = out.with_name(f'{out.stem}_partial.py')
+    # Beside it, as what it inherits is named from there; a config's name ends in .py.
+    partial = out.with_name(f'.{out.stem}_{os.getpid()}.py')
     try:
         partial.write_text('\n'.join(lines))
         Config.fromfile(partial)
@@ -79,6 +84,38 @@ def write_config(
     finally:
         partial.unlink(missing_ok=True)
     return Config.fromfile(out)
+
+
+def made_by(tool: str, source: str) -> str:
+    """First line of a config that a tool may write anew."""
+    return f'{_MADE}{tool} from {source}'
+
+
+def check_out(out: str | os.PathLike, bases: Sequence[str]) -> Path:
+    """Where a config that inherits ``bases`` may go.
+
+    Raises:
+        ValueError: ``out`` is no name of a config, or one that it would inherit; one of ``bases``
+            is no text. FileExistsError: It is there, and no tool of ours made it.
+    """
+    out = Path(out)
+    if out.suffix != '.py':
+        raise ValueError(f'a config ends in .py, got {str(out)!r}')
+    for base in bases:
+        if out.resolve() in _inherited(base):
+            raise ValueError(f'{out} would inherit itself; give another file with -o')
+        refuse_python_style(base)
+    if out.exists() and not (out.is_file() and out.read_bytes().startswith(_MADE.encode())):
+        raise FileExistsError(
+            f'{out} is there, and not made by this tool; move it, or give another file with -o'
+        )
+    return out
+
+
+def _inherited(base: str) -> set[Path]:
+    """A config and all that it inherits; mmengine's text of it has their paths on lines of own."""
+    lines = load_config(base).text.splitlines()
+    return {Path(line).resolve() for line in lines if os.path.isabs(line)}
 
 
 def base_name(base: str, folder: Path) -> str:
