@@ -61,12 +61,23 @@ def _class_of(student: type[nn.Module]) -> type[nn.Module]:
 
 
 def renormalised(inputs: torch.Tensor, mine: nn.Module, theirs: nn.Module) -> torch.Tensor:
-    """Pictures as another data preprocessor would have normalised them."""
-    both = [(getattr(p, 'mean', None), getattr(p, 'std', None)) for p in (mine, theirs)]
-    (mean, std), (other_mean, other_std) = both
-    if other_mean is None or mean is None:
-        return inputs
-    return (inputs * std + mean - other_mean) / other_std
+    """Pictures as another data preprocessor would have normalised them, colours in its order.
+
+    Padding takes part, with the values that it has.
+    """
+    (mean, std, turned), (other_mean, other_std, other_turned) = map(_look, (mine, theirs))
+    pixels = inputs * std + mean
+    if turned != other_turned and inputs.shape[1] == 3:
+        pixels = pixels.flip(1)
+    return (pixels - other_mean) / other_std
+
+
+def _look(preprocessor: nn.Module) -> tuple[Any, Any, bool]:
+    """Mean and std, 0 and 1 without, and whether it turns the order of the colours."""
+    mean, std = (getattr(preprocessor, name, None) for name in ('mean', 'std'))
+    # MMPretrain's classifiers tell the one, mmengine's and all who build on it the other.
+    turned = any(getattr(preprocessor, key, False) for key in ('to_rgb', '_channel_conversion'))
+    return (0.0 if mean is None else mean), (1.0 if std is None else std), turned
 
 
 @MODELS.register_module(name='Distilled', force=True)

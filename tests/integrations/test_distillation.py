@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 from mmpretrain.structures import DataSample
 
+from ghost_plugin.integrations.distillation import renormalised
 from ghost_plugin.integrations.swap import load_config
 
 
@@ -54,6 +55,31 @@ def test_classifier_learns_from_a_teacher_and_stays_itself():
     averaged = copy.deepcopy(model)
     assert averaged.teacher.content is teacher
     assert len(model.eval().test_step(data)) == 2
+
+
+RGB = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+LOOKS = {
+    'rgb': RGB,
+    'caffe': dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0]),
+    'none': dict(),
+    'rgb, no mean': dict(to_rgb=True),
+    'detectors': dict(
+        {k: v for k, v in RGB.items() if k != 'to_rgb'},
+        type='mmengine.ImgDataPreprocessor', bgr_to_rgb=True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('mine', LOOKS)
+@pytest.mark.parametrize('theirs', LOOKS)
+def test_the_teacher_sees_what_its_own_preprocessor_gives(mine, theirs):
+    init_default_scope('mmpretrain')
+    student, teacher = (
+        MODELS.build({'type': 'ClsDataPreprocessor', **LOOKS[name]}) for name in (mine, theirs)
+    )
+    data = dict(inputs=torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))
+    got = renormalised(student(dict(data))['inputs'], student, teacher)
+    torch.testing.assert_close(got, teacher(dict(data))['inputs'], rtol=1e-5, atol=1e-3)
 
 
 def test_detector_learns_from_its_neck():
