@@ -5,6 +5,7 @@ Its parameters, its checkpoints, its predictions and every hook on it stay the s
 """
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -20,6 +21,8 @@ from ..registry import MODELS
 _optional.require('mmengine', 'mmcv')
 
 from mmengine.runner import load_checkpoint
+
+_logger = logging.getLogger(__name__)
 
 
 class _Outside:
@@ -50,6 +53,17 @@ class Distilled:
             distance = distance + sum(divergence(*pair, distiller.temperature) for pair in pairs)
         return {**losses, 'loss_distill': distance * self.distill_weight}
 
+    def init_weights(self) -> None:
+        """As everywhere in OpenMMLab, the teacher's too where its config names a checkpoint."""
+        super().init_weights()
+        if self.init_teacher:
+            self.teacher.content.init_weights()
+        if self.random_parts:
+            _logger.warning(
+                "the teacher's %s has random weights; give teacher_checkpoint",
+                ', '.join(self.random_parts),
+            )
+
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> nn.Module:
         self.teacher.content._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
@@ -58,6 +72,38 @@ class Distilled:
 @cache
 def _class_of(student: type[nn.Module]) -> type[nn.Module]:
     return type(f'Distilled{student.__name__}', (Distilled, student), {})
+
+
+def _load(model: nn.Module, checkpoint: str) -> None:
+    """As mmengine, which alone takes the checkpoint of another model, too."""
+    before = [p._version for p in model.parameters()]  # goes up with all that is written into it
+    load_checkpoint(model, checkpoint, map_location='cpu')
+    if [p._version for p in model.parameters()] == before:
+        raise ValueError(
+            f'teacher_checkpoint {checkpoint!r} holds nothing of the teacher, a '
+            f'{type(model).__name__} with names such as {next(iter(model.state_dict()))!r}'
+        )
+
+
+def _random_parts(model: nn.Module, cfg: Mapping) -> list[str]:
+    """Names of the parts of a model that nothing gives weights, such as its head."""
+    if _has_file(model) or _comes_trained(cfg):
+        return []
+    parts = {name: part for name, part in model.named_children() if list(part.parameters())}
+    return [name for name, part in parts.items() if not any(map(_has_file, part.modules()))]
+
+
+def _has_file(module: nn.Module) -> bool:
+    """Whether OpenMMLab initialises a module from a checkpoint."""
+    rows = getattr(module, 'init_cfg', None) or ()
+    return any('checkpoint' in row for row in ([rows] if isinstance(rows, Mapping) else rows))
+
+
+def _comes_trained(node: Any) -> bool:
+    """Whether a config has ``pretrained=True`` in it, as for timm's, whose weights come at once."""
+    if isinstance(node, Mapping):
+        return node.get('pretrained') is True or _comes_trained(list(node.values()))
+    return isinstance(node, list | tuple) and any(map(_comes_trained, node))
 
 
 def renormalised(inputs: torch.Tensor, mine: nn.Module, theirs: nn.Module) -> torch.Tensor:
@@ -95,7 +141,8 @@ def distilled(
 
     Args:
         student, teacher: Configs of models.
-        teacher_checkpoint: File or address of the teacher's weights.
+        teacher_checkpoint: File or address of the teacher's weights; without it those that its
+            config names are loaded when the student is initialised.
         logits: Modules whose outputs are compared as logits, such as ``['head.fc']``; or
             student's name to teacher's.
         features, temperature: As :class:`ghost_plugin.Distiller`.
@@ -103,19 +150,22 @@ def distilled(
         data_preprocessor: Of both, where a model has none of its own.
 
     Raises:
-        ValueError: A name that a model lacks; nothing to compare.
+        ValueError: A name that a model lacks; nothing to compare; a teacher_checkpoint of which
+            nothing loads.
     """
     if not logits and not features:
         raise ValueError('nothing to compare: name modules in logits or features')
     defaults = {'data_preprocessor': data_preprocessor} if data_preprocessor else {}
     pupil, master = (MODELS.build({**defaults, **model}) for model in (student, teacher))
     if teacher_checkpoint:
-        load_checkpoint(master, teacher_checkpoint, map_location='cpu')
+        _load(master, teacher_checkpoint)
     pairs = dict(logits if isinstance(logits, Mapping) else zip(logits, logits, strict=True))
     for mine, theirs in pairs.items():
         find(pupil, mine), find(master, theirs)
     distiller = Distiller(pupil, master, features=features, temperature=temperature)
     pupil.teacher, pupil.distiller = _Outside(master.requires_grad_(False)), _Outside(distiller)
+    pupil.init_teacher = not teacher_checkpoint and any(map(_has_file, master.modules()))
+    pupil.random_parts = [] if teacher_checkpoint else _random_parts(master, teacher)
     pupil.logits, pupil.distill_weight = pairs, weight
     pupil.__class__ = _class_of(type(pupil))
     return pupil

@@ -57,6 +57,51 @@ def test_classifier_learns_from_a_teacher_and_stays_itself():
     assert len(model.eval().test_step(data)) == 2
 
 
+def distilled(**teacher):
+    init_default_scope('mmpretrain')
+    options = {key: teacher.pop(key) for key in ('teacher_checkpoint',) if key in teacher}
+    return MODELS.build(
+        dict(type='ghost_plugin.Distilled', student=classifier(0.5, 1), logits=['head.fc'],
+             teacher={**classifier(0.5, 1), **teacher}, **options)
+    )  # fmt: skip
+
+
+@pytest.fixture
+def master(tmp_path):
+    """A teacher that somebody trained, and its file."""
+    model = MODELS.build(classifier(0.5, 1))
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'teacher.pth')
+    return model.state_dict(), str(tmp_path / 'teacher.pth')
+
+
+@pytest.mark.parametrize('where', ['init_cfg', 'teacher_checkpoint'])
+def test_the_teachers_own_weights_are_loaded(where, master, caplog):
+    state, path = master
+    rows = {'init_cfg': dict(type='Pretrained', checkpoint=path), 'teacher_checkpoint': path}
+    model = distilled(**{where: rows[where]})
+    model.init_weights()
+    got = model.teacher.content
+    torch.testing.assert_close(dict(got.state_dict()), dict(state), rtol=0, atol=0)
+    assert not any(p.requires_grad for p in got.parameters())
+    assert 'random weights' not in caplog.text
+
+
+def test_a_teacher_without_weights_is_named(master, caplog):
+    distilled().init_weights()
+    assert "teacher's backbone, head has random weights" in caplog.text
+    caplog.clear()
+    backbone = dict(classifier(0.5, 1)['backbone'])
+    backbone['init_cfg'] = dict(type='Pretrained', checkpoint=master[1], prefix='backbone.')
+    distilled(backbone=backbone).init_weights()
+    assert "teacher's head has random weights" in caplog.text
+
+
+def test_a_checkpoint_of_another_model_is_no_teachers(tmp_path):
+    torch.save({'conv9.weight': torch.zeros(3)}, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match=r'other\.pth.* holds nothing of the teacher'):
+        distilled(teacher_checkpoint=str(tmp_path / 'other.pth'))
+
+
 RGB = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 LOOKS = {
     'rgb': RGB,
