@@ -41,14 +41,15 @@ def parse_run(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Add what OpenMMLab's own tools take for a run, and parse."""
     from mmengine.config import DictAction  # other tools work without OpenMMLab
 
-    parser.add_argument('--work-dir', help='logs and checkpoints; work_dirs/<config> without it')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key.sub=value')
-    launchers = ['none', 'pytorch', 'slurm', 'mpi']
-    parser.add_argument('--launcher', choices=launchers, default='none', help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torchrun')
+    add = parser.add_argument
+    add('--work-dir', help="logs and checkpoints; else the config's work_dir, work_dirs/CONFIG")
+    add('--cfg-options', nargs='+', action=DictAction, default={}, help='key.sub=value')
+    add('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='of jobs')
+    add('--local_rank', '--local-rank', type=int, default=0, help='set by torchrun')
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     tensors_only()
+    args.cfg_options |= {'work_dir': args.work_dir} if args.work_dir else {}
     args.work_dir = Path(args.work_dir or f'work_dirs/{Path(args.config).stem}')
     return args
 

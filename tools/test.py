@@ -22,12 +22,22 @@ def parse_args() -> argparse.Namespace:
     return parse_run(parser)
 
 
+def _check_file(path: Path) -> None:
+    """Make the folder of a file to write; better said now than after the test."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f'--json {path} is a folder, give a file to write')
+
+
 def main() -> None:
     args = parse_args()
     try:
-        cfg = load_run(args.config, args.work_dir, args.cfg_options)
+        cfg = load_run(args.config, args.work_dir, args.cfg_options, mode='test')
+        args.work_dir = Path(cfg.work_dir)
         launch(cfg, args.launcher)
         check_checkpoint(args.checkpoint)
+        if args.json:
+            _check_file(args.json)
         cfg.load_from = args.checkpoint
         metrics = Runner.from_cfg(cfg).test()
         if args.json:

@@ -2,6 +2,7 @@
 """Train a config of MMDetection or MMPretrain; arguments as in their own tools/train.py."""
 
 import argparse
+from pathlib import Path
 
 from _cli import USER_ERRORS, fail, fail_in, needs, parse_run, quiet_workers
 
@@ -35,6 +36,7 @@ def main() -> None:
     quiet_workers()
     try:
         cfg = load_run(args.config, args.work_dir, args.cfg_options)
+        args.work_dir = Path(cfg.work_dir)
         launch(cfg, args.launcher)
         if args.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'

@@ -20,6 +20,15 @@ from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
+# What a Runner cannot do without, and the loaders that it builds where the config has them.
+_READ = {
+    'train': (
+        ('model', 'train_dataloader', 'optim_wrapper'),
+        ('train_dataloader', 'val_dataloader'),
+    ),
+    'test': (('model', 'test_dataloader'), ('test_dataloader',)),
+}
+
 
 def read_config(path: str | os.PathLike) -> Config:
     """A config file.
@@ -48,8 +57,16 @@ def check_checkpoint(source: str) -> None:
         read(source)
 
 
-def load_run(config: str | os.PathLike, work_dir: Path, options: dict | None = None) -> Config:
-    """A config file with changes, ready for a Runner that writes into ``work_dir``.
+def load_run(
+    config: str | os.PathLike, work_dir: Path, options: dict | None = None, mode: str = 'train'
+) -> Config:
+    """A config file with changes, ready for a Runner.
+
+    Args:
+        config: File.
+        work_dir: Where the run writes if neither the config nor ``options`` say.
+        options: Changes, such as ``{'train_cfg.max_epochs': 3}``.
+        mode: What the Runner shall do, ``'train'`` or ``'test'``; the other's data may be missing.
 
     Raises:
         FileNotFoundError: No config, or no folder where it looks for its data.
@@ -57,12 +74,14 @@ def load_run(config: str | os.PathLike, work_dir: Path, options: dict | None = N
     """
     cfg = read_config(config)
     cfg.merge_from_dict(options or {})
-    cfg.work_dir = str(work_dir)
-    for part in ('model', 'train_dataloader', 'test_dataloader'):
+    cfg.work_dir = cfg.get('work_dir') or str(work_dir)
+    needed, loaders = _READ[mode]
+    for part in needed:
         if part not in cfg:
             raise ValueError(f'{config} has no {part}; it is part of a config, inherit from it')
     _check_neck(cfg.model)
-    _check_data(cfg)
+    for loader in loaders:
+        _check_data(cfg, loader)
     return cfg
 
 
@@ -75,21 +94,20 @@ def _check_neck(model: dict) -> None:
         return
     size = {key: backbone[key] for key in ('out_indices', 'width', 'arch') if key in backbone}
     given = out_channels(name, **size)
-    if list(wanted) != given:
+    if list(wanted) not in (given, given[::-1]):  # YOLOV3Neck begins with the deepest
         raise ValueError(
             f'the neck {neck.get("type")} wants maps of {wanted} channels and the backbone gives '
             f'{given}; change out_indices, or ask ghost_plugin.out_channels for in_channels'
         )
 
 
-def _check_data(cfg: Config) -> None:
-    for part in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        root = (cfg.get(part) or {}).get('dataset', {}).get('data_root')
-        if root and '://' not in root and (not os.path.isdir(root) or not os.listdir(root)):
-            raise FileNotFoundError(
-                f'{part} looks for data in {root!r}, which is missing or empty; '
-                'tools/make_digits.py, voc_to_coco.py and prepare_folder.py make such folders'
-            )
+def _check_data(cfg: Config, loader: str) -> None:
+    root = (cfg.get(loader) or {}).get('dataset', {}).get('data_root')
+    if root and '://' not in root and (not os.path.isdir(root) or not os.listdir(root)):
+        raise FileNotFoundError(
+            f'{loader} looks for data in {root!r}, which is missing or empty; '
+            'tools/make_digits.py, voc_to_coco.py and prepare_folder.py make such folders'
+        )
 
 
 def last_checkpoint(work_dir: Path) -> Path:

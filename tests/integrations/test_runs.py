@@ -1,0 +1,74 @@
+"""Configs of runs: what they must have, which data they read, where they write."""
+
+import pytest
+
+pytest.importorskip('mmengine')
+pytest.importorskip('mmcv')
+
+from ghost_plugin.integrations import runs
+
+WHOLE = """
+model = dict(backbone=dict(type='ghost_plugin.GhostNet', width=0.5, out_indices=(2, 3, 4)),
+             neck=dict(type='Neck', in_channels={channels}))
+train_dataloader = dict(dataset=dict(data_root='{train}'))
+optim_wrapper = dict(optimizer=dict(lr=1.0))
+"""
+MORE = """
+val_dataloader = dict(dataset=dict(data_root='{val}'))
+test_dataloader = dict(dataset=dict(data_root='{test}'))
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a config; data that is not named otherwise is there."""
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/0.png').touch()
+
+    def write(text=WHOLE + MORE, channels=(20, 56, 80), **roots):
+        there = dict.fromkeys(('train', 'val', 'test'), tmp_path / 'data')
+        path = tmp_path / 'mine.py'
+        path.write_text(text.format(channels=list(channels), **{**there, **roots}))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize('channels', [(20, 56, 80), (80, 56, 20)])
+def test_a_neck_may_begin_with_the_deepest_map(written, channels):
+    runs.load_run(written(channels=channels), 'work')
+
+
+def test_a_neck_of_other_channels_is_named(written):
+    with pytest.raises(ValueError, match=r'Neck wants maps of \[20, 80, 56\] .* \[20, 56, 80\]'):
+        runs.load_run(written(channels=(20, 80, 56)), 'work')
+
+
+def test_pretraining_has_no_test(written):
+    runs.load_run(written(WHOLE), 'work')
+    with pytest.raises(ValueError, match='has no test_dataloader'):
+        runs.load_run(written(WHOLE), 'work', mode='test')
+
+
+@pytest.mark.parametrize('mode, reads', [('train', {'train', 'val'}), ('test', {'test'})])
+@pytest.mark.parametrize('missing', ['train', 'val', 'test'])
+def test_only_data_that_is_read_must_be_there(written, mode, reads, missing):
+    path = written(**{missing: 'nowhere'})
+    if missing not in reads:
+        runs.load_run(path, 'work', mode=mode)
+        return
+    with pytest.raises(FileNotFoundError, match=f"{missing}_dataloader looks for data in 'nowh"):
+        runs.load_run(path, 'work', mode=mode)
+
+
+@pytest.mark.parametrize(
+    'line, options, where',
+    [
+        ('', {}, 'work'),
+        ('work_dir = None', {}, 'work'),
+        ("work_dir = 'mine'", {}, 'mine'),
+        ("work_dir = 'mine'", {'work_dir': 'given'}, 'given'),
+    ],
+)
+def test_the_command_line_goes_before_the_configs_work_dir(written, line, options, where):
+    assert runs.load_run(written(WHOLE + line), 'work', options).work_dir == where
