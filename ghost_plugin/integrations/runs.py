@@ -17,7 +17,8 @@ _optional.require('mmengine')
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
 # What a Runner cannot do without, and the loaders that it builds where the config has them.
@@ -167,7 +168,9 @@ def resume(cfg: Config, source: str) -> None:
 def keep_whole(cfg: Config) -> None:
     """Let MMEngine's checkpoint hook, where a config has it, write whole files only."""
     hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', {'type': 'CheckpointHook'})
-    if hook and hook.get('type') == 'CheckpointHook':
+    kind = hook.get('type') if hook else None
+    # Python-style configs hold the class, and dumped ones its name with any of its modules.
+    if (HOOKS.get(kind) if isinstance(kind, str) else kind) is CheckpointHook:
         hook['type'] = 'ghost_plugin.WholeCheckpointHook'
 
 

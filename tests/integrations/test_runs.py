@@ -5,6 +5,9 @@ import pytest
 pytest.importorskip('mmengine')
 pytest.importorskip('mmcv')
 
+from mmengine.config import Config
+from mmengine.hooks import LoggerHook
+
 from ghost_plugin.integrations import runs
 
 WHOLE = """
@@ -72,3 +75,43 @@ def test_only_data_that_is_read_must_be_there(written, mode, reads, missing):
 )
 def test_the_command_line_goes_before_the_configs_work_dir(written, line, options, where):
     assert runs.load_run(written(WHOLE + line), 'work', options).work_dir == where
+
+
+LAZY = """
+from mmengine.hooks import {kind}
+default_hooks = dict(checkpoint=dict(type={kind}, interval=3))
+"""
+TEXT = 'default_hooks = dict(checkpoint=dict(type={kind!r}, interval=3))'
+
+
+@pytest.mark.parametrize(
+    'text, kind, whole',
+    [
+        (LAZY, 'CheckpointHook', True),
+        (TEXT, 'CheckpointHook', True),
+        (TEXT, 'mmengine.CheckpointHook', True),
+        (TEXT, 'mmengine.hooks.CheckpointHook', True),
+        (LAZY, 'LoggerHook', False),
+        (TEXT, 'LoggerHook', False),
+    ],
+)
+def test_every_way_to_name_mmengines_checkpoint_hook_writes_whole_files(
+    text, kind, whole, tmp_path
+):
+    path = tmp_path / 'mine.py'
+    path.write_text(text.format(kind=kind))
+    cfg = Config.fromfile(path)
+    runs.keep_whole(cfg)
+    hook = cfg.default_hooks.checkpoint
+    assert hook.interval == 3
+    assert (
+        hook.type == 'ghost_plugin.WholeCheckpointHook'
+        if whole
+        else (hook.type in ('LoggerHook', LoggerHook))
+    )
+
+
+def test_a_hook_that_nobody_knows_is_left_to_the_runner():
+    cfg = Config({'default_hooks': {'checkpoint': {'type': 'nobody.Knows'}}})
+    runs.keep_whole(cfg)
+    assert cfg.default_hooks.checkpoint.type == 'nobody.Knows'
