@@ -5,13 +5,14 @@ import argparse
 import json
 from pathlib import Path
 
-from _cli import needs, tool
+from _cli import fail, needs, tool
 
 needs('mmengine', 'mmcv')
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 
+from ghost_plugin.integrations.runs import check_checkpoint
 from ghost_plugin.integrations.swap import (
     load_config,
     refuse_python_style,
@@ -47,7 +48,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--side', type=int, help='of the pictures of --check, pixels')
     parser.add_argument('--json', help='file for the figures of --check')
     parser.add_argument('-o', '--out', required=True, help='config to write')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.side or args.json) and not args.check:
+        fail('--side and --json are for --check; add it')
+    return args
 
 
 def check(args: argparse.Namespace, old: Config, new: Config) -> None:
@@ -72,6 +76,8 @@ def main() -> None:
     chosen = {name: value for name, value in chosen.items() if value is not None}
     cfg = load_config(args.config)
     refuse_python_style(args.config)
+    if args.pretrained:
+        check_checkpoint(args.pretrained)
     backbone = args.backbone or f'ghost_plugin.{FAMILIES[args.family]}'
     swap = swap_backbone(cfg, backbone, **chosen)
     changes = Config(swap.change)

@@ -19,6 +19,7 @@ from ghost_plugin.integrations.swap import (
     write_config,
 )
 from ghost_plugin.integrations.swap.check import build, compare, exercise
+from ghost_plugin.integrations.swap.training import look_change
 
 GHOST = 'ghost_plugin.GhostNet'
 MAPS, CHANNELS = [4, 8, 16, 32], [12, 20, 56, 80]  # of GhostNet 0.5x
@@ -197,6 +198,38 @@ def test_caffe_colours_become_those_of_our_weights(tmp_path):
     source = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
     look = swapped(source, tmp_path, pretrained='ghost.pth')[0].model.data_preprocessor
     assert look.mean == [123.675, 116.28, 103.53] and look.bgr_to_rgb
+
+
+RGB = {'mean': [123.675, 116.28, 103.53], 'std': [58.395, 57.12, 57.375]}
+
+
+@pytest.mark.parametrize(
+    'old, new',
+    [
+        ({'type': 'DetDataPreprocessor', 'pad_size_divisor': 32}, {**RGB, 'bgr_to_rgb': True}),
+        ({'type': 'mmdet.DetDataPreprocessor', **RGB}, {**RGB, 'bgr_to_rgb': True}),
+        ({'type': 'DetDataPreprocessor', 'rgb_to_bgr': True},
+         {**RGB, 'bgr_to_rgb': True, 'rgb_to_bgr': False}),
+        ({'num_classes': 10}, {**RGB, 'to_rgb': True}),
+        ({'mean': RGB['mean'], 'std': [1, 1, 1], 'to_rgb': True}, {**RGB, 'to_rgb': True}),
+        ({**{key: tuple(value) for key, value in RGB.items()}, 'to_rgb': True}, None),
+        ({'type': 'MultiBranchDataPreprocessor', 'data_preprocessor': {**RGB, 'bgr_to_rgb': False}},
+         {'data_preprocessor': {**RGB, 'bgr_to_rgb': True}}),
+    ],
+)  # fmt: skip
+def test_pretrained_weights_get_the_pictures_that_they_know(old, new):
+    want = {'model': new} if new else {}
+    assert look_change({}, {'data_preprocessor': old}) == want
+
+
+def test_unnormalised_pictures_are_normalised_for_pretrained_weights(tmp_path):
+    cfg, swap = swapped(RUN['yolox-pafpn'], tmp_path, pretrained='ghost.pth')
+    assert (
+        cfg.model.data_preprocessor.mean == RGB['mean'] and cfg.model.data_preprocessor.bgr_to_rgb
+    )
+    assert any('mean, std and colours' in remark for remark in swap.remarks)
+    grey = swapped(RUN['grey'], tmp_path / 'grey', pretrained='ghost.pth')[0]
+    assert grey.data_preprocessor == load_config(RUN['grey']).data_preprocessor
 
 
 def test_levels_are_made_and_matched():

@@ -97,6 +97,8 @@ def test_swapped_config_inherits_builds_and_fits(source, part, channels, tmp_pat
             ['--backbone', 'ghost_plugin.GostNet'],
             'did you mean',
         ),
+        ('mmpretrain::resnet/resnet18_8xb32_in1k.py', ['--pretrained', 'no.pth'], 'no checkpoint'),
+        ('mmpretrain::resnet/resnet18_8xb32_in1k.py', ['--side', 64], 'are for --check'),
     ],
 )
 def test_swap_says_what_is_wrong_and_keeps_the_old_file(source, options, said, tmp_path):

@@ -81,8 +81,9 @@ def swap_backbone(
         inner, remarks = _detector(part, new, scope)
     change, more = training_change(cfg, lr_scale, backbone_lr)
     model = nested(path, inner)
-    if pretrained:
+    if pretrained and channels == 3:
         look = look_change(cfg, cfg.model)
+        more += ['mean, std and colours become those of ImageNet weights'] if look else []
         model.update({'data_preprocessor': look['model']} if 'model' in look else {})
         change.update({'data_preprocessor': look['top']} if 'top' in look else {})
     return Swap({'model': model, **change}, (*remarks, *more), path)

@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .places import type_of
+
 _MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet, RGB, 0..255
+# Data preprocessors that say bgr_to_rgb; those of MMPretrain say to_rgb.
+_OF_DETECTORS = ('ImgDataPreprocessor', 'DetDataPreprocessor', 'TrackDataPreprocessor')
 # What mmengine's own constructor reads.
 _PARAMWISE = (
     'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
@@ -52,11 +56,24 @@ def training_change(
 
 
 def look_change(cfg: Mapping, model: Mapping) -> dict[str, Any]:
-    """Mean and std of our pretrained weights, where the config has others."""
+    """Mean, std and colours of our pretrained weights, where the config has others or none."""
     change = {}
     for place, owner in (('model', model), ('top', cfg)):
-        old = owner.get('data_preprocessor')
-        if isinstance(old, Mapping) and 'mean' in old and list(old['mean']) != _MEAN:
-            channels = 'to_rgb' if 'to_rgb' in old else 'bgr_to_rgb'
-            change[place] = {'mean': _MEAN, 'std': _STD, channels: True}
+        look = _look(owner.get('data_preprocessor'))
+        if look:
+            change[place] = look
     return change
+
+
+def _look(old: Any) -> dict[str, Any]:
+    if not isinstance(old, Mapping):
+        return {}
+    if 'data_preprocessor' in old:  # one for several branches
+        inner = _look(old['data_preprocessor'])
+        return {'data_preprocessor': inner} if inner else {}
+    detector = 'bgr_to_rgb' in old or type_of(old) in _OF_DETECTORS
+    new = {'mean': _MEAN, 'std': _STD, 'bgr_to_rgb' if detector else 'to_rgb': True}
+    if old.get('rgb_to_bgr'):
+        new['rgb_to_bgr'] = False
+    same = [(list(old.get(key) or ()) if key in ('mean', 'std') else old.get(key)) for key in new]
+    return {} if same == list(new.values()) else new
