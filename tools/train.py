@@ -12,11 +12,13 @@ from mmengine.runner import Runner
 
 from ghost_plugin.integrations.runs import (
     check_checkpoint,
+    explained,
     keep_whole,
     launch,
     leave,
     load_run,
     resume,
+    scale_rate,
 )
 
 
@@ -41,19 +43,20 @@ def main() -> None:
         if args.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
         if args.auto_scale_lr:
-            cfg.auto_scale_lr.enable = True
+            scale_rate(cfg)
         keep_whole(cfg)
         if args.resume:
             resume(cfg, args.resume)
         if cfg.get('load_from'):
-            check_checkpoint(cfg.load_from)
+            check_checkpoint(cfg.load_from, cfg.get('resume', False))
         Runner.from_cfg(cfg).train()
         leave()
     except KeyboardInterrupt:
         again = f'python tools/train.py {args.config} --work-dir {args.work_dir} --resume'
         fail(f'interrupted, finished epochs are kept; go on with: {again}')
-    except (*USER_ERRORS, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        fail_in(args.work_dir, error)
+    # torch reports a full disk as a RuntimeError and a label beyond the classes as an IndexError
+    except (*USER_ERRORS, RuntimeError, IndexError) as error:
+        fail_in(args.work_dir, explained(error))
 
 
 if __name__ == '__main__':

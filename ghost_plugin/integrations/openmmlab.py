@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from mmengine.model import BaseModule, PretrainedInit, update_init_info
 from mmengine.runner import CheckpointLoader
 
 _logger = logging.getLogger(__name__)
+_PRETRAINED = ('Pretrained', PretrainedInit)
 
 
 def _norm(norm_cfg: dict, channels: int) -> nn.Module:
@@ -56,7 +58,8 @@ class OpenMMLabDoor:
         kwargs: As the backbone.
 
     Raises:
-        ValueError: ``frozen_stages`` below -1 or deeper than the backbone.
+        ValueError: ``frozen_stages`` below -1 or deeper than the backbone; ``init_cfg`` without
+            what it needs.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class OpenMMLabDoor:
             )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        _rows(init_cfg)
         self.init_cfg = copy.deepcopy(init_cfg)
         self.train()
 
@@ -108,7 +112,7 @@ class OpenMMLabDoor:
     def init_weights(self) -> None:
         """As everywhere in OpenMMLab, with checkpoints read by ``load_weights``."""
         given = self.init_cfg
-        rows = [given] if isinstance(given, dict) else list(given or ())
+        rows = _rows(given)
         foreign = [] if self.is_init else [row for row in rows if _is_foreign(row)]
         self.init_cfg = [row for row in rows if row not in foreign]
         super().init_weights()
@@ -144,8 +148,21 @@ class OpenMMLabDoor:
             state_dict.update({prefix + name: tensor for name, tensor in renamed.items()})
 
 
+def _rows(init_cfg: dict | list[dict] | None) -> list[dict]:
+    """The rows of an ``init_cfg``, which mmengine would look at only when training begins."""
+    rows = list(init_cfg or ()) if isinstance(init_cfg, list | tuple | NoneType) else [init_cfg]
+    for row in rows:
+        kind = row.get('type') if isinstance(row, dict) else None
+        if not kind or (kind in _PRETRAINED and not row.get('checkpoint')):
+            raise ValueError(
+                "init_cfg wants a type and what it needs, such as dict(type='Pretrained', "
+                f"checkpoint='file.pth'), got {row!r}"
+            )
+    return rows
+
+
 def _is_foreign(row: dict) -> bool:
-    return row['type'] in ('Pretrained', PretrainedInit) and not row.get('prefix')
+    return row['type'] in _PRETRAINED and not row.get('prefix')
 
 
 # force: a module that a notebook reloads registers again.

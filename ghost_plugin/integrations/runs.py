@@ -4,6 +4,7 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,40 @@ def read_config(path: str | os.PathLike) -> Config:
     try:
         return Config.fromfile(path)
     except Exception as error:  # it is a program, and can go wrong in any way
-        reason = (str(error).splitlines() or [''])[0]
-        raise ValueError(
-            f'cannot read config {os.fspath(path)!r}: {type(error).__name__}: {reason}'
-        ) from error
+        raise ValueError(f'cannot read config {os.fspath(path)!r}: {_reason(error)}') from error
 
 
-def check_checkpoint(source: str) -> None:
+def _reason(error: Exception) -> str:
+    """What went wrong in the first place and, where mmengine wrapped it, what it advises to do."""
+    root, lines = error, str(error).splitlines() or ['']
+    if error.__cause__:
+        root = error.__cause__
+        while root.__cause__ or root.__context__:
+            root = root.__cause__ or root.__context__
+    if root is error:
+        return f'{type(error).__name__}: {lines[0]}'
+    return f'{type(root).__name__}: {root}. {lines[-1].strip()}'
+
+
+def check_checkpoint(source: str, resume: bool = False) -> None:
     """Refuse a file that mmengine would have to run code of; an address is left to mmengine.
 
+    Args:
+        source: File, folder of a file per process, or address.
+        resume: Whether a run is to go on from it, and not only to begin with its weights.
+
     Raises:
-        FileNotFoundError: No such file. ValueError: Not a checkpoint of tensors and plain values.
+        FileNotFoundError: No such file. ValueError: Not a checkpoint of tensors and plain values,
+            or not of a run.
     """
-    if '://' not in source:
-        read(source)
+    if '://' in source or (resume and os.path.isdir(source)):
+        return
+    told = read(source).get('meta')
+    if resume and not (isinstance(told, Mapping) and {'epoch', 'iter'} <= told.keys()):
+        raise ValueError(
+            f'{source!r} holds weights but no state of a run to resume; begin with them by '
+            f'--cfg-options load_from={source}'
+        )
 
 
 def load_run(
@@ -163,6 +184,31 @@ def resume(cfg: Config, source: str) -> None:
         except FileNotFoundError:
             return  # it was killed before its first, and begins again with what it loads
     cfg.resume, cfg.load_from = True, source
+
+
+def explained(error: Exception) -> Exception:
+    """What torch says about tensors, in words about data and config; other errors as they are."""
+    label = re.search(r'Target (-?\d+) is out of bounds', str(error))
+    if not label:
+        return error
+    return ValueError(
+        f'the data has a label {label[1]} and the model fewer classes, which count from 0; change '
+        'num_classes of its head'
+    )
+
+
+def scale_rate(cfg: Config) -> None:
+    """Let MMEngine fit the learning rate to the real batch size.
+
+    Raises:
+        ValueError: The config does not say which batch size its learning rate is for.
+    """
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise ValueError(
+            'the config does not say which batch size its learning rate is for; give '
+            '--cfg-options auto_scale_lr.base_batch_size=N, or leave --auto-scale-lr out'
+        )
+    cfg.auto_scale_lr.enable = True
 
 
 def keep_whole(cfg: Config) -> None:

@@ -257,6 +257,15 @@ def test_init_cfg_prefers_averaged_weights_and_runs_no_code(tmp_path, capsys):
     assert 'owned' not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    'init_cfg',
+    [dict(type='Pretrained'), dict(checkpoint='x.pth'), [dict(type='Pretrained')], 'x.pth'],
+)
+def test_init_cfg_without_what_it_needs_is_named(init_cfg):
+    with pytest.raises(ValueError, match=r'init_cfg wants a type .* got .*(Pretrained|x\.pth)'):
+        backbone(init_cfg=init_cfg)
+
+
 class Hostile:
     def __reduce__(self):
         return (print, ('owned',))

@@ -1,6 +1,7 @@
 """Configs of runs: what they must have, which data they read, where they write."""
 
 import pytest
+import torch
 
 pytest.importorskip('mmengine')
 pytest.importorskip('mmcv')
@@ -115,3 +116,41 @@ def test_a_hook_that_nobody_knows_is_left_to_the_runner():
     cfg = Config({'default_hooks': {'checkpoint': {'type': 'nobody.Knows'}}})
     runs.keep_whole(cfg)
     assert cfg.default_hooks.checkpoint.type == 'nobody.Knows'
+
+
+def test_a_missing_module_of_custom_imports_is_named(written):
+    text = "custom_imports = dict(imports=['no_such_module'])\nmodel = dict()"
+    with pytest.raises(ValueError, match=r"No module named 'no_such_module'.*PYTHONPATH") as caught:
+        runs.read_config(written(text.replace('{', '{{').replace('}', '}}')))
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'content', [{'conv.weight': torch.ones(2)}, {'state_dict': {}, 'meta': {'classes': ['a']}}]
+)
+def test_only_a_checkpoint_of_a_run_is_resumed(content, tmp_path):
+    path = str(tmp_path / 'w.pth')
+    torch.save(content, path)
+    runs.check_checkpoint(path)
+    with pytest.raises(ValueError, match=r'no state of a run .*load_from='):
+        runs.check_checkpoint(path, resume=True)
+    torch.save({**content, 'meta': {'epoch': 1, 'iter': 9}}, path)
+    runs.check_checkpoint(path, resume=True)
+    runs.check_checkpoint(str(tmp_path), resume=True)  # a file per process
+
+
+def test_rates_scale_only_where_the_config_says_from_which_batch_size():
+    cfg = Config({'auto_scale_lr': {'base_batch_size': 16}})
+    runs.scale_rate(cfg)
+    assert cfg.auto_scale_lr.enable
+    for without in ({}, {'auto_scale_lr': {'enable': False}}):
+        with pytest.raises(ValueError, match='base_batch_size=N'):
+            runs.scale_rate(Config(without))
+
+
+def test_a_label_beyond_the_classes_is_explained():
+    with pytest.raises(IndexError) as caught:
+        torch.nn.functional.cross_entropy(torch.zeros(1, 3), torch.tensor([7]))
+    assert 'label 7 and the model fewer classes' in str(runs.explained(caught.value))
+    other = IndexError('list index out of range')
+    assert runs.explained(other) is other
