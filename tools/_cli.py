@@ -6,11 +6,9 @@ import importlib
 import multiprocessing
 import os
 import pickle
-import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, TypeVar
@@ -129,21 +127,3 @@ def tool(main: Callable[[], None]) -> Callable[[], None]:
             fail(one_line(error))
 
     return run
-
-
-@contextmanager
-def whole_folder(target: Path, force: bool) -> Iterator[Path]:
-    """A folder to write into that becomes ``target`` only when all of it was written.
-
-    Raises:
-        FileExistsError: ``target`` holds something and ``force`` is false.
-    """
-    if target.exists() and any(target.iterdir()) and not force:
-        raise FileExistsError(f'{target} is there already; --force makes it anew')
-    partial = target.with_name(f'{target.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)

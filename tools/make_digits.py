@@ -10,7 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from _cli import needs, tool, whole_folder
+from _cli import needs, tool
+from _whole_folder import whole_folder
 
 needs('numpy', 'PIL', 'sklearn')
 

@@ -10,8 +10,9 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from _cli import tool, whole_folder
+from _cli import tool
 from _pictures import PICTURES, SPLITS, Problems, report, size_of, unpack
+from _whole_folder import whole_folder
 
 
 def folder(source: Path, out: Path, every: int, problems: Problems) -> dict[str, int]:
@@ -43,7 +44,8 @@ def main() -> None:
     if args.every < 2:
         raise ValueError(f'--every must be 2 or more, got {args.every}')
     problems: Problems = defaultdict(list)
-    with whole_folder(args.out, args.force) as out, tempfile.TemporaryDirectory(dir=out) as scratch:
+    whole = whole_folder(args.out, args.force, args.source)
+    with whole as out, tempfile.TemporaryDirectory(dir=out) as scratch:
         counts = folder(unpack(args.source, Path(scratch)), out, args.every, problems)
         if not counts:
             raise ValueError(f'no usable pictures in class folders in {args.source}')

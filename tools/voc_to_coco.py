@@ -12,8 +12,9 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-from _cli import tool, whole_folder
+from _cli import tool
 from _pictures import PICTURES, SPLITS, Problems, report, size_of, unpack
+from _whole_folder import whole_folder
 
 
 def split_of(path: Path, lists: dict[str, set[str]]) -> str:
@@ -112,7 +113,8 @@ def main() -> None:
     parser.add_argument('--force', action='store_true', help='make a folder anew that is there')
     args = parser.parse_args()
     problems: Problems = defaultdict(list)
-    with whole_folder(args.out, args.force) as out, tempfile.TemporaryDirectory(dir=out) as scratch:
+    whole = whole_folder(args.out, args.force, args.source)
+    with whole as out, tempfile.TemporaryDirectory(dir=out) as scratch:
         counts = voc(unpack(args.source, Path(scratch)), out, args.classes, problems)
         if not counts:
             raise ValueError(f'no usable pair of a picture and a VOC .xml file in {args.source}')

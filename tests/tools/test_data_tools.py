@@ -1,6 +1,7 @@
 """The data tools as a user runs them."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -82,6 +83,45 @@ def test_what_is_there_is_kept_unless_forced(voc, tmp_path):
 
 
 @pytest.mark.parametrize('tool', ['voc_to_coco.py', 'prepare_folder.py'])
+@pytest.mark.parametrize(
+    'source, out',
+    [('in', 'in'), ('in/raw', 'in'), ('in/raw.zip', 'in'), ('in/raw', 'link'), ('in', 'in/raw/new'),
+     ('in.partial', 'in')],
+)  # fmt: skip
+def test_a_source_is_never_replaced_nor_written_into(tool, source, out, tmp_path):
+    picture(tmp_path / 'in/raw/cat/1.jpg')
+    annotation(tmp_path / 'in/raw/cat/1.xml', ('cat', 1, 1, 10, 20))
+    shutil.copytree(tmp_path / 'in', tmp_path / 'in.partial')
+    shutil.make_archive(tmp_path / 'in/raw', 'zip', tmp_path / 'in/raw')
+    (tmp_path / 'link').symlink_to(tmp_path / 'in')
+    before = sorted(tmp_path.rglob('*'))
+    refused(run(tool, tmp_path / source, tmp_path / out, '--force'), 'give another output')
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
+def test_a_run_that_fails_leaves_what_was_there_and_nothing_else(error, tmp_path):
+    from _whole_folder import whole_folder
+
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/mine.txt').write_text('x')
+    with pytest.raises(error), whole_folder(tmp_path / 'out', force=True) as out:
+        (out / 'half.txt').write_text('x')
+        raise error
+    assert sorted(p.name for p in tmp_path.rglob('*')) == ['mine.txt', 'out']
+
+
+def test_an_output_behind_a_link_is_made_anew_there(voc, tmp_path):
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'disk/old.txt').write_text('x')
+    (tmp_path / 'out').symlink_to(tmp_path / 'disk')
+    assert run('voc_to_coco.py', voc, tmp_path / 'out', '--force').returncode == 0
+    assert (tmp_path / 'out').is_symlink()
+    assert (tmp_path / 'disk/train.json').is_file()
+    assert not (tmp_path / 'disk/old.txt').exists()
+
+
+@pytest.mark.parametrize('tool', ['voc_to_coco.py', 'prepare_folder.py'])
 def test_bad_sources_are_refused(tool, tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'text.zip').write_text('hello')
@@ -92,7 +132,7 @@ def test_bad_sources_are_refused(tool, tmp_path):
     refused(run(tool, tmp_path / 'empty', out), 'no usable')
     refused(run(tool, tmp_path / 'text.zip', out), 'neither a folder nor a zip')
     refused(run(tool, tmp_path / 'evil.zip', out), 'points outside')
-    assert not out.exists()
+    assert list(tmp_path.glob('out*')) == []
 
 
 @pytest.mark.parametrize('prefix, counts', [('', '2 train, 1 val'), ('test/', '3 test')])
