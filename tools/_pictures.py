@@ -1,6 +1,8 @@
 """What the data tools share: opening a folder or zip, reading pictures, saying what was mended."""
 
 import zipfile
+from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 from _cli import needs
@@ -30,6 +32,39 @@ def unpack(source: Path, to: Path) -> Path:
     return to
 
 
+def files_in(source: Path, problems: Problems) -> list[Path]:
+    """Paths of all files below a folder, relative to it, sorted; hidden ones are passed over.
+
+    What stands above the folder says nothing about the files in it.
+    """
+    found = []
+    for path in sorted(source.rglob('*')):
+        inner = path.relative_to(source)
+        if any(part.startswith(('.', '__MACOSX')) for part in inner.parts):
+            continue
+        if path.is_file():
+            found.append(inner)
+        elif path.is_symlink():
+            problems['links that lead to no file, not followed'].append(str(inner))
+    return found
+
+
+def split_in(folder: Path) -> str:
+    """The last part of a relative path that is called like a split, in lower case, or ''."""
+    named = [part.lower() for part in folder.parts if part.lower() in SPLITS]
+    return named[-1] if named else ''
+
+
+def free(path: Path, problems: Problems) -> Path:
+    """``path``, or the first of NAME-2, NAME-3, ... where another file has that name."""
+    names = (path.with_stem(f'{path.stem}-{n}') for n in count(2))
+    if not path.exists():
+        return path
+    renamed = next(name for name in names if not name.exists())
+    problems['pictures of a name that another has, renamed'].append('/'.join(renamed.parts[-2:]))
+    return renamed
+
+
 def size_of(picture: Path) -> tuple[int, int] | None:
     """(width, height) in pixels of a picture that can be read to its end, else None."""
     try:
@@ -40,9 +75,14 @@ def size_of(picture: Path) -> tuple[int, int] | None:
         return None
 
 
+def some(names: Iterable[object], number: int = 3) -> str:
+    """The first few names, for a message."""
+    names = [str(name) for name in names]
+    return ', '.join(names[:number]) + (' ...' if len(names) > number else '')
+
+
 def report(out: Path, counts: dict[str, int], problems: Problems) -> None:
     """Say what was left out or clipped, and what there is now."""
     for kind, names in problems.items():
-        more = ' ...' if len(names) > 3 else ''
-        print(f'{len(names)} {kind}: {", ".join(names[:3])}{more}')
+        print(f'{len(names)} {kind}: {some(names)}')
     print(f'{out}: ' + ', '.join(f'{n} {split}' for split, n in sorted(counts.items())))

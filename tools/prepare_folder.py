@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Check a folder or zip of pictures in class folders and lay it out as OUT/<split>/<class>/.
 
-Pictures that cannot be read to their end are left out, counted and named.
+Pictures that cannot be read to their end are left out, counted and named; of several with one
+name in a class the later ones get another.
 """
 
 import argparse
@@ -11,26 +12,70 @@ from collections import defaultdict
 from pathlib import Path
 
 from _cli import tool
-from _pictures import PICTURES, SPLITS, Problems, report, size_of, unpack
+from _pictures import (
+    PICTURES,
+    SPLITS,
+    Problems,
+    files_in,
+    free,
+    report,
+    size_of,
+    some,
+    split_in,
+    unpack,
+)
 from _whole_folder import whole_folder
 
 
 def folder(source: Path, out: Path, every: int, problems: Problems) -> dict[str, int]:
     """Copy the pictures that can be read; without split folders every n-th one validates."""
     counts: dict[str, int] = defaultdict(int)
-    pictures = [p for p in sorted(source.rglob('*')) if p.suffix.lower() in PICTURES]
-    split_known = any(part.lower() in SPLITS for p in pictures for part in p.parts[-3:-2])
-    for number, picture in enumerate(pictures):
-        if size_of(picture) is None:
-            problems['broken pictures, left out'].append(picture.name)
+    classes: set[str] = set()
+    pictures = pictures_in(source, problems)
+    check(pictures)
+    for number, path in enumerate(pictures):
+        if size_of(source / path) is None:
+            problems['broken pictures, left out'].append(str(path))
             continue
-        split = 'val' if number % every == every - 1 else 'train'
-        split = picture.parts[-3].lower() if split_known else split
-        target = out / split / picture.parent.name
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(picture, target / picture.name)
+        split = split_above(path) or ('val' if number % every == every - 1 else 'train')
+        target = out / split / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, free(target, problems))
         counts[split] += 1
+        classes.add(path.parent.name)
+    print(f'{len(classes)} classes: {some(sorted(classes), 10)}')
     return counts
+
+
+def pictures_in(source: Path, problems: Problems) -> list[Path]:
+    """Relative paths of all pictures, sorted; other files are noted."""
+    files = files_in(source, problems)
+    others = [str(path) for path in files if path.suffix.lower() not in PICTURES]
+    if others:
+        problems[f'files that are none of {", ".join(PICTURES)}, left out'] = others
+    return [path for path in files if path.suffix.lower() in PICTURES]
+
+
+def split_above(picture: Path) -> str:
+    """The split folder above a picture's class folder, or ''."""
+    return split_in(picture.parent.parent)
+
+
+def check(pictures: list[Path]) -> None:
+    """Refuse pictures without a class, and splits for some of them only."""
+    bare = [p for p in pictures if p.parent.name.lower() in ('', *SPLITS) and not split_above(p)]
+    if bare:
+        raise ValueError(
+            f'pictures without a class folder: {some(bare)}; put all into CLASS/ or SPLIT/CLASS/ '
+            f'(SPLIT is one of {", ".join(SPLITS)})'
+        )
+    splits = {split_above(path) for path in pictures} - {''}
+    outside = sorted({path.parent for path in pictures if splits and not split_above(path)})
+    if outside:
+        raise ValueError(
+            f'beside the splits {", ".join(sorted(splits))} there are classes in none: '
+            f'{some(outside)}; move them into one of {", ".join(SPLITS)}, or out of the source'
+        )
 
 
 @tool

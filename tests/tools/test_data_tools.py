@@ -141,8 +141,64 @@ def test_class_folders(prefix, counts, tmp_path):
         picture(tmp_path / f'in/{prefix}cat/{number}.jpg', broken=False)
     picture(tmp_path / f'in/{prefix}dog/bad.jpg', broken=True)
     done = run('prepare_folder.py', tmp_path / 'in', tmp_path / 'out', '--every', 3)
-    assert 'left out: bad.jpg' in done.stdout, done.stderr
+    assert f'left out: {prefix}dog/bad.jpg' in done.stdout, done.stderr
+    assert '1 classes: cat' in done.stdout
     assert counts in done.stdout
+
+
+def zipped(folder):
+    return Path(shutil.make_archive(folder, 'zip', folder))
+
+
+def test_pictures_of_one_name_are_all_kept(tmp_path):
+    kept = set()
+    for name in ('a/cat/1.png', 'a/dog/1.png', 'b/cat/1.png', 'c/cat/2.PNG'):
+        picture(tmp_path / 'in' / name)
+        kept.add((tmp_path / 'in' / name).read_bytes())
+    done = run('prepare_folder.py', tmp_path / 'in', tmp_path / 'out')
+    made = [p for p in (tmp_path / 'out').rglob('*') if p.is_file()]
+    assert {p.read_bytes() for p in made} == kept, done.stderr
+    assert sorted(str(p.relative_to(tmp_path / 'out/train')) for p in made) == [
+        'cat/1-2.png', 'cat/1.png', 'cat/2.PNG', 'dog/1.png'
+    ]  # fmt: skip
+    assert 'another has, renamed: cat/1-2.png' in done.stdout
+    assert '4 train' in done.stdout
+
+
+def test_a_folder_around_the_source_is_no_split(tmp_path):
+    for number in range(4):
+        picture(tmp_path / f'test/cat/{number}.png')
+    done = run('prepare_folder.py', tmp_path / 'test', tmp_path / 'out', '--every', 2)
+    assert '2 train, 2 val' in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize('form', [Path, zipped])
+@pytest.mark.parametrize(
+    'names, said',
+    [
+        (['1.png', 'cat/2.png'], 'without a class folder: 1.png;'),
+        (['train/cat/1.png', 'val/2.png'], 'without a class folder: val/2.png;'),
+        (['train/cat/1.png', 'val/cat/1.png', 'extra/dog/1.png'], 'in none: extra/dog;'),
+    ],
+)
+def test_pictures_without_class_or_split_are_refused_by_name(form, names, said, tmp_path):
+    for name in names:
+        picture(tmp_path / 'in' / name)
+    refused(run('prepare_folder.py', form(tmp_path / 'in'), tmp_path / 'out'), said)
+
+
+def test_what_is_passed_over_is_said(tmp_path):
+    picture(tmp_path / 'in/cat/1.JPG')
+    for name in ('cat/2.tif', 'LICENSE', '.hidden/3.png', '__MACOSX/cat/._1.JPG'):
+        (tmp_path / 'in' / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / 'in' / name).write_text('x')
+    (tmp_path / 'dogs').mkdir()
+    (tmp_path / 'in/dog').symlink_to(tmp_path / 'dogs')
+    done = run('prepare_folder.py', tmp_path / 'in', tmp_path / 'out')
+    assert 'left out: LICENSE, cat/2.tif' in done.stdout, done.stderr
+    assert 'not followed: dog' in done.stdout
+    assert done.stdout.endswith('1 train\n')
+    assert 'broken' not in done.stdout
 
 
 def test_blood_cells(shared, tmp_path):
