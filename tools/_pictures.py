@@ -1,6 +1,8 @@
 """What the data tools share: opening a folder or zip, reading pictures, saying what was mended."""
 
+import lzma
 import zipfile
+import zlib
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
@@ -24,11 +26,18 @@ def unpack(source: Path, to: Path) -> Path:
         raise FileNotFoundError(f'no folder or zip at {source}')
     if not zipfile.is_zipfile(source):
         raise ValueError(f'{source} is neither a folder nor a zip')
-    with zipfile.ZipFile(source) as archive:
-        for name in archive.namelist():
-            if not (to / name).resolve().is_relative_to(to.resolve()):
-                raise ValueError(f'{source} holds {name!r}, which points outside; not unpacked')
-        archive.extractall(to)
+    try:
+        with zipfile.ZipFile(source) as archive:
+            for name in archive.namelist():
+                if not (to / name).resolve().is_relative_to(to.resolve()):
+                    raise ValueError(f'{source} holds {name!r}, which points outside; not unpacked')
+            archive.extractall(to)
+    # Cut or changed files, and those behind a password.
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f'{source} cannot be unpacked ({error}); get it again, or unpack it by other means '
+            'and give the folder'
+        ) from error
     return to
 
 

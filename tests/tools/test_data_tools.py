@@ -201,6 +201,27 @@ def test_what_is_passed_over_is_said(tmp_path):
     assert 'broken' not in done.stdout
 
 
+def cut(content):
+    return content.replace(content[60:80], b'?' * 20)
+
+
+def locked(content):
+    """The bit for a password set in the files' headers and in the list at the end."""
+    for head in (b'PK\3\4\x14\0', b'PK\1\2\x14\3\x14\0'):
+        assert head + b'\0' in content
+        content = content.replace(head + b'\0', head + b'\1')
+    return content
+
+
+@pytest.mark.parametrize('tool', ['voc_to_coco.py', 'prepare_folder.py'])
+@pytest.mark.parametrize('change', [cut, locked])
+def test_damaged_and_locked_zips_are_refused(tool, change, tmp_path):
+    picture(tmp_path / 'in/cat/1.png')
+    archive = zipped(tmp_path / 'in')
+    archive.write_bytes(change(archive.read_bytes()))
+    refused(run(tool, archive, tmp_path / 'out'), 'cannot be unpacked')
+
+
 def test_blood_cells(shared, tmp_path):
     done = run('voc_to_coco.py', shared / 'data/bccd.zip', tmp_path / 'out')
     assert 'classes: Platelets, RBC, WBC' in done.stdout
