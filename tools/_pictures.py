@@ -90,8 +90,12 @@ def some(names: Iterable[object], number: int = 3) -> str:
     return ', '.join(names[:number]) + (' ...' if len(names) > number else '')
 
 
+def said(problems: Problems) -> list[str]:
+    """A line for each kind of problem."""
+    return [f'{len(names)} {kind}: {some(names)}' for kind, names in problems.items()]
+
+
 def report(out: Path, counts: dict[str, int], problems: Problems) -> None:
     """Say what was left out or clipped, and what there is now."""
-    for kind, names in problems.items():
-        print(f'{len(names)} {kind}: {some(names)}')
-    print(f'{out}: ' + ', '.join(f'{n} {split}' for split, n in sorted(counts.items())))
+    made = ', '.join(f'{n} {split}' for split, n in sorted(counts.items()))
+    print(*said(problems), f'{out}: {made}', sep='\n')

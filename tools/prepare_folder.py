@@ -19,6 +19,7 @@ from _pictures import (
     files_in,
     free,
     report,
+    said,
     size_of,
     some,
     split_in,
@@ -93,7 +94,8 @@ def main() -> None:
     with whole as out, tempfile.TemporaryDirectory(dir=out) as scratch:
         counts = folder(unpack(args.source, Path(scratch)), out, args.every, problems)
         if not counts:
-            raise ValueError(f'no usable pictures in class folders in {args.source}')
+            what = f'no usable pictures in class folders in {args.source}'
+            raise ValueError('; '.join([what, *said(problems)]))
     report(args.out, counts, problems)
 
 

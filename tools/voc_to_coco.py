@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Turn a Pascal VOC folder or zip, in any arrangement, into pictures and boxes in COCO's format.
 
-Writes OUT/<split>/ and OUT/<split>.json. What was clipped or left out is counted and named.
+Writes OUT/<split>/ and OUT/<split>.json. What was clipped, renamed or left out is counted and
+named; an annotation's picture is the one beside it, else the nearest of its name.
 """
 
 import argparse
@@ -10,31 +11,50 @@ import shutil
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from xml.etree import ElementTree
 
 from _cli import tool
-from _pictures import PICTURES, SPLITS, Problems, report, size_of, unpack
+from _pictures import (
+    SPLITS,
+    Problems,
+    files_in,
+    free,
+    report,
+    said,
+    size_of,
+    some,
+    split_in,
+    unpack,
+)
+from _voc import Thing, annotated
 from _whole_folder import whole_folder
 
+Row = tuple[Path, tuple[int, int], list]  # picture, its (width, height), its boxes
 
-def split_of(path: Path, lists: dict[str, set[str]]) -> str:
+
+def split_lists(source: Path, files: list[Path]) -> list[tuple[Path, str, set[str]]]:
+    """(folder that it is about, split, names) of each list in ImageSets/Main."""
+    found = []
+    for path in files:
+        inner = path.parts[-3:-1] == ('ImageSets', 'Main') and path.suffix == '.txt'
+        if inner and path.stem in SPLITS and path.stem != 'trainval':
+            lines = (source / path).read_text(errors='replace').splitlines()
+            names = {line.split()[0] for line in lines if line.strip()}
+            found.append((path.parents[2], path.stem, names))
+    return found
+
+
+def split_of(path: Path, lists: list[tuple[Path, str, set[str]]]) -> str:
     """By ImageSets' lists, else by a folder of that name, else train."""
-    for split, names in lists.items():
-        if path.stem in names:
+    for folder, split, names in lists:
+        if path.is_relative_to(folder) and path.stem in names:
             return split
-    named = [part.lower() for part in path.parts if part.lower() in SPLITS]
-    return named[-1] if named else 'train'
+    return split_in(path) or 'train'
 
 
-def boxes_of(
-    tree: ElementTree.Element, size: tuple[int, int], name: str, problems: Problems
-) -> list:
+def boxes_of(things: list[Thing], size: tuple[int, int], name: str, problems: Problems) -> list:
     """(class, [x, y, w, h]) pairs in pixels; VOC counts corners from 1 and includes the last."""
     found = []
-    for thing in tree.iter('object'):
-        corners = [
-            float(thing.findtext(f'bndbox/{key}')) for key in ('xmin', 'ymin', 'xmax', 'ymax')
-        ]
+    for kind, corners in things:
         left, top, right, bottom = corners[0] - 1, corners[1] - 1, corners[2], corners[3]
         inside = (max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1]))
         width, height = inside[2] - inside[0], inside[3] - inside[1]
@@ -45,40 +65,39 @@ def boxes_of(
         over = max(-left, -top, right - size[0], bottom - size[1])
         if over > 1:
             problems['boxes over the edge, clipped'].append(name)
-        found.append((thing.findtext('name'), [*inside[:2], width, height]))
+        found.append((kind, [*inside[:2], width, height]))
     return found
 
 
 def voc(source: Path, out: Path, classes: list[str] | None, problems: Problems) -> dict[str, int]:
     """Turn every XML with a picture into COCO's format; returns the pictures per split."""
-    pictures = {p.stem: p for p in sorted(source.rglob('*')) if p.suffix.lower() in PICTURES}
-    lists = {
-        p.stem: {line.split()[0] for line in p.read_text().splitlines() if line.strip()}
-        for p in sorted(source.rglob('ImageSets/Main/*.txt'))
-        if p.stem in SPLITS and p.stem != 'trainval'
-    }
-    found: dict[str, list] = defaultdict(list)
-    for xml in sorted(source.rglob('*.xml')):
-        text = xml.read_text(errors='replace')
-        if '<!DOCTYPE' in text or '<!ENTITY' in text:
-            raise ValueError(f'{xml} declares entities, which annotations do not need; refused')
-        picture = pictures.get(xml.stem)
-        size = size_of(picture) if picture else None
+    files = files_in(source, problems)
+    lists = split_lists(source, files)
+    found: dict[str, list[Row]] = defaultdict(list)
+    for path, picture, things in annotated(source, files, problems):
+        size = size_of(source / picture)
         if size is None:
-            kind = 'broken pictures' if picture else 'annotations without a picture'
-            problems[f'{kind}, left out'].append(xml.name)
+            problems['broken pictures, left out'].append(str(picture))
             continue
-        try:
-            boxes = boxes_of(ElementTree.fromstring(text), size, xml.name, problems)
-        except (ElementTree.ParseError, TypeError, ValueError):
-            problems['annotations that cannot be read, left out'].append(xml.name)
-            continue
-        found[split_of(xml.relative_to(source), lists)].append((picture, size, boxes))
-    known = classes or sorted({name for rows in found.values() for *_, b in rows for name, _ in b})
+        boxes = boxes_of(things, size, str(path), problems)
+        found[split_of(path, lists)].append((source / picture, size, boxes))
+    known = known_classes(found, classes, problems)
     for split, rows in found.items():
         write_coco(out, split, rows, known, problems)
-    print(f'classes: {", ".join(known)}')
     return {split: len(rows) for split, rows in found.items()}
+
+
+def known_classes(
+    found: dict[str, list[Row]], classes: list[str] | None, problems: Problems
+) -> list[str]:
+    """``classes``, else the names of all boxes, sorted."""
+    names = sorted({name for rows in found.values() for *_, boxes in rows for name, _ in boxes})
+    if found and not names:
+        raise ValueError('; '.join(['no annotation holds a usable box', *said(problems)]))
+    if found and classes and not set(names) & set(classes):
+        raise ValueError(f'no box is of --classes {" ".join(classes)}; there are {some(names, 20)}')
+    print(f'classes: {", ".join(classes or names)}')
+    return classes or names
 
 
 def write_coco(out: Path, split: str, rows: list, classes: list[str], problems: Problems) -> None:
@@ -86,8 +105,9 @@ def write_coco(out: Path, split: str, rows: list, classes: list[str], problems: 
     (out / split).mkdir(exist_ok=True)
     images, annotations = [], []
     for number, (picture, (width, height), boxes) in enumerate(rows):
-        shutil.copyfile(picture, out / split / picture.name)
-        images.append({'id': number, 'file_name': picture.name, 'width': width, 'height': height})
+        copy = free(out / split / picture.name, problems)
+        shutil.copyfile(picture, copy)
+        images.append({'id': number, 'file_name': copy.name, 'width': width, 'height': height})
         for name, box in boxes:
             if name not in classes:
                 problems['boxes of other classes, dropped'].append(picture.name)
@@ -112,12 +132,15 @@ def main() -> None:
     parser.add_argument('--classes', nargs='+', help='in order; all that occur without it')
     parser.add_argument('--force', action='store_true', help='make a folder anew that is there')
     args = parser.parse_args()
+    if len(set(args.classes or [])) < len(args.classes or []):
+        raise ValueError(f'--classes must be different, got {" ".join(args.classes)}')
     problems: Problems = defaultdict(list)
     whole = whole_folder(args.out, args.force, args.source)
     with whole as out, tempfile.TemporaryDirectory(dir=out) as scratch:
         counts = voc(unpack(args.source, Path(scratch)), out, args.classes, problems)
         if not counts:
-            raise ValueError(f'no usable pair of a picture and a VOC .xml file in {args.source}')
+            what = f'no usable pair of a picture and a VOC .xml file in {args.source}'
+            raise ValueError('; '.join([what, *said(problems)]))
     report(args.out, counts, problems)
 
 

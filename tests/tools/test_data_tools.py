@@ -62,15 +62,111 @@ def voc(tmp_path):
 def test_voc_is_mended_and_everything_is_said(voc, tmp_path):
     done = run('voc_to_coco.py', voc, tmp_path / 'out')
     assert done.returncode == 0, done.stderr
-    for said in ('clipped: edge.xml', 'dropped: edge.xml', 'broken pictures, left out: broken.xml',
-                 'without a picture, left out: gone.xml', 'cannot be read, left out: odd.xml',
-                 '1 train, 1 val'):  # fmt: skip
+    xmls = 'VOCdevkit/Annotations'
+    for said in (
+        f'clipped: {xmls}/edge.xml',
+        f'dropped: {xmls}/edge.xml',
+        'broken pictures, left out: VOCdevkit/JPEGImages/broken.jpg',
+        f'without a picture, left out: {xmls}/gone.xml',
+        'without a usable annotation, left out: VOCdevkit/JPEGImages/odd.jpg',
+        f'cannot be read, left out: {xmls}/odd.xml (no element',
+        '1 train, 1 val',
+    ):
         assert said in done.stdout, done.stdout
     train, val = (json.loads((tmp_path / f'out/{s}.json').read_text()) for s in ('train', 'val'))
     assert train['annotations'][0]['bbox'] == [0, 0, 10, 20]
     assert val['annotations'][0]['bbox'] == [50, 30, 10, 10]
     assert [c['name'] for c in val['categories']] == ['cat', 'dog']
     assert (tmp_path / 'out/val/edge.jpg').is_file()
+
+
+def pictures_of(out, split):
+    """Content of each picture of a split by its name, and its class by its boxes."""
+    coco = json.loads((out / f'{split}.json').read_text())
+    kinds = {c['id']: c['name'] for c in coco['categories']}
+    boxes = {a['image_id']: kinds[a['category_id']] for a in coco['annotations']}
+    return {
+        i['file_name']: ((out / split / i['file_name']).read_bytes(), boxes[i['id']])
+        for i in coco['images']
+    }
+
+
+@pytest.mark.parametrize('pictures, xmls', [('', ''), ('images/', 'annotations/')])
+def test_annotations_find_the_picture_near_them(pictures, xmls, tmp_path):
+    made = {}
+    for split, kind in (('train', 'cat'), ('val', 'dog')):
+        picture(tmp_path / f'in/{split}/{pictures}1.JPG')
+        annotation(tmp_path / f'in/{split}/{xmls}1.XML', (kind, 1, 1, 10, 20))
+        made[split] = {'1.JPG': ((tmp_path / f'in/{split}/{pictures}1.JPG').read_bytes(), kind)}
+    done = run('voc_to_coco.py', tmp_path / 'in', tmp_path / 'out')
+    assert done.returncode == 0, done.stderr
+    assert {split: pictures_of(tmp_path / 'out', split) for split in made} == made
+
+
+def test_pictures_of_one_name_in_a_split_are_all_kept(tmp_path):
+    made = {}
+    for name, folder, kind in (('1.jpg', 'a', 'cat'), ('1-2.jpg', 'b', 'dog')):
+        picture(tmp_path / f'in/{folder}/JPEGImages/1.jpg')
+        annotation(tmp_path / f'in/{folder}/Annotations/1.xml', (kind, 1, 1, 10, 20))
+        made[name] = ((tmp_path / f'in/{folder}/JPEGImages/1.jpg').read_bytes(), kind)
+    # A list is about the folder that it lies in.
+    for folder, split in (('a', 'train'), ('b', 'train'), ('c', 'val')):
+        (tmp_path / f'in/{folder}/ImageSets/Main').mkdir(parents=True)
+        (tmp_path / f'in/{folder}/ImageSets/Main/{split}.txt').write_text('1\n')
+    done = run('voc_to_coco.py', tmp_path / 'in', tmp_path / 'out')
+    assert 'renamed: train/1-2.jpg' in done.stdout, done.stderr
+    assert pictures_of(tmp_path / 'out', 'train') == made
+
+
+def test_masks_are_no_pictures_and_what_fits_alike_is_refused(tmp_path):
+    for name in ('JPEGImages/1.jpg', 'SegmentationClass/1.png'):
+        picture(tmp_path / 'in' / name)
+    annotation(tmp_path / 'in/Annotations/1.xml', ('cat', 1, 1, 10, 20))
+    said = 'Annotations/1.xml fits JPEGImages/1.jpg and SegmentationClass/1.png alike'
+    refused(run('voc_to_coco.py', tmp_path / 'in', tmp_path / 'out'), said)
+    xml = tmp_path / 'in/Annotations/1.xml'
+    told = '<annotation><filename>1.jpg</filename>'
+    xml.write_text(xml.read_text().replace('<annotation>', told))
+    done = run('voc_to_coco.py', tmp_path / 'in', tmp_path / 'out')
+    assert 'without a usable annotation, left out: SegmentationClass/1.png' in done.stdout, (
+        done.stderr
+    )
+    assert list(pictures_of(tmp_path / 'out', 'train')) == ['1.jpg']
+    shutil.copytree(xml.parent, tmp_path / 'in/old')
+    said = 'JPEGImages/1.jpg fits Annotations/1.xml and old/1.xml alike'
+    refused(run('voc_to_coco.py', tmp_path / 'in', tmp_path / 'out', '--force'), said)
+
+
+@pytest.mark.parametrize(
+    'part, other, said',
+    [
+        ('<name>cat</name>', '', 'object 2 has no name'),
+        ('<xmin>3</xmin>', '', "object 2 has xmin ''"),
+        ('<ymax>20', '<ymax>nan', "object 2 has ymax 'nan'"),
+        ('<ymax>20', '<ymax>many', "object 2 has ymax 'many'"),
+        ('<annotation>', '<!DOCTYPE x><annotation>', 'it declares entities'),
+    ],
+)
+def test_what_an_annotation_lacks_is_said(voc, part, other, said, tmp_path):
+    bad = voc / 'VOCdevkit/Annotations/odd.xml'
+    annotation(bad, ('dog', 1, 1, 10, 20), ('cat', 3, 3, 10, 20))
+    head, found, tail = bad.read_text().rpartition(part)
+    bad.write_text(head + other + tail)
+    done = run('voc_to_coco.py', voc, tmp_path / 'out')
+    assert found and f'left out: VOCdevkit/Annotations/odd.xml ({said}' in done.stdout, done.stderr
+    assert '1 train, 1 val' in done.stdout
+
+
+def test_wrong_classes_are_refused(voc, tmp_path):
+    def given(*classes):
+        return run('voc_to_coco.py', voc, tmp_path / 'out', '--classes', *classes)
+
+    refused(given('dgo'), 'no box is of --classes dgo; there are cat, dog')
+    refused(given('cat', 'cat'), 'must be different')
+    assert given('dog', 'cat').returncode == 0
+    (voc / 'VOCdevkit/Annotations/good.xml').unlink()
+    annotation(voc / 'VOCdevkit/Annotations/edge.xml', ('dog', 20, 20, 10, 10))
+    refused(given('dog', '--force'), 'holds a usable box; 1 annotations that')
 
 
 def test_what_is_there_is_kept_unless_forced(voc, tmp_path):
@@ -220,6 +316,13 @@ def test_damaged_and_locked_zips_are_refused(tool, change, tmp_path):
     archive = zipped(tmp_path / 'in')
     archive.write_bytes(change(archive.read_bytes()))
     refused(run(tool, archive, tmp_path / 'out'), 'cannot be unpacked')
+
+
+@pytest.mark.parametrize('tool', ['voc_to_coco.py', 'prepare_folder.py'])
+def test_nothing_usable_is_refused_with_the_reason(tool, tmp_path):
+    picture(tmp_path / 'in/cat/1.png', broken=True)
+    annotation(tmp_path / 'in/cat/1.xml', ('cat', 1, 1, 10, 20))
+    refused(run(tool, tmp_path / 'in', tmp_path / 'out'), '1 broken pictures, left out: cat/1.png')
 
 
 def test_blood_cells(shared, tmp_path):
