@@ -14,7 +14,9 @@ needs('PIL')
 from PIL import Image
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-SPLITS = ('train', 'val', 'test', 'trainval', 'valid', 'validation')
+SPLITS = (
+    'train', 'val', 'test', 'trainval', 'training', 'valid', 'validation', 'testing'
+)  # fmt: skip
 Problems = dict[str, list[str]]
 
 

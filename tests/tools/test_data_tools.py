@@ -231,7 +231,9 @@ def test_bad_sources_are_refused(tool, tmp_path):
     assert list(tmp_path.glob('out*')) == []
 
 
-@pytest.mark.parametrize('prefix, counts', [('', '2 train, 1 val'), ('test/', '3 test')])
+@pytest.mark.parametrize(
+    'prefix, counts', [('', '2 train, 1 val'), ('test/', '3 test'), ('Training/', '3 training')]
+)
 def test_class_folders(prefix, counts, tmp_path):
     for number in range(3):
         picture(tmp_path / f'in/{prefix}cat/{number}.jpg', broken=False)
