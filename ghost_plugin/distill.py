@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from .analysis import call, evaluating
 
@@ -84,7 +85,9 @@ class Distiller:
         distances = [
             _distance(a, b, f'{mine!r} of the student and {theirs!r} of the teacher')
             for mine, theirs in self.pairs.items()
-            for a, b in zip(seen[mine], wanted[theirs], strict=True)
+            for a, b in zip(
+                _given(seen, mine, 'student'), _given(wanted, theirs, 'teacher'), strict=True
+            )
         ]
         mean = torch.stack(distances).mean() if distances else torch.zeros(())
         return self.feature_weight * mean
@@ -147,9 +150,16 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Maps]
 
 
 def _tensors(value: Any) -> Maps:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [tensor for part in value for tensor in _tensors(part)]
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _given(seen: Mapping[str, Maps], name: str, whose: str) -> Maps:
+    if not seen.get(name):
+        raise ValueError(
+            f'{name!r} of the {whose} gave no tensor in this call: it did not run, or gives '
+            'something else; name a module that does'
+        )
+    return seen[name]
 
 
 def _distance(mine: torch.Tensor, theirs: torch.Tensor, which: str) -> torch.Tensor:

@@ -80,3 +80,30 @@ def test_bad_input_is_named(options, said):
         gp.Distiller(net(4), net(), **options)(torch.randn(1, 3, 8, 8))
     with pytest.raises(ValueError, match='one shape'):
         gp.Distiller(net(), net(classes=3))(torch.randn(1, 3, 8, 8))
+
+
+class Named(nn.Module):
+    """Gives its maps by name; a part of it never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.idle = nn.ModuleDict({'conv': nn.Conv2d(3, 4, 3)}), nn.Conv2d(3, 4, 3)
+        self.body.forward = lambda x: {'maps': self.body['conv'](x), 'size': x.shape}
+
+    def forward(self, x):
+        return self.body(x)['maps']
+
+
+def test_maps_that_are_named_are_compared():
+    student = Named()
+    x = torch.randn(2, 3, 8, 8)
+    _, distance = gp.Distiller(student, Named(), logits=0, features=['body'])(x)
+    assert distance > 0
+    _, distance = gp.Distiller(student, student, logits=0, features=['body'])(x)
+    assert distance == 0
+
+
+def test_a_module_that_did_not_run_is_named():
+    distiller = gp.Distiller(Named(), Named(), logits=0, features=['idle'])
+    with pytest.raises(ValueError, match="'idle' of the student gave no tensor"):
+        distiller(torch.randn(2, 3, 8, 8))

@@ -114,6 +114,15 @@ def parse_args(description: str) -> argparse.Namespace:
     return args if args.command == 'report' else _checked(args)
 
 
+def _spare_inputs(args: argparse.Namespace) -> None:
+    """Leave before a result takes the place of what it was made from."""
+    written = {args.out.resolve(), args.out.with_suffix('.plan.json').resolve()}
+    for name in ('plan', 'weights', 'checkpoint'):
+        given = getattr(args, name, None)
+        if given and Path(given).resolve() in written:
+            fail(f'{args.out} would take the place of {given}, which is read; give another --out')
+
+
 def _checked(args: argparse.Namespace) -> argparse.Namespace:
     """What one option alone cannot know; better said now than after the work."""
     if 'weights' in args and bool(args.plan) != bool(args.weights):
@@ -127,6 +136,7 @@ def _checked(args: argparse.Namespace) -> argparse.Namespace:
     if 'out' in args:
         if args.out.is_dir():
             fail(f'{args.out} is a folder, give a file to write')
+        _spare_inputs(args)
         args.out.parent.mkdir(parents=True, exist_ok=True)
     args.size = args.size and tuple(args.size * 2)[:2]
     args.device = device(args.device)

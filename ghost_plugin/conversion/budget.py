@@ -137,8 +137,8 @@ def spend(
     if least > limit:
         raise ValueError(
             f'{what} can be brought to {_readable(least + fixed)} at the least, the budget is '
-            f'{_readable(limit + fixed)}; allow more, or convert more convs (include, keep_first, '
-            'keep_last)'
+            f'{_readable(limit + fixed)}; allow more, or convert more nn.Conv2d (include, '
+            'keep_first, keep_last); the plan without a budget says why each stays'
         )
     chosen = {name: own[0] for name, own in options.items()}
     total = sum(choice.cost for choice in chosen.values())

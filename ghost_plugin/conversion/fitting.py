@@ -1,6 +1,7 @@
 """All Ghost convs of a conversion, fitted one after the other on what really reaches them."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,7 +56,17 @@ class Fit:
 
     def inherit(self, name: str, stats: Correlations) -> None:
         """Give a Ghost its first weights."""
-        self.errors[name] = inherit(self.conv(name), self.ghosts[name], stats)
+        self.errors[name] = finite(name, inherit(self.conv(name), self.ghosts[name], stats))
+
+
+def finite(name: str, error: float) -> float:
+    """An error of a conv's maps, which NaN in pictures or weights would make look harmless."""
+    if not math.isfinite(error):
+        raise ValueError(
+            f'{name!r} gives maps that are no finite numbers; look for NaN and infinity in the '
+            'weights of the model and in the calibration batches'
+        )
+    return error
 
 
 def from_weights(fit: Fit, names: Iterable[str]) -> None:
@@ -173,7 +184,7 @@ def _refit(fit: Fit, name: str, given: Stream, wanted: torch.Tensor, taken: bool
     (x, *_), _ = given.first(number)
     found = refit(work, x.to(exact), wanted[:number].to(exact), taken)
     ghost.load_state_dict(work.state_dict())
-    fit.errors[name] = found.error
+    fit.errors[name] = finite(name, found.error)
     return found.shift if taken else none
 
 
@@ -184,15 +195,29 @@ def settle(model: nn.Module, fit: Fit) -> None:
             absorb(model.get_submodule(fit.norms[name]), shift)
 
 
-def listed(calibration: Iterable[Any]) -> list[Any]:
-    """Calibration batches as a list.
+def listed(calibration: Iterable[Any], model: nn.Module) -> list[Any]:
+    """Calibration batches as a list; a batch that is a list is a tuple of arguments, too.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or nothing that the model can be called with.
     """
-    batches = list(calibration)
+    if isinstance(calibration, torch.Tensor | Mapping):
+        raise ValueError(
+            f'calibration takes several batches, got one {type(calibration).__name__}; give it in '
+            'a list'
+        )
+    batches = [tuple(batch) if isinstance(batch, list) else batch for batch in calibration]
     if not batches:
         raise ValueError('calibration holds no batch; leave it out to go without data')
+    try:
+        with evaluating(model):
+            call(model, part_of(batches[0], slice(0, 1)))
+    except TypeError as error:
+        raise ValueError(
+            'a calibration batch is what the model is called with, a tensor, a tuple of arguments '
+            f'or a mapping of keyword arguments, without labels; a {type(batches[0]).__name__} '
+            f'was given: {error}'
+        ) from error
     return batches
 
 

@@ -1,11 +1,12 @@
 """How maps inside a network show in its output: gradients of random projections of the output."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..analysis import call, constant, evaluating, hooked
@@ -43,14 +44,23 @@ def listen(
     ]
     with hooked(*handles), evaluating(model), constant(model):
         for batch in batches:
-            with torch.enable_grad():
+            with torch.enable_grad(), _Gradients():
                 output = call(model, batch)
                 for draw in range(draws):
                     _projection(output).backward(retain_graph=draw < draws - 1)
 
 
+class _Gradients(TorchFunctionMode):
+    """Parts that a network runs without gradients, such as a frozen backbone, have them, too."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        return None if func is torch._C._set_grad_enabled else func(*args, **(kwargs or {}))
+
+
 def covariances(
-    model: nn.Module, names: Iterable[str], batches: Sequence[Any], seed: int
+    model: nn.Module, names: Collection[str], batches: Sequence[Any], seed: int
 ) -> dict[str, torch.Tensor]:
     """How the channels of some modules' maps show together in a network's output.
 
@@ -66,6 +76,8 @@ def covariances(
         Empty, with a warning, where the network cannot be differentiated.
     """
     sums: dict[str, torch.Tensor] = {}
+    if not names:
+        return sums
     step = -(-sum(map(pictures, batches)) // LOOKED)
     chosen = (part_of(few, slice(0, 1)) for few in regrouped(batches, step))
     with torch.random.fork_rng(devices=[]):
@@ -95,7 +107,8 @@ def _hook(listener: Listener) -> Callable:
     def hook(module: nn.Module, inputs: tuple, maps: Any) -> Any:
         if not isinstance(maps, torch.Tensor):
             return maps
-        heard = listener(module, inputs, maps)
+        with torch._C.DisableTorchFunction():  # listeners may go without gradients
+            heard = listener(module, inputs, maps)
         maps = maps if maps.requires_grad else maps.requires_grad_().clone()
         maps.register_hook(heard)
         return maps

@@ -23,9 +23,22 @@ def adopt(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
         ValueError: The dense conv has another shape, or a bias more or less.
     """
     weight, bias = weights.pop(f'{prefix}weight'), weights.pop(f'{prefix}bias', None)
-    conv, twin = dense_like(ghost, weight, bias), copy.deepcopy(ghost)
+    try:
+        conv = dense_like(ghost, weight, bias)
+    except ValueError as error:
+        raise ValueError(f'{prefix.removesuffix(".") or "the conv"!r}: {error}') from None
+    twin = _twin(ghost, weight)
     inherit(conv, twin, from_kernels(conv, cheap_side(twin)))
     weights.update({f'{prefix}{name}': tensor for name, tensor in twin.state_dict().items()})
+
+
+def _twin(ghost: GhostConv2d, weight: torch.Tensor) -> GhostConv2d:
+    """A copy to be filled, where the weight lies, as assigned tensors stay there."""
+    like = copy.deepcopy(ghost)
+    if like.primary_conv.weight.is_meta:
+        like.to_empty(device=weight.device)
+        like.order.copy_(torch.arange(like.out_channels))
+    return like.to(weight)
 
 
 def dense_like(ghost: GhostConv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:

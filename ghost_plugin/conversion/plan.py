@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from .reconstruct import STEPS, Reconstruction
 from .report import draw, table
 from .rows import Row
 from .selection import FINAL, REASONS
-from .surgery import build_ghosts, repair, swap
+from .surgery import build_ghosts, fits, repair, swap
 from .tracing import check_root
 
 _logger = logging.getLogger(__name__)
@@ -87,7 +88,9 @@ class ConversionPlan:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text()))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (
+            json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError
+        ) as error:  # fmt: skip
             name = os.fspath(path)
             raise ValueError(f'{name!r} is not a conversion plan: {error}') from error
 
@@ -95,7 +98,11 @@ class ConversionPlan:
     def from_dict(cls, content: Mapping[str, Any]) -> 'ConversionPlan':
         """Back from :meth:`as_dict`."""
         values = {name: value for name, value in content.items() if name != 'totals'}
-        return cls(**{**values, 'rows': [Row.from_dict(row) for row in values['rows']]})
+        rows = [Row.from_dict(row) for row in values['rows']]
+        twice = [name for name, number in Counter(row.name for row in rows).items() if number > 1]
+        if twice:
+            raise ValueError(f'a plan has one row for each conv, this one several of {twice[0]!r}')
+        return cls(**{**values, 'rows': rows})
 
     def report(self) -> str:
         """The plan as a table in Markdown, with totals and what the reasons mean."""
@@ -158,9 +165,10 @@ class ConversionPlan:
             TypeError: The model is wrapped (DataParallel, compiled, scripted).
         """
         check_root(model)
+        _check_options(reconstruct, steps, inherit)
         given, optimizers = optimizers, _optimizers(optimizers or (), inplace)
         chosen = [row for row in self.rows if row.converts]
-        if chosen and _converted(model, chosen):
+        if _converted(model, self.rows):
             _logger.warning('%s is converted by this plan already; nothing changes', self.model)
             return model
         self._check(model, chosen)
@@ -198,6 +206,13 @@ class ConversionPlan:
                 + (f' without {lost}' if lost else '')
                 + '; make a plan for it with gp.plan'
             )
+        names = {name for name, _ in model.named_modules(remove_duplicate=False)} | {''}
+        lost = {row.name for row in self.rows} | {row.norm for row in self.rows}
+        if lost := sorted(lost - names):
+            raise ValueError(
+                f'{type(model).__name__} has no module {lost[0]!r}; decision, ratio, dw_size and '
+                'cheap of a row may be edited, not its name or norm'
+            )
 
 
 def _copied(model: nn.Module, rows: list[Row]) -> nn.Module:
@@ -206,12 +221,19 @@ def _copied(model: nn.Module, rows: list[Row]) -> nn.Module:
     return copy.deepcopy(model, {id(conv): conv for conv in convs})
 
 
+def _check_options(reconstruct: str | None, steps: int, inherit: bool) -> None:
+    if reconstruct not in (None, *RECONSTRUCT):
+        raise ValueError(f'reconstruct must be None or one of {RECONSTRUCT}, got {reconstruct!r}')
+    if reconstruct and not inherit:
+        raise ValueError(f'reconstruct={reconstruct!r} needs inherited weights to start from')
+    if steps < 0:
+        raise ValueError(f'steps must be 0 or more, got {steps!r}')
+
+
 def _fitted(
     fit: Fit, calibration: Iterable[Any] | None, reconstruct: str | None, steps: int, seed: int
 ) -> Reconstruction | None:
     """Give the Ghosts of ``fit`` their weights; what was learnt beyond them, if anything."""
-    if reconstruct not in (None, *RECONSTRUCT):
-        raise ValueError(f'reconstruct must be None or one of {RECONSTRUCT}, got {reconstruct!r}')
     meta = any(parameter.is_meta for parameter in fit.model.parameters())
     if calibration is None:
         if reconstruct:
@@ -222,7 +244,7 @@ def _fitted(
         return None
     if meta:
         raise ValueError('a model on the meta device has no weights to calibrate')
-    batches = listed(calibration)
+    batches = listed(calibration, fit.model)
     alike = joinable(batches)
     if reconstruct and not alike:
         raise ValueError('reconstruct needs calibration batches of pictures of one size')
@@ -247,8 +269,23 @@ def _optimizers(given: Any, inplace: bool) -> list[torch.optim.Optimizer]:
 
 
 def _converted(model: nn.Module, rows: list[Row]) -> bool:
+    """Whether a model is what a plan makes.
+
+    Raises:
+        ValueError: It is what another plan made.
+    """
     modules = dict(model.named_modules())
-    return all(isinstance(modules.get(row.name), GhostConv2d) for row in rows)
+    ghosts = {name: module for name, module in modules.items() if isinstance(module, GhostConv2d)}
+    if not any(row.name in ghosts for row in rows):
+        return False
+    for row in rows:
+        ghost = ghosts.get(row.name)
+        if row.converts != (ghost is not None) or (ghost and not fits(ghost, row.settings)):
+            raise ValueError(
+                f'this {type(model).__name__} was converted by another plan, which differs at '
+                f'{row.name!r}; apply this one to the original'
+            )
+    return True
 
 
 def fingerprint(model: nn.Module) -> str:

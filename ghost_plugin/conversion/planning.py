@@ -64,6 +64,8 @@ def plan(
             'ready (--latency-by) is what latency (--latency) is measured with, and no latency was '
             'given; give one, such as 0.8, or leave ready out'
         )
+    if isinstance(example_input, list):
+        example_input = tuple(example_input)
     found = select(model, example_input, **options)
     number = max(1, pictures(example_input))
     whole = count(model, example_input)
@@ -80,7 +82,7 @@ def plan(
     fixed = {f.name for f in found if f.fixed}
     ratios = {row.name: ratios_of(row, row.name in fixed) for row in open_rows(made.rows)}
     ratios = {name: own for name, own in ratios.items() if own}
-    batches = None if calibration is None else listed(calibration)
+    batches = None if calibration is None else listed(calibration, model)
     _close(made.rows, ratios)
     if ratios:
         score(model, made.rows, ratios, example_input, batches, seed)
@@ -114,7 +116,7 @@ def convert(
     known = set(inspect.signature(ConversionPlan.apply).parameters) - {'self', 'model'}
     applied = {name: value for name, value in options.items() if name in known}
     if options.get('calibration') is not None:
-        options['calibration'] = applied['calibration'] = list(options['calibration'])
+        options['calibration'] = applied['calibration'] = listed(options['calibration'], model)
     planned = {n: v for n, v in options.items() if n not in applied or n == 'calibration'}
     made = plan(model, example_input, **planned)
     return made.apply(model, **applied), made

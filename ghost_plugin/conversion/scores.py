@@ -43,7 +43,7 @@ def score(
     calibration: Sequence[Any] | None,
     seed: int,
 ) -> None:
-    """Fill in the scores of ``rows``.
+    """Fill in the scores of ``rows``; those that the output does not depend on stay.
 
     Args:
         model: The original; it is left as it was.
@@ -53,7 +53,7 @@ def score(
         calibration: Batches of pictures, if there are any.
         seed: Of projections and noise.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fits = _fits(model, rows, ratios, calibration, seed)
         parts = list(_parts(calibration or _noise(example_input)))
@@ -69,7 +69,9 @@ def score(
         ghosts = {name: fits[ratio].ghosts[name] for name, ratio in reference.items()}
         moved = _moved(model, rows, ghosts, parts)
     for row in rows:
-        if row.name in ratios:
+        if row.name in ratios and row.name not in moved:
+            row.decision, row.reason = 'keep', 'no_gradient'
+        elif row.name in ratios:
             ratio = reference[row.name]
             after = fits[ratio].errors[row.name] or TINY
             mended = after / errors[row.name][ratio]
@@ -149,8 +151,8 @@ def _noise(example_input: Any) -> list[Any]:
 def _moved(
     model: nn.Module, rows: Sequence[Row], ghosts: Mapping[str, nn.Module], parts: Sequence[Any]
 ) -> dict[str, float]:
-    """Mean square of what each Ghost alone moves in the output, to first order."""
-    totals = dict.fromkeys(ghosts, 0.0)
+    """Mean square of what each Ghost alone moves in the output, to first order; by gradients."""
+    totals: dict[str, float] = {}
     centred = {row.name: bool(row.norm) for row in rows}
     listeners = {
         name: _listener(name, ghost.eval(), totals, centred[name]) for name, ghost in ghosts.items()
@@ -183,7 +185,9 @@ def _listener(name: str, ghost: nn.Module, totals: dict[str, float], centred: bo
                 gap = gap - gap.mean((0, 2, 3), keepdim=True)
 
         def add(gradient: torch.Tensor) -> None:
-            totals[name] += float((gradient * gap).flatten(1).sum(1).square().sum())
+            totals[name] = totals.get(name, 0.0) + float(
+                (gradient * gap).flatten(1).sum(1).square().sum()
+            )
 
         return add
 

@@ -33,9 +33,11 @@ REASONS = {
     'hooks': 'hooks of others hang on it: remove them first',
     'tied': 'its weight is also that of another layer',
     'weight_read': 'somebody else reads its weight or bias in the forward pass',
-    'held': 'a list or dictionary that is no module holds it (use nn.ModuleList, nn.ModuleDict)',
+    'held': 'a list or dictionary that is no module holds it or its weight (use nn.ModuleList, '
+    'nn.ModuleDict; look a weight up when it is used)',
     'padding': 'its maps are too small for a depthwise filter with its padding mode',
     'budget': 'the budget is met without it',
+    'no_gradient': 'the output does not depend on it by gradients, so a budget cannot score it',
     'slower': 'its Ghost measured slower here',
     'unused': 'the example input never reached it',
     'converted': 'it is a part of a Ghost conv already',
@@ -80,7 +82,9 @@ def select(
         _check_matches(pattern, model, convs)
     called = [f for f in convs if f.calls]
     ends = {id(f.conv): code for f, code in _ends(called, keep_first, keep_last)}
-    owners = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    owners = Counter(
+        id(p) for m in model.modules() for p in m._parameters.values() if p is not None
+    )
     for f in convs:
         matching = [own for pattern, own in wanted if _matches(pattern, f)]
         f.settings = defaults if not matching else checked({**defaults, **matching[-1]})
@@ -161,7 +165,10 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
     """
     unknown = settings.keys() - SETTINGS.keys()
     if unknown:
-        raise TypeError(f'unknown settings {sorted(unknown)}, known are {sorted(SETTINGS)}')
+        raise TypeError(
+            f'unknown settings {sorted(unknown)}, known are {sorted(SETTINGS)}; other arguments '
+            'of plan, convert and apply are in their docstrings'
+        )
     # The layers know what they allow; nothing is built, so no random number is drawn.
     split_channels(1, settings['ratio'])
     build_cheap(settings['cheap'], 1, 0, settings['dw_size'])
@@ -185,7 +192,13 @@ def _fits(pattern: str, name: str) -> bool:
 def _check_matches(pattern: Pattern, model: nn.Module, convs: list[Found]) -> None:
     if any(_matches(pattern, f) for f in convs):
         return
-    names = [name for name, _ in model.named_modules() if name]
+    modules = dict(model.named_modules())
+    if pattern in modules:
+        raise ValueError(
+            f'{pattern!r} is a {type(modules[pattern]).__name__} without any nn.Conv2d, and these '
+            'alone can become Ghost convs'
+        )
+    names = [name for name in modules if name]
     near = difflib.get_close_matches(str(pattern).removeprefix('re:'), names, n=3, cutoff=0.3)
     raise ValueError(
         f'{pattern!r} matches no conv of {type(model).__name__}; '

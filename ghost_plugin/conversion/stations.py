@@ -71,37 +71,41 @@ def together(batches: list[Any]) -> Any | None:
 
 
 def _join(batches: list[Any]) -> Any:
-    first = batches[0]
-    if len(batches) == 1:
+    return batches[0] if len(batches) == 1 else _joined_parts(batches, [*map(pictures, batches)])
+
+
+def _joined_parts(parts: list[Any], numbers: list[int]) -> Any:
+    first = parts[0]
+    if isinstance(first, Mapping):
+        return {key: _joined_parts([part[key] for part in parts], numbers) for key in first}
+    if isinstance(first, tuple):
+        return tuple(_joined_parts(list(part), numbers) for part in zip(*parts, strict=True))
+    if not all(map(_one_each, parts, numbers)):
         return first
     if isinstance(first, torch.Tensor):
-        return torch.cat(batches) if first.ndim else first
-    if isinstance(first, Mapping):
-        return {key: _join([batch[key] for batch in batches]) for key in first}
-    if isinstance(first, list):  # pictures of any size
-        return [picture for batch in batches for picture in batch]
-    if isinstance(first, tuple):
-        return tuple(_join(list(part)) for part in zip(*batches, strict=True))
-    return first
+        return torch.cat(parts)
+    return [picture for part in parts for picture in part]  # of any size
 
 
 def pictures(batch: Any) -> int:
     """How many pictures a batch holds."""
-    if isinstance(batch, torch.Tensor):
-        return len(batch) if batch.ndim else 1
-    if isinstance(batch, list):
-        return len(batch)
-    parts = batch.values() if isinstance(batch, Mapping) else batch
-    return max((pictures(part) for part in parts if _is_batch(part)), default=1)
+    sized = list(_sized(batch))
+    # Grids, tokens and the like have a first axis of their own.
+    maps = [part for part in sized if isinstance(part, torch.Tensor) and part.ndim > 3]
+    return max(map(len, maps or sized), default=1)
 
 
 def part_of(batch: Any, chosen: slice) -> Any:
-    """Some pictures of a batch."""
-    if isinstance(batch, Mapping):
-        return {key: part_of(part, chosen) for key, part in batch.items()}
-    if isinstance(batch, tuple):
-        return tuple(part_of(part, chosen) for part in batch)
-    return batch[chosen] if _is_batch(batch) else batch
+    """Some pictures of a batch; what it does not hold one of for each picture stays whole."""
+    return _cut(batch, chosen, pictures(batch))
+
+
+def _cut(part: Any, chosen: slice, number: int) -> Any:
+    if isinstance(part, Mapping):
+        return {key: _cut(value, chosen, number) for key, value in part.items()}
+    if isinstance(part, tuple):
+        return tuple(_cut(value, chosen, number) for value in part)
+    return part[chosen] if _one_each(part, number) else part
 
 
 def regrouped(batches: Iterable[Any], size: int) -> Iterator[Any]:
@@ -120,9 +124,17 @@ def regrouped(batches: Iterable[Any], size: int) -> Iterator[Any]:
         yield _join(parts)
 
 
-def _is_batch(part: Any) -> bool:
-    sized = isinstance(part, torch.Tensor) and part.ndim > 0
-    return sized or isinstance(part, list | tuple | Mapping)
+def _sized(batch: Any) -> Iterator[Any]:
+    """The tensors and lists of a batch that have a length."""
+    if isinstance(batch, Mapping | tuple):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _sized(part)
+    elif isinstance(batch, list) or (isinstance(batch, torch.Tensor) and batch.ndim):
+        yield batch
+
+
+def _one_each(part: Any, number: int) -> bool:
+    return any(len(sized) == number for sized in _sized(part))
 
 
 def tour(model: nn.Module, streams: Arguments, number: int, stations: Mapping[str, Visit]) -> Any:

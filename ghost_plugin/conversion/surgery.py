@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..layers.cheap import build_cheap
 from ..layers.common import init_weights
 from ..layers.ghost import GhostConv2d
 from .loading import adopt
 from .selection import REASONS, unfit
+
+_OWN = frozenset(vars(nn.Conv2d(1, 1, 1)))
 
 
 def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
@@ -36,7 +39,24 @@ def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
     if _channels_last(conv.weight):
         ghost.to(memory_format=torch.channels_last)
     ghost.adopt = adopt
+    for name, value in vars(conv).items():  # what others have noted on the conv
+        if name not in _OWN and not hasattr(ghost, name):
+            setattr(ghost, name, value)
     return ghost
+
+
+def fits(ghost: GhostConv2d, settings: Mapping[str, Any]) -> bool:
+    """Whether a Ghost conv has these settings."""
+    conv = ghost.primary_conv
+    cheap = build_cheap(
+        settings['cheap'],
+        ghost.served,
+        ghost.copies,
+        settings['dw_size'],
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+    )
+    return (ghost.ratio, repr(ghost.cheap_operation)) == (settings['ratio'], repr(cheap))
 
 
 def _channels_last(weight: torch.Tensor) -> bool:

@@ -101,14 +101,16 @@ def find_convs(model: nn.Module, example_input: Any) -> list[Found]:
 
 
 def _find_held(model: nn.Module, found: dict[int, Found]) -> None:
-    """Mark convs in attributes that a swap of modules would miss."""
+    """Mark convs that are, or whose weights are, in attributes that a swap would miss."""
+    holders = {id(p): record for record in found.values() for p in record.conv.parameters()}
+    holders |= found
     for module in model.modules():
-        for value in (value for name, value in vars(module).items() if name != '_modules'):
+        for name, value in vars(module).items():
             parts = value.values() if isinstance(value, dict) else value
             parts = parts if isinstance(value, dict | list | tuple | set) else (value,)
-            for part in parts:
-                if id(part) in found:
-                    found[id(part)].held = True
+            for part in parts if name not in ('_modules', '_parameters') else ():
+                if id(part) in holders:
+                    holders[id(part)].held = True
 
 
 def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[int, int]:

@@ -197,3 +197,51 @@ def test_convs_that_few_pictures_reach_are_told_by_all_of_them(monkeypatch, memo
     plan = gp.plan(model, batch(), **ALL)
     plan.apply(model, calibration=[batch(), batch()])
     assert told == ({row.name: 8 for row in plan.rows} if passes else {})
+
+
+class Grid(One):
+    """Takes a grid beside the pictures, with a first axis of its own."""
+
+    def forward(self, x, grid):
+        return self.body(x) * grid.mean()
+
+
+def test_what_is_no_picture_is_not_counted_or_cut():
+    model, grid = Grid().eval(), torch.rand(7, 5)
+    plan = gp.plan(model, (batch(), grid), macs=0.8, **ALL)
+    assert 4 * plan.totals['macs_before'] == gp.count(model, (batch(), grid)).macs
+    converted = plan.apply(model, calibration=[(batch(), grid), (batch(), grid)])
+    alone = plan.apply(model, calibration=[(batch(), grid)])
+    assert converted(batch(), grid).shape == alone(batch(), grid).shape
+
+
+def test_a_list_is_a_tuple_of_arguments():
+    model, x = One().eval(), batch()
+    assert gp.plan(model, [x], **ALL).totals == gp.plan(model, (x,), **ALL).totals
+    (listed, _), (paired, _) = (
+        gp.convert(model, x, calibration=[kind([x])], **ALL) for kind in (list, tuple)
+    )
+    assert torch.equal(listed(x), paired(x))
+
+
+@pytest.mark.parametrize(
+    'calibration, said',
+    [
+        (batch(), 'takes several batches, got one Tensor'),
+        ([(batch(), torch.arange(4))], 'without labels; a tuple was given'),
+        ([], 'holds no batch'),
+    ],
+)
+def test_what_is_no_calibration_is_told(calibration, said):
+    with pytest.raises(ValueError, match=said):
+        gp.convert(One().eval(), batch(), calibration=calibration, **ALL)
+
+
+@pytest.mark.parametrize('budget', [{}, {'macs': 0.8}])
+@pytest.mark.parametrize('where', ['pictures', 'weights'])
+def test_no_nan_passes_for_a_harmless_ratio(budget, where):
+    model, x = One().eval(), batch()
+    spoilt = x if where == 'pictures' else model.body[3].weight.data
+    spoilt[0, 0, 0, 0] = float('nan')
+    with pytest.raises(ValueError, match=r"'body.\d' gives maps that are no finite numbers"):
+        gp.convert(model, batch(), calibration=[x], **budget, **ALL)

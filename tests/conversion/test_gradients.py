@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+import ghost_plugin as gp
 from ghost_plugin.conversion.gradients import covariances
 from ghost_plugin.conversion.reconstruct import distance
 
@@ -78,3 +79,32 @@ def test_no_metric_where_there_is_nothing_to_measure():
     assert covariances(nn.Sequential(conv(), Pair()), ['1'], [X], seed=0) == {}
     flat = nn.Sequential(nn.Flatten(), nn.Linear(432, 5))
     assert covariances(nn.Sequential(flat, nn.Linear(5, 2)), ['0'], [X], seed=0) == {}
+
+
+class Parts(nn.Module):
+    """A part without gradients in front of one that has them."""
+
+    def __init__(self, detached):
+        super().__init__()
+        self.front, self.back = (nn.Conv2d(i, 16, 3, padding=1) for i in (3, 16))
+        self.detached = detached
+
+    def forward(self, x):
+        with torch.set_grad_enabled(self.detached):
+            x = self.front(x)
+        return self.back(x.detach() if self.detached else x)
+
+
+def test_a_part_that_runs_without_gradients_is_scored():
+    model = Parts(False).eval()
+    plan = gp.plan(model, X, macs=0.8, keep_first=False, keep_last=False)
+    assert all(row.scores['4'] > row.scores['2'] > 0 for row in plan.rows)
+    assert torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert gp.plan(model, X, macs=0.8, keep_first=False, keep_last=False).rows == plan.rows
+
+
+def test_what_the_output_does_not_depend_on_is_not_taken_for_harmless():
+    plan = gp.plan(Parts(True).eval(), X, macs=0.8, keep_first=False, keep_last=False)
+    assert [row.reason for row in plan.rows] == ['no_gradient', '']
+    assert 'no_gradient: the output does not depend on it' in plan.report()

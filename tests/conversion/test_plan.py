@@ -170,3 +170,46 @@ def test_report_tells_all_in_a_table():
     assert '| 0 | 3 to 8, 3x3 | keep (first) |' in text
     assert 'first: the first conv of the network' in text
     assert text.splitlines()[-3].startswith('| whole model |')
+
+
+def test_what_another_plan_made_is_not_taken_for_this_ones():
+    model = net()
+    two, four = (gp.plan(model, X, ratio=ratio) for ratio in (2, 4))
+    some = gp.plan(model, X, ratio=2, include='3')
+    converted = two.apply(model)
+    assert two.apply(converted) is converted
+    for other in (four, some):
+        with pytest.raises(ValueError, match='converted by another plan, which differs at'):
+            other.apply(converted)
+
+
+@pytest.mark.parametrize('edit', [{'name': '33'}, {'norm': 'norm9'}])
+def test_rows_of_modules_that_are_not_there_are_refused(edit):
+    made = gp.plan(net(), X)
+    vars(made.rows[1]).update(edit)
+    with pytest.raises(ValueError, match=f'has no module {next(iter(edit.values()))!r}; decision'):
+        made.apply(net())
+
+
+def test_files_that_are_no_plans_are_named(tmp_path):
+    made, path = gp.plan(net(), X), tmp_path / 'plan.json'
+    made.rows.append(made.rows[1])
+    made.save(path)
+    with pytest.raises(ValueError, match="one row for each conv, this one several of '3'"):
+        gp.ConversionPlan.load(path)
+    torch.save({}, tmp_path / 'weights.pth')
+    with pytest.raises(ValueError, match=r"weights.pth' is not a conversion plan"):
+        gp.ConversionPlan.load(tmp_path / 'weights.pth')
+
+
+@pytest.mark.parametrize(
+    'options, said',
+    [
+        ({'reconstruct': 'foo', 'inherit': False}, 'None or one of'),
+        ({'reconstruct': 'block', 'inherit': False}, 'needs inherited weights'),
+        ({'steps': -1}, 'steps must be 0 or more, got -1'),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        gp.plan(net(), X).apply(net(), calibration=[X], **options)

@@ -122,6 +122,8 @@ def options(draw):
         reconstruct=pick(None, None, None, 'layer', 'block'),
         steps=2,
     )
+    if not apply['inherit']:
+        apply['reconstruct'] = None  # refused
     calibrated = apply['reconstruct'] is not None or draw(st.booleans())
     looks = dict(
         dtype=pick(torch.float32, torch.float32, torch.float64, torch.bfloat16),

@@ -172,3 +172,21 @@ def test_rows_edited_wrongly_are_named_when_they_load(change, said, tmp_path):
     (tmp_path / 'plan.json').write_text(json.dumps(content))
     with pytest.raises(ValueError, match=said):
         gp.ConversionPlan.load(tmp_path / 'plan.json')
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_dense_weights_are_assigned_to_a_model_without_any(dtype):
+    with torch.device('meta'):
+        empty, _ = gp.convert(net(), torch.randn(2, 3, 12, 12), **ALL)
+    dense = net().to(dtype)
+    empty.load_state_dict(dense.state_dict(), assign=True)
+    assert {p.dtype for p in empty.parameters()} == {dtype}
+    want, _ = gp.convert(dense, X.to(dtype), **ALL)
+    torch.testing.assert_close(empty(X.to(dtype)), want(X.to(dtype)))
+
+
+def test_a_dense_weight_that_does_not_fit_names_its_conv():
+    converted, _ = gp.convert(net(), X, **ALL)
+    weights = net().state_dict() | {'3.weight': torch.zeros(16, 9, 3, 3)}
+    with pytest.raises(ValueError, match=r"'3': the dense weight \(16, 9, 3, 3\)"):
+        converted.load_state_dict(weights)

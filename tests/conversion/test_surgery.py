@@ -259,3 +259,36 @@ def test_a_norm_takes_a_shift_only_of_maps_that_nobody_else_gets(between, also, 
 def test_one_picture_without_a_batch_axis_goes_through():
     converted, _ = gp.convert(nn.Sequential(nn.Conv2d(3, 15, 3)), X, **ALL)
     torch.testing.assert_close(converted(X[0]), converted(X)[0])
+
+
+class Listed(nn.Module):
+    """Reads a conv's weight, which a list holds, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)
+        self.weights = [self.second.weight]
+
+    def forward(self, x):
+        return self.second(self.first(x)) * sum(w.square().mean() for w in self.weights)
+
+
+def test_a_weight_in_a_list_stays_with_its_conv():
+    model = Listed()
+    converted, plan = gp.convert(model, torch.randn(2, 16, 9, 9), **ALL)
+    assert [row.reason for row in plan.rows] == ['', 'held']
+    assert converted.weights[0] is converted.second.weight
+
+
+def test_what_others_noted_on_a_conv_stays():
+    model = net()
+    model[3].gain = 2.0
+    converted, _ = gp.convert(model, X, **ALL)
+    assert isinstance(converted[3], gp.GhostConv2d) and converted[3].gain == 2.0
+
+
+def test_weights_that_are_computed_are_not_taken_for_tied():
+    model = nn.Sequential(*(nn.Conv2d(16, 16, 3, bias=False) for _ in range(3))).eval()
+    nn.utils.parametrizations.weight_norm(model[1])
+    plan = gp.plan(model, torch.randn(1, 16, 9, 9), **ALL)
+    assert [row.reason for row in plan.rows] == ['', 'parametrized', '']

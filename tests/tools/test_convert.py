@@ -285,6 +285,18 @@ def test_bad_plans_and_weights(refused, model, made, pictures, tmp_path):
     assert 'of several values go last' in refused('apply', *model, plan, '-o', tmp_path / 'w.pth')
 
 
+def test_no_result_takes_the_place_of_what_it_is_made_from(refused, model, made, tmp_path):
+    plan, (name, *size) = made[0], model
+    kept = plan.read_bytes()
+    said = refused('apply', name, plan, '-o', plan, *size)
+    assert 'would take the place of' in said
+    weights = tmp_path / 'dense.pth'
+    torch.save(sources.load(model[0]).model.state_dict(), weights)
+    given = ['--checkpoint', weights, '-o', weights, *size]
+    assert 'give another --out' in refused('apply', name, plan, *given)
+    assert plan.read_bytes() == kept and 'conv' not in torch.load(weights)
+
+
 def test_bad_pictures(refused, model, pictures, tmp_path):
     (tmp_path / 'empty').mkdir()
     evaluate = ['evaluate', *model, '--data']
