@@ -17,7 +17,7 @@ from ..analysis import TURN, time_together
 from .export import export
 from .inputs import calibrating, of_calibration
 from .outputs import Difference, differences
-from .runners import Runner, of_onnx, of_openvino, quiet
+from .runners import Runner, of_onnx, of_openvino, openvino_core, quiet
 from .writers import FORMATS
 
 _logger = logging.getLogger(__name__)
@@ -259,7 +259,7 @@ def _by_nncf(plain: Path, batches: list[list[torch.Tensor]], path: Path, left: l
     import nncf
     import openvino
 
-    model = openvino.Core().read_model(str(plain))
+    model = openvino_core().read_model(str(plain))
     kinds = ['GroupConvolution'] if left else []
     data = nncf.Dataset(batches, lambda batch: [x.numpy() for x in batch])
     scope = nncf.IgnoredScope(types=kinds)
@@ -269,9 +269,7 @@ def _by_nncf(plain: Path, batches: list[list[torch.Tensor]], path: Path, left: l
 
 def _warn_of_free_sizes(path: Path, right: Runner, batch: list[torch.Tensor]) -> None:
     """Warn where these make OpenVINO wrong, as they do 2026.4 on a processor with AVX-VNNI."""
-    import openvino
-
-    compiled = openvino.Core().compile_model(str(path), 'CPU')
+    compiled = openvino_core().compile_model(str(path), 'CPU')
     found = compiled([x.numpy() for x in batch]).to_tuple()
     error = differences([torch.from_numpy(maps) for maps in found], right(batch)).typical
     if not error < _WRONG:

@@ -123,23 +123,28 @@ def of_onnx(path: Path, threads: int | None = None) -> Runner:
     return run
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The one ``openvino.Core`` of this process.
+
+    Each of several would hang a stack for signals of its own on the thread that makes it, and when
+    they go in another order than they came, one that is gone stays there: the next signal, such as
+    that of a child that ends, kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class _Requests(threading.local):
     """OpenVINO's requests: one holds the inputs of its call, so each thread has its own.
 
     Args:
-        compiled: Gives the model for shapes; all threads share it.
+        made: Gives a request for shapes.
     """
 
-    lock = threading.Lock()  # two threads would compile the same
-
-    def __init__(self, compiled: Callable[..., Any]) -> None:
-        self.by_shapes = functools.lru_cache(maxsize=SHAPES)(
-            functools.partial(self._made, compiled)
-        )
-
-    def _made(self, compiled: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
-        with self.lock:
-            return compiled(*shapes).create_infer_request()
+    def __init__(self, made: Callable[..., Any]) -> None:
+        self.by_shapes = functools.lru_cache(maxsize=SHAPES)(made)
 
 
 def of_openvino(source: Any, dtype: str = 'f32', threads: int | None = None) -> Runner:
@@ -151,9 +156,7 @@ def of_openvino(source: Any, dtype: str = 'f32', threads: int | None = None) -> 
         threads: PyTorch's number without it.
     """
     _optional.require('openvino')
-    import openvino
-
-    core = openvino.Core()
+    core, turn = openvino_core(), threading.Lock()
     model = core.read_model(str(source)) if isinstance(source, str | Path) else source
     config = {
         'INFERENCE_PRECISION_HINT': dtype,
@@ -167,7 +170,11 @@ def of_openvino(source: Any, dtype: str = 'f32', threads: int | None = None) -> 
         fixed.reshape(dict(enumerate(shapes)))
         return core.compile_model(fixed, 'CPU', config)
 
-    requests = _Requests(compiled)
+    def request(*shapes: tuple[int, ...]) -> Any:
+        with turn:  # two threads would compile the same
+            return compiled(*shapes).create_infer_request()
+
+    requests = _Requests(request)
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         given = [x.detach().contiguous().numpy() for x in inputs]

@@ -20,8 +20,8 @@ def batches():
 
 
 @pytest.mark.parametrize('depthwise', ['auto', 'int8', 'float'])
-# OpenVINO's int8 makes signal frames larger than Python's stack for signals: whatever starts
-# workers in the same process later can crash, so it runs apart from the default tests.
+# NNCF makes Cores of OpenVINO beside ours (see runners.openvino_core): whatever starts workers in
+# the same process later can crash, so it runs apart from the default tests.
 @pytest.mark.parametrize('suffix', ['.onnx', pytest.param('.xml', marks=pytest.mark.slow)])
 def test_int8_lies_near_the_model_and_says_how_near(
     suffix, depthwise, converted, batches, tmp_path

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
@@ -131,6 +133,33 @@ def test_threads_get_their_own_answers(backend, converted):
         answers = list(threads.map(fast, pictures * 10))
     for answer, picture in zip(answers, pictures * 10, strict=True):
         torch.testing.assert_close(answer, converted(picture), rtol=1e-3, atol=1e-4)
+
+
+SIGNALLED = """
+import faulthandler, gc, os, signal, torch
+from ghost_plugin.deploy.runners import of_openvino
+from openvino import Model, Type, opset13
+
+faulthandler.enable()
+signal.signal(signal.SIGUSR1, lambda *given: None)
+x = opset13.parameter([1, 3], Type.f32)
+first, second = (of_openvino(Model([opset13.relu(x)], [x])) for _ in range(2))
+for run in (first, second):
+    assert run([torch.ones(1, 3)])[0].tolist() == [[1, 1, 1]]
+del run, first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+print('alive')
+"""
+
+
+def test_signals_are_survived_when_runners_of_openvino_are_gone():
+    if not _optional.usable('openvino'):
+        pytest.skip('needs openvino')
+    done = subprocess.run([sys.executable, '-c', SIGNALLED], capture_output=True, text=True)
+    assert done.stdout == 'alive\n', done.stderr
 
 
 class Pair(nn.Module):
