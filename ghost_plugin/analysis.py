@@ -78,11 +78,17 @@ def hooked(*handles: Any) -> Iterator[None]:
 
 def call(model: Callable, example_input: Any) -> Any:
     """Call with a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    args, kwargs = as_arguments(example_input)
+    return model(*args, **kwargs)
+
+
+def as_arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
+    """Positional and keyword arguments of :func:`call`."""
     if isinstance(example_input, Mapping):
-        return model(**example_input)
+        return (), dict(example_input)
     if isinstance(example_input, tuple | list):
-        return model(*example_input)
-    return model(example_input)
+        return tuple(example_input), {}
+    return (example_input,), {}
 
 
 def count(model: nn.Module, example_input: Any) -> Complexity:

@@ -8,6 +8,7 @@ from _cli import fail
 from _convert_options import add_choice, add_data, add_labels, add_model
 from _options import Parser, above, device, whole
 
+from ghost_plugin._files import check_target
 from ghost_plugin.integrations.recipes import OPTIMIZERS
 from ghost_plugin.integrations.sources import is_config
 
@@ -134,8 +135,7 @@ def _checked(args: argparse.Namespace) -> argparse.Namespace:
     if args.command == 'config' and args.num_classes:
         fail('a config says its num_classes itself; make one that inherits it and convert that')
     if 'out' in args:
-        if args.out.is_dir():
-            fail(f'{args.out} is a folder, give a file to write')
+        check_target(args.out)
         _spare_inputs(args)
         args.out.parent.mkdir(parents=True, exist_ok=True)
     args.size = args.size and tuple(args.size * 2)[:2]

@@ -1,13 +1,17 @@
 """What the data tools share: opening a folder or zip, reading pictures, saying what was mended."""
 
+import argparse
 import lzma
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 
 from _cli import needs
+from _whole_folder import whole_folder
 
 needs('PIL')
 
@@ -18,6 +22,7 @@ SPLITS = (
     'train', 'val', 'test', 'trainval', 'training', 'valid', 'validation', 'testing'
 )  # fmt: skip
 Problems = dict[str, list[str]]
+Making = Callable[[Path, Path, Problems], dict[str, int]]
 
 
 def unpack(source: Path, to: Path) -> Path:
@@ -74,6 +79,23 @@ def free(path: Path, problems: Problems) -> Path:
     renamed = next(name for name in names if not name.exists())
     problems['pictures of a name that another has, renamed'].append('/'.join(renamed.parts[-2:]))
     return renamed
+
+
+def prepare(args: argparse.Namespace, make: Making, lacking: str) -> None:
+    """Make the folder ``args.out`` out of ``args.source``, whole or not at all, and say what it is.
+
+    Args:
+        args: Of the command line.
+        make: Takes an unpacked source, a folder to fill and what it notes; pictures by split.
+        lacking: What the source has not where there are none.
+    """
+    problems: Problems = defaultdict(list)
+    whole = whole_folder(args.out, args.force, args.source)
+    with whole as out, tempfile.TemporaryDirectory(dir=out) as scratch:
+        counts = make(unpack(args.source, Path(scratch)), out, problems)
+        if not counts:
+            raise ValueError('; '.join([f'no {lacking} in {args.source}', *said(problems)]))
+    report(args.out, counts, problems)
 
 
 def size_of(picture: Path) -> tuple[int, int] | None:

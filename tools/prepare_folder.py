@@ -7,8 +7,8 @@ name in a class the later ones get another.
 
 import argparse
 import shutil
-import tempfile
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 from _cli import tool
@@ -18,17 +18,14 @@ from _pictures import (
     Problems,
     files_in,
     free,
-    report,
-    said,
+    prepare,
     size_of,
     some,
     split_in,
-    unpack,
 )
-from _whole_folder import whole_folder
 
 
-def folder(source: Path, out: Path, every: int, problems: Problems) -> dict[str, int]:
+def folder(source: Path, out: Path, problems: Problems, every: int) -> dict[str, int]:
     """Copy the pictures that can be read; without split folders every n-th one validates."""
     counts: dict[str, int] = defaultdict(int)
     classes: set[str] = set()
@@ -89,14 +86,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.every < 2:
         raise ValueError(f'--every must be 2 or more, got {args.every}')
-    problems: Problems = defaultdict(list)
-    whole = whole_folder(args.out, args.force, args.source)
-    with whole as out, tempfile.TemporaryDirectory(dir=out) as scratch:
-        counts = folder(unpack(args.source, Path(scratch)), out, args.every, problems)
-        if not counts:
-            what = f'no usable pictures in class folders in {args.source}'
-            raise ValueError('; '.join([what, *said(problems)]))
-    report(args.out, counts, problems)
+    prepare(args, partial(folder, every=args.every), 'usable pictures in class folders')
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ needs('mmengine', 'mmcv')
 
 from mmengine.runner import Runner
 
+from ghost_plugin._files import check_target
 from ghost_plugin.integrations.runs import check_checkpoint, launch, leave, load_run
 
 
@@ -22,13 +23,6 @@ def parse_args() -> argparse.Namespace:
     return parse_run(parser)
 
 
-def _check_file(path: Path) -> None:
-    """Make the folder of a file to write; better said now than after the test."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(f'--json {path} is a folder, give a file to write')
-
-
 def main() -> None:
     args = parse_args()
     try:
@@ -37,7 +31,8 @@ def main() -> None:
         launch(cfg, args.launcher)
         check_checkpoint(args.checkpoint)
         if args.json:
-            _check_file(args.json)
+            check_target(args.json)
+            args.json.parent.mkdir(parents=True, exist_ok=True)
         cfg.load_from = args.checkpoint
         metrics = Runner.from_cfg(cfg).test()
         if args.json:

@@ -8,8 +8,8 @@ named; an annotation's picture is the one beside it, else the nearest of its nam
 import argparse
 import json
 import shutil
-import tempfile
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 from _cli import tool
@@ -18,15 +18,13 @@ from _pictures import (
     Problems,
     files_in,
     free,
-    report,
+    prepare,
     said,
     size_of,
     some,
     split_in,
-    unpack,
 )
 from _voc import Thing, annotated
-from _whole_folder import whole_folder
 
 Row = tuple[Path, tuple[int, int], list]  # picture, its (width, height), its boxes
 
@@ -69,7 +67,7 @@ def boxes_of(things: list[Thing], size: tuple[int, int], name: str, problems: Pr
     return found
 
 
-def voc(source: Path, out: Path, classes: list[str] | None, problems: Problems) -> dict[str, int]:
+def voc(source: Path, out: Path, problems: Problems, classes: list[str] | None) -> dict[str, int]:
     """Turn every XML with a picture into COCO's format; returns the pictures per split."""
     files = files_in(source, problems)
     lists = split_lists(source, files)
@@ -134,14 +132,8 @@ def main() -> None:
     args = parser.parse_args()
     if len(set(args.classes or [])) < len(args.classes or []):
         raise ValueError(f'--classes must be different, got {" ".join(args.classes)}')
-    problems: Problems = defaultdict(list)
-    whole = whole_folder(args.out, args.force, args.source)
-    with whole as out, tempfile.TemporaryDirectory(dir=out) as scratch:
-        counts = voc(unpack(args.source, Path(scratch)), out, args.classes, problems)
-        if not counts:
-            what = f'no usable pair of a picture and a VOC .xml file in {args.source}'
-            raise ValueError('; '.join([what, *said(problems)]))
-    report(args.out, counts, problems)
+    lacking = 'usable pair of a picture and a VOC .xml file'
+    prepare(args, partial(voc, classes=args.classes), lacking)
 
 
 if __name__ == '__main__':

@@ -16,13 +16,12 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import call, evaluating, hooked
+from ..analysis import as_arguments, call, evaluating, hooked
 from .stations import (
     Arguments,
     Stream,
     Visit,
     alone,
-    arguments,
     both,
     halves,
     maps_seen,
@@ -127,7 +126,7 @@ class _Traveller(threading.Thread):
     def __init__(self, model: nn.Module, batch: Any) -> None:
         super().__init__(daemon=True)
         self.model, self.number = model, pictures(batch)
-        self.streams: Arguments = arguments(together([batch, batch]))
+        self.streams: Arguments = as_arguments(together([batch, batch]))
         self.place, self.brought, self.got = '', None, None
         self.arrived = self.over = False
         self.error: BaseException | None = None

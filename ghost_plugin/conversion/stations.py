@@ -164,13 +164,6 @@ def tour(model: nn.Module, streams: Arguments, number: int, stations: Mapping[st
         return model(*streams[0], **streams[1])
 
 
-def arguments(batch: Any) -> Arguments:
-    """A batch, as :func:`ghost_plugin.analysis.call` takes it, as arguments of a call."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
-
-
 @contextmanager
 def stationed(
     model: nn.Module, names: Iterable[str], stop: Callable[[str, Callable], Callable]

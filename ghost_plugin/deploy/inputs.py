@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..analysis import call, evaluating
+from ..analysis import as_arguments, call, evaluating
 
 
 def arguments(example_input: Any) -> list[torch.Tensor]:
@@ -26,16 +26,9 @@ def arguments(example_input: Any) -> list[torch.Tensor]:
 
 
 def _slots(example_input: Any) -> dict[Any, torch.Tensor]:
-    args, kwargs = _call(example_input)
+    args, kwargs = as_arguments(example_input)
     pairs = [*enumerate(args), *kwargs.items()]
     return {key: value for key, value in pairs if isinstance(value, torch.Tensor)}
-
-
-def _call(given: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """Positional and keyword arguments of an input, as :func:`call` reads them."""
-    if isinstance(given, Mapping):
-        return (), given
-    return (given if isinstance(given, tuple | list) else (given,)), {}
 
 
 class Inputs:
@@ -55,14 +48,14 @@ class Inputs:
         self.slots = list(_slots(example_input))
         parameters = _parameters(model)
         self.order = [p.name for p in parameters if p.kind in _BY_POSITION]
-        example = self._named(*_call(example_input))
+        example = self._named(*as_arguments(example_input))
         self.names = [name for name, x in example.items() if isinstance(x, torch.Tensor)]
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self.fixed = {n: x for n, x in (defaults | example).items() if n not in self.names}
 
     def of(self, given: Any) -> list[torch.Tensor]:
         """The tensors of another input in the form of an example, see :meth:`of_call`."""
-        args, kwargs = _call(given)
+        args, kwargs = as_arguments(given)
         return self.of_call(*args, **kwargs)
 
     def of_call(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
