@@ -3,7 +3,7 @@
 import copy
 import functools
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,7 @@ def _compiled(dtype: torch.dtype) -> Callable[[Forms], Runner]:
     def build(forms: Forms) -> Runner:
         run = of_module(torch.compile(forms.last), dtype, last=True)
         # Kernels that C++ calls in turn: GhostNet at batch 1 took 4.4 ms, and 5.6 called by Python.
-        _frozen(run, cpp_wrapper=forms.device == 'cpu')(forms.example)
-        return run
+        return _by_shape(_frozen(run, cpp_wrapper=forms.device == 'cpu'), run)
 
     return build
 
@@ -191,6 +190,21 @@ def _graph(form: str, dtype: torch.dtype, compiled: bool = False) -> Callable[[F
         return of_graph(_frozen(torch.compile(flat)) if compiled else flat, dtype)
 
     return build
+
+
+def _by_shape(first: Runner, later: Runner) -> Runner:
+    """``first`` for the first inputs of their shapes, which may compile, else ``later``."""
+    known = set()
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        shapes = tuple(x.shape for x in inputs)
+        if shapes in known:
+            return later(inputs)
+        outputs = first(inputs)
+        known.add(shapes)
+        return outputs
+
+    return run
 
 
 def _frozen(compiled: Callable, **options: bool) -> Callable:
