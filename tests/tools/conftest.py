@@ -1,5 +1,7 @@
-"""convert.py run in this process, as its tests want it."""
+"""Tools run in this process, as their tests want it."""
 
+import functools
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -10,15 +12,14 @@ sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the tool in this process: exit status, standard output, standard error."""
-    import convert as tool
-
+def in_process(monkeypatch, capsys):
+    """Run a tool in this process: exit status, standard output, standard error."""
     monkeypatch.setattr(os, 'dup2', lambda *args: None)  # the error stream is pytest's
     monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
 
-    def call(*args):
-        monkeypatch.setattr(sys, 'argv', ['convert.py', *map(str, args)])
+    def call(name, *args):
+        tool = importlib.import_module(name)
+        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
         try:
             tool.main()
             status = 0
@@ -27,6 +28,12 @@ def run(monkeypatch, capsys):
         return status, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def run(in_process):
+    """convert.py run so."""
+    return functools.partial(in_process, 'convert')
 
 
 @pytest.fixture

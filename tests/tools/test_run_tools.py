@@ -1,5 +1,6 @@
 """Swap, train, test, benchmark and set-up as a user runs them, on a few digits."""
 
+import functools
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ import torch
 from mmengine.config import Config
 
 import ghost_plugin as gp
+from ghost_plugin.integrations import sources
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / 'configs/classification/ghostnet-050_digits.py'
@@ -101,10 +103,15 @@ def test_swapped_config_inherits_builds_and_fits(source, part, channels, tmp_pat
         ('mmpretrain::resnet/resnet18_8xb32_in1k.py', ['--side', 64], 'are for --check'),
     ],
 )
-def test_swap_says_what_is_wrong_and_keeps_the_old_file(source, options, said, tmp_path):
+def test_swap_says_what_is_wrong_and_keeps_the_old_file(
+    source, options, said, tmp_path, in_process, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
     out = tmp_path / 'mine.py'
     out.write_text('x = 1\n')
-    assert said in error_of(run('swap_backbone.py', source, *options, '-o', out))
+    status, _, err = in_process('swap_backbone', source, *options, '-o', out)
+    assert (status, err.count('\n')) == (2, 1), err
+    assert said in err and err.startswith('error: ')
     assert out.read_text() == 'x = 1\n'
 
 
@@ -239,18 +246,6 @@ def test_benchmark_prints_ratios_and_writes_figures(tmp_path):
     )
 
 
-def _benchmark(monkeypatch, capsys, *args):
-    """Run in this process, where nothing may be measured: status and standard error."""
-    tool = importlib.import_module('benchmark')
-    for module, name in ((tool, 'measure'), (importlib.import_module('_grid'), 'grid')):
-        monkeypatch.setattr(module, name, lambda *args: pytest.fail('it measures'))
-    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *map(str, args)])
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as leaving:
-        patch.setattr(os, 'dup2', lambda *args: None)  # the error stream is pytest's
-        tool.main()
-    return leaving.value.code, capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ('args', 'said'),
     [
@@ -265,19 +260,25 @@ def _benchmark(monkeypatch, capsys, *args):
         (['grid', 'timm:resnet18', '--top1', 'no.json', '--picture', 'x.png'], 'no.json'),
     ],
 )
-def test_benchmark_refuses_before_it_measures(args, said, monkeypatch, capsys):
-    status, err = _benchmark(monkeypatch, capsys, *args)
+def test_benchmark_refuses_before_it_measures(args, said, monkeypatch, in_process):
+    for module, name in (('benchmark', 'measure'), ('_grid', 'grid')):
+        tool = importlib.import_module(module)
+        monkeypatch.setattr(tool, name, lambda *args: pytest.fail('it measures'))
+    status, _, err = in_process('benchmark', *args)
     assert (status, err.count('\n')) == (2, 1)
     assert said in err
 
 
-def test_resnet18_on_digits_is_converted_and_shown(digits, tmp_path):
-    done = run('convert_digits.py', digits / 'classification', tmp_path, '--epochs', 0.3)
-    assert done.returncode == 0, done.stderr
+def test_the_digits_are_learned_converted_and_shown(digits, tmp_path, in_process, monkeypatch):
+    small = functools.partial(sources.load, 'timm:test_resnet')  # fitting ResNet-18 takes long
+    monkeypatch.setattr(sources, 'load', lambda name, **options: small(**options))
+    args = [digits / 'classification', tmp_path, '--epochs', 0.3]
+    status, out, err = in_process('convert_digits', *args)
+    assert status == 0, err
     rows = json.loads((tmp_path / 'result.json').read_text())
     assert [row['model'] for row in rows] == ['original', 'converted, 50%', 'fine-tuned']
     assert rows[1]['macs'] == rows[2]['macs'] <= 0.5 * rows[0]['macs']
-    assert done.stdout.count('| fine-tuned |') == 1
+    assert out.count('| fine-tuned |') == 1
     assert (tmp_path / 'plan.png').read_bytes().startswith(b'\x89PNG')
 
 
