@@ -116,27 +116,32 @@ def _unscored(block: nn.Module) -> bool:
 
 
 # What the package cannot follow, and what to do then.
-_HINDRANCES = {
-    lambda module: isinstance(module, Shift): (
-        "shifts go by the numbers of the maps; prune with cheap='depthwise' or 'linear'"
+_HINDRANCES = (
+    (
+        lambda module: isinstance(module, Shift),
+        "shifts go by the numbers of the maps; prune with cheap='depthwise' or 'linear'",
     ),
-    lambda module: isinstance(module, FoldedGhostConv2d): (
-        'the norm behind it is gone, by which it would be scored; prune before gp.fuse'
+    (
+        lambda module: isinstance(module, FoldedGhostConv2d),
+        'the norm behind it is gone, by which it would be scored; prune before gp.fuse',
     ),
-    lambda module: (
-        isinstance(module, Ghost)
-        and not isinstance(module, GHOST_CONVS)
-        and (module.cut or module.copies > 1)
-    ): (
-        'it takes one ghost map for each primary map only, none of them cut off; prune with ratio=2'
+    (
+        lambda module: (
+            isinstance(module, Ghost)
+            and not isinstance(module, GHOST_CONVS)
+            and (module.cut or module.copies > 1)
+        ),
+        'it takes one ghost map for each primary map only, none of them cut off; prune with ratio=2',
     ),
-    lambda module: isinstance(module, GhostStage) and _converted(module): (
-        'it divides maps whose order is stored; prune before gp.convert'
+    (
+        lambda module: isinstance(module, GhostStage) and _converted(module),
+        'it divides maps whose order is stored; prune before gp.convert',
     ),
-    _unscored: (
-        'behind its Ghost modules there is nothing but converted convs; prune before gp.convert'
+    (
+        _unscored,
+        'behind its Ghost modules there is nothing but converted convs; prune before gp.convert',
     ),
-}
+)
 
 
 def options(model: nn.Module) -> dict[str, Any]:
@@ -150,7 +155,7 @@ def options(model: nn.Module) -> dict[str, Any]:
         ValueError: A layer that the package cannot prune; the message says what to do instead.
     """
     for name, module in model.named_modules():
-        for hindrance, advice in _HINDRANCES.items():
+        for hindrance, advice in _HINDRANCES:
             if hindrance(module):
                 kind = type(module).__name__
                 raise ValueError(f'torch_pruning cannot prune {name!r} ({kind}): {advice}')
