@@ -131,7 +131,7 @@ _HINDRANCES = (
             and not isinstance(module, GHOST_CONVS)
             and (module.cut or module.copies > 1)
         ),
-        'it takes one ghost map for each primary map only, none of them cut off; prune with ratio=2',
+        'it takes one ghost map for each primary map only, and none cut off; prune with ratio=2',
     ),
     (
         lambda module: isinstance(module, GhostStage) and _converted(module),
