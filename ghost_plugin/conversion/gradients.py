@@ -119,12 +119,14 @@ def _hook(listener: Listener) -> Callable:
 def _projection(output: Any) -> torch.Tensor:
     """A random projection of all output tensors, each in units of its own size."""
     leaves = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
-    leaves = [t for t in leaves if t.requires_grad]
+    leaves = [t for t in leaves if t.requires_grad and t.numel()]  # no boxes, no direction
     if not leaves:
-        raise UnconnectedError('the output does not depend on the convs by gradients')
+        raise UnconnectedError(
+            'no output depends on the convs by gradients, or all that do are empty (no boxes found)'
+        )
     total = 0.0
     for leaf in leaves:
         scale = leaf.detach().float().square().mean().sqrt().clamp_min(1e-12)
-        share = max(1, leaf[0].numel()) ** 0.5 if leaf.ndim > 1 else 1.0
+        share = leaf[0].numel() ** 0.5 if leaf.ndim > 1 else 1.0
         total = total + (torch.randn_like(leaf) * leaf).sum() / (scale * share)
     return total

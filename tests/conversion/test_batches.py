@@ -45,6 +45,22 @@ class Scenes(One):
         return [{'boxes': m.flatten(1)[:4].T, 'scores': m.mean((1, 2))} for m in maps]
 
 
+class Finds(Scenes):
+    """As detectors that give what lies above a threshold: of the first picture nothing."""
+
+    def __init__(self, least=-1e9):
+        super().__init__()
+        self.least = least
+
+    def forward(self, images, targets=None):
+        found = super().forward(images)
+        limits = [1e9] + [self.least] * (len(found) - 1)
+        return [
+            {key: value[d['scores'] > limit] for key, value in d.items() if key == 'scores'}
+            for d, limit in zip(found, limits, strict=True)
+        ]
+
+
 class Boxes(One):
     """A head that runs on as many crops as there are boxes, not on the pictures."""
 
@@ -245,3 +261,12 @@ def test_no_nan_passes_for_a_harmless_ratio(budget, where):
     spoilt[0, 0, 0, 0] = float('nan')
     with pytest.raises(ValueError, match=r"'body.\d' gives maps that are no finite numbers"):
         gp.convert(model, batch(), calibration=[x], **budget, **ALL)
+
+
+def test_a_picture_without_boxes_is_no_hindrance_unless_all_are():
+    scenes = ([torch.rand(3, 24, 24), torch.rand(3, 24, 24)],)
+    plan = gp.plan(Finds().eval(), scenes, macs=0.8, **ALL)
+    scores = torch.tensor([score for row in plan.rows for score in row.scores.values()])
+    assert len(scores) and scores.isfinite().all()
+    with pytest.raises(ValueError, match='all that do are empty'):
+        gp.plan(Finds(least=1e9).eval(), scenes, macs=0.8, **ALL)
