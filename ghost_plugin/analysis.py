@@ -4,6 +4,7 @@ One multiply-add counts one, and only convolutions and linear layers count, as i
 norms, activations, pooling and additions do not.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 # What convolutions and linear layers become; FlopCounterMode counts two per multiply-add.
@@ -74,6 +76,28 @@ def hooked(*handles: Any) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, also of a model that keeps what it computed with gradients in its last call.
+
+    Args:
+        model: To be copied.
+        memo: What stands for a part of it, by the part's id.
+    """
+    with _Detached():
+        return copy.deepcopy(model, memo)
+
+
+class _Detached(TorchFunctionMode):
+    """Computed tensors, which torch does not copy, are copied without where they came from."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
 
 
 def call(model: Callable, example_input: Any) -> Any:

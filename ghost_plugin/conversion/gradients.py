@@ -48,6 +48,8 @@ def listen(
                 output = call(model, batch)
                 for draw in range(draws):
                     _projection(output).backward(retain_graph=draw < draws - 1)
+    with evaluating(model):
+        call(model, batch)  # so that no map a network keeps holds the graph
 
 
 class _Gradients(TorchFunctionMode):

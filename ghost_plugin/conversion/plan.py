@@ -16,6 +16,7 @@ from torch import nn
 
 from .._files import whole_file
 from .._version import __version__
+from ..analysis import copied
 from ..layers.ghost import GhostConv2d
 from .budget import allocate
 from .fitting import Fit, begin, from_statistics, from_weights, joinable, listed, on_inputs, settle
@@ -218,7 +219,7 @@ class ConversionPlan:
 def _copied(model: nn.Module, rows: list[Row]) -> nn.Module:
     """A copy; convs that will be replaced are the original's own, as they are only read."""
     convs = [model.get_submodule(row.name) for row in rows]
-    return copy.deepcopy(model, {id(conv): conv for conv in convs})
+    return copied(model, {id(conv): conv for conv in convs})
 
 
 def _check_options(reconstruct: str | None, steps: int, inherit: bool) -> None:

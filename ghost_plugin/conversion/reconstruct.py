@@ -8,7 +8,6 @@ from the converted network, targets from the original, and the state that was be
 back from the steps is kept.
 """
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ..analysis import copied
 from .convoy import travel
 from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, visit_conv
 from .gradients import covariances
@@ -118,7 +118,7 @@ class Reconstruction:
 
     def _block(self, name: str, inside: list[str]) -> Visit:
         # A copy, because the block itself is a station on the tour.
-        student = copy.deepcopy(self.fit.model.get_submodule(name)).eval()
+        student = copied(self.fit.model.get_submodule(name)).eval()
 
         def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
             wanted = old.through(forward)

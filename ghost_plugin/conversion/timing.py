@@ -1,13 +1,12 @@
 """Milliseconds of convs and their Ghosts, alone and in the network, as inheritance leaves them."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..analysis import TURN, call, evaluating, hooked, time_together
+from ..analysis import TURN, call, copied, evaluating, hooked, time_together
 from ..layers.ghost import GhostConv2d
 from ..layers.streams import settle
 from .plan import ConversionPlan
@@ -38,7 +37,7 @@ def measure(
     turns: int = WHOLE,
 ) -> dict[str, float]:
     """Median milliseconds of each, in turns."""
-    tasks = {name: ready(copy.deepcopy(net).eval(), example_input) for name, net in nets.items()}
+    tasks = {name: ready(copied(net).eval(), example_input) for name, net in nets.items()}
     timings = time_together(tasks, turns, WARMUP, ready is not eager, TURN)
     return {t.name: t.median for t in timings}
 
@@ -88,7 +87,7 @@ def _inputs(model: nn.Module, example_input: Any, names: Iterable[str]) -> dict[
 
 def _settled(model: nn.Module, rows: list[Row]) -> set[str]:
     """Convs whose Ghosts lose their order in a network that is fused, all of them converted."""
-    net = copy.deepcopy(model)
+    net = copied(model)
     ghosts = build_ghosts(net, {row.name: {**row.settings, 'ratio': 2} for row in rows}, seed=0)
     _shuffle(ghosts.values())
     settle(swap(net, ghosts))

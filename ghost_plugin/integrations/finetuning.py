@@ -4,7 +4,6 @@ The learning rate rises for a moment and falls along a cosine; everything random
 and the epoch, so a run that was interrupted ends like one that was not.
 """
 
-import copy
 import math
 import os
 import time
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._files import whole_file
+from ..analysis import copied
 from ..distill import Distiller
 from .evaluation import logits_of
 from .feeding import Batch, Feed, Tick, silent
@@ -93,7 +93,7 @@ class Training:
         self.steps = max(round(recipe.epochs * self.per_epoch), 1)
         self.step = 0
         self.history: list[dict[str, float]] = []
-        self.average = copy.deepcopy(model).eval() if recipe.ema else None
+        self.average = copied(model).eval() if recipe.ema else None
         self.optimizer = optimizer_of(model, recipe)
         self.loss = _loss(model, teacher, recipe)
         self.amp = _Amp(feed.device, recipe.amp)
