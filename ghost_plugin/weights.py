@@ -1,7 +1,7 @@
 """Published weights: where they are, and every foreign checkpoint layout turned into ours.
 
-Parameter names are timm's. Files are read with ``weights_only=True``, so a checkpoint can hold
-tensors and plain values but no code.
+Parameter names are timm's. Files are read with ``weights_only=True`` or are safetensors, so a
+checkpoint can hold tensors and plain values but no code.
 """
 
 import logging
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from . import _optional
 
 _logger = logging.getLogger(__name__)
 StateDict = dict[str, torch.Tensor]
@@ -125,8 +127,8 @@ def load_weights(
 
     Args:
         model: A backbone, a timm model or an OpenMMLab classifier or detector.
-        source: A file or a state dict, also one wrapped in ``state_dict``. Averaged weights win
-            where there are any.
+        source: A file (of torch, or ``.safetensors``) or a state dict, also one wrapped in
+            ``state_dict``. Averaged weights win where there are any.
         strict: Raise when a tensor of the model is not in the source. What may always be left
             over, and is logged: the head when the model has none, and a classifier of another
             number of classes, which keeps its init. Another number of input channels is adapted as
@@ -181,6 +183,8 @@ def read(path: str | os.PathLike) -> Mapping:
     """A checkpoint file as a mapping; nothing in it is executed."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at {os.fspath(path)!r}')
+    if os.fspath(path).endswith('.safetensors'):  # what timm's hub holds
+        return _safetensors(path)
     names = _unknown(path)
     foreign = [name for name in names if not name.startswith(_INERT)]
     if foreign:
@@ -197,6 +201,17 @@ def read(path: str | os.PathLike) -> Mapping:
     if not isinstance(content, Mapping):
         raise ValueError(f'{os.fspath(path)!r} holds a {type(content).__name__}, not a state dict')
     return content
+
+
+def _safetensors(path: str | os.PathLike) -> Mapping:
+    _optional.require('safetensors')
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(_refused(path, f'damaged, or no safetensors ({error})')) from error
 
 
 class _Box:

@@ -68,6 +68,18 @@ def test_wrapped_and_polluted_checkpoints_load(tmp_path):
     torch.testing.assert_close(dict(other.state_dict()), dict(net.state_dict()), rtol=0, atol=0)
 
 
+def test_safetensors_of_the_hub_load(tmp_path):
+    save_file = pytest.importorskip('safetensors.torch').save_file
+    net, other = gp.GhostNet(0.5), gp.GhostNet(0.5)
+    save_file(net.state_dict(), tmp_path / 'w.safetensors')
+    assert gp.load_weights(other, tmp_path / 'w.safetensors').missing == ()
+    torch.testing.assert_close(dict(other.state_dict()), dict(net.state_dict()), rtol=0, atol=0)
+    whole = (tmp_path / 'w.safetensors').read_bytes()
+    (tmp_path / 'half.safetensors').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r'half\.safetensors.*damaged'):
+        gp.load_weights(other, tmp_path / 'half.safetensors')
+
+
 def wrong(state):
     return {name: torch.full_like(tensor, 7) for name, tensor in state.items()}
 
