@@ -136,8 +136,8 @@ def load_weights(
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not a checkpoint, or (strict) tensors are missing or have another shape; the
-            model is untouched then.
+        ValueError: Not a checkpoint, or nothing of it fits, or (strict) tensors are missing or have
+            another shape; the model is untouched then.
     """
     weights = unwrap(read(source) if isinstance(source, str | os.PathLike) else source)
     own = model.state_dict()
@@ -151,7 +151,8 @@ def load_weights(
     missing = tuple(k for k in own if k not in fitting and not k.endswith('num_batches_tracked'))
     unused = tuple(k for k in best if k not in fitting)
     lost = tuple(k for k in missing if not (k in best and _is_classifier(k)))
-    if lost and (strict or not fitting):
+    nothing = all(k.endswith('num_batches_tracked') for k in fitting)
+    if lost and (strict or nothing):
         raise ValueError(_mismatch(lost, best, own))
     model.load_state_dict({**own, **fitting})
     if missing or unused or adapted:
