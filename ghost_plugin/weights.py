@@ -238,13 +238,13 @@ def _refused(path: str | os.PathLike, reason: str) -> str:
 
 
 def unwrap(checkpoint: Mapping) -> StateDict:
-    """The tensors of a checkpoint, without wrappers, ``module.`` prefixes and counters."""
+    """The tensors of a checkpoint, without wrappers, counters and what containers add to names."""
     for wrapper in _WRAPPERS:
         if isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]
             break
     return {
-        name.removeprefix('module.'): tensor
+        name.replace('_orig_mod.', '').removeprefix('module.'): tensor  # compiled, data parallel
         for name, tensor in checkpoint.items()
         if isinstance(tensor, torch.Tensor) and not name.endswith(_COUNTERS) and name != 'steps'
     }

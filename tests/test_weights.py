@@ -87,6 +87,9 @@ def wrong(state):
 LAYOUTS = {
     'bare': lambda state: state,
     'data parallel': lambda state: {f'module.{k}': v for k, v in state.items()},
+    'compiled': lambda state: {f'_orig_mod.module.{k}': v for k, v in state.items()},
+    'a compiled part': lambda state: {f'module.backbone._orig_mod.{k}': v
+                                      for k, v in state.items()},
     'counted': lambda state: {**state, 'blocks.0.total_ops': torch.zeros(1)},
     'authors': lambda state: {'state_dict': wrong(state), 'state_dict_ema': state, 'epoch': 3},
     'norms named bn': lambda state: {k.replace('bn1', 'bn') if '_rpr_' in k else k: v
