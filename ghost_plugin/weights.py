@@ -286,8 +286,21 @@ def _as_linear(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten(1) if tensor.ndim == 4 else tensor
 
 
+def to_features(weights: Mapping[str, torch.Tensor]) -> StateDict:
+    """The names of any model to those of timm's ``features_only=True``, which flattens stages."""
+    named = from_classifier(weights)
+    return {name.replace('blocks.', 'blocks_', 1): tensor for name, tensor in named.items()}
+
+
+def from_features(weights: Mapping[str, torch.Tensor]) -> StateDict:
+    """The names of timm's ``features_only=True`` to those of the network they were taken from."""
+    return {name.replace('blocks_', 'blocks.', 1): tensor for name, tensor in weights.items()}
+
+
 # Every way to read the names of a checkpoint; the one that fits the model best is taken.
-_LAYOUTS: tuple[Callable[[StateDict], StateDict], ...] = (dict, to_classifier, from_classifier)
+_LAYOUTS: tuple[Callable[[StateDict], StateDict], ...] = (
+    dict, to_classifier, from_classifier, to_features, from_features
+)  # fmt: skip
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -121,6 +121,18 @@ def test_a_classifier_goes_into_a_backbone_and_says_what_is_over(caplog):
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize('name', ['ghostnet_plugin_050', 'ghostnet_plugin_v3_050'])
+def test_weights_go_into_timms_features_and_back(name):
+    timm = pytest.importorskip('timm')
+    whole = timm.create_model(name)
+    encoder = timm.create_model(name, features_only=True)
+    assert gp.load_weights(encoder, whole.state_dict()).missing == ()
+    net = (gp.GhostNetV3 if 'v3' in name else gp.GhostNet)(0.5)
+    assert gp.load_weights(net, encoder.state_dict()).missing == ()
+    for key, tensor in net.state_dict().items():
+        torch.testing.assert_close(tensor, whole.state_dict()[key], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize('strict', [True, False])
 def test_wrong_width_is_refused_and_nothing_changes(strict):
     net = gp.GhostNet(0.5)
