@@ -255,3 +255,9 @@ def test_costs_stand_side_by_side(tmp_path):
     for key in ('params', 'macs', 'new_params', 'new_macs'):
         assert sum(row[key] for part, row in rows.items() if part != 'whole') == rows['whole'][key]
     json.dumps(list(rows.values()))
+
+
+def test_costs_of_a_stem_that_rearranges_pixels(tmp_path):
+    source = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
+    rows = compare(load_config(source), swapped(source, tmp_path)[0], 64)
+    assert all(row['macs'] > 0 for row in rows)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ... import _optional, analysis
 from ..configs import called
-from .inputs import classification_batch, detection_batch
+from .inputs import classification_batch, detection_batch, image_channels
 from .places import find_part
 from .swapping import is_classifier
 
@@ -145,9 +145,9 @@ def _predict(model: nn.Module, batch: dict[str, Any]) -> None:
         model(**model.data_preprocessor(copy.deepcopy(batch), False), mode='predict')
 
 
-def costs(model: nn.Module, side: int) -> list[Cost]:
+def costs(model: nn.Module, part: Mapping, side: int) -> list[Cost]:
     """Parameters and multiply-adds by part for one picture, the whole as the last row."""
-    images = torch.zeros(1, _input_channels(model), side, side)
+    images = torch.zeros(1, image_channels(part), side, side)
     total = analysis.count(model, called(model, images))
     rows = []
     for name, child in model.named_children():
@@ -156,11 +156,6 @@ def costs(model: nn.Module, side: int) -> list[Cost]:
         if params:
             rows.append(Cost(name, params, macs))
     return [*rows, Cost('whole', total.params, total.macs)]
-
-
-def _input_channels(model: nn.Module) -> int:
-    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    return first.in_channels * (first.groups if first.in_channels == 1 else 1)
 
 
 def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str, Any]]:
@@ -182,9 +177,9 @@ def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str,
         exercise(model, part, side)
     except ValueError as error:
         raise ValueError(f'{error}{_also_before(old, side)}') from error
-    after = {cost.part: cost for cost in costs(model, side)}
+    after = {cost.part: cost for cost in costs(model, part, side)}
     try:
-        before = {cost.part: cost for cost in costs(build(old)[0], side)}
+        before = {cost.part: cost for cost in costs(*build(old), side)}
     except Exception as error:  # as above
         raise ValueError(
             f'the new model runs, the config as it was does not: {_reason(error)}'

@@ -66,12 +66,17 @@ def classification_batch(part: Mapping, side: int) -> dict[str, Any]:
         from mmdet.structures import ReIDDataSample
 
         shape, sample = _PERSON, ReIDDataSample
-    backbone = part['backbone']
-    channels = backbone.get('backbone', backbone).get('in_channels', 3)
+    channels = image_channels(part)
     pictures = [torch.randint(0, 256, (channels, *shape), dtype=torch.uint8) for _ in range(4)]
     samples = [sample().set_gt_label(index % _CLASSES) for index in range(4)]
     views = pictures if is_labelled(part) else [torch.stack(pictures)] * 2
     return {'inputs': views, 'data_samples': samples}
+
+
+def image_channels(part: Mapping) -> int:
+    """Channels of the pictures of a detector or classifier."""
+    backbone = part['backbone']
+    return backbone.get('backbone', backbone).get('in_channels', 3)
 
 
 def is_labelled(part: Mapping) -> bool:
