@@ -38,6 +38,7 @@ def listen(
     Raises:
         UnconnectedError: No output asks for a gradient.
     """
+    heard = False
     handles = [
         model.get_submodule(name).register_forward_hook(_hook(listener))
         for name, listener in listeners.items()
@@ -45,11 +46,14 @@ def listen(
     with hooked(*handles), evaluating(model), constant(model):
         for batch in batches:
             with torch.enable_grad(), _Gradients():
-                output = call(model, batch)
-                for draw in range(draws):
-                    _projection(output).backward(retain_graph=draw < draws - 1)
+                leaves = _differentiable(call(model, batch))
+                for draw in range(draws if leaves else 0):  # a detector may find nothing
+                    _projection(leaves).backward(retain_graph=draw < draws - 1)
+            heard = heard or bool(leaves)
     with evaluating(model):
         call(model, batch)  # so that no map a network keeps holds the graph
+    if not heard:
+        raise UnconnectedError('the output is empty or does not depend on the convs by gradients')
 
 
 class _Gradients(TorchFunctionMode):
@@ -118,14 +122,14 @@ def _hook(listener: Listener) -> Callable:
     return hook
 
 
-def _projection(output: Any) -> torch.Tensor:
-    """A random projection of all output tensors, each in units of its own size."""
+def _differentiable(output: Any) -> list[torch.Tensor]:
+    """The output tensors that hold something and ask for a gradient."""
     leaves = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
-    leaves = [t for t in leaves if t.requires_grad and t.numel()]  # no boxes, no direction
-    if not leaves:
-        raise UnconnectedError(
-            'no output depends on the convs by gradients, or all that do are empty (no boxes found)'
-        )
+    return [leaf for leaf in leaves if leaf.requires_grad and leaf.numel()]
+
+
+def _projection(leaves: list[torch.Tensor]) -> torch.Tensor:
+    """A random projection of output tensors, each in units of its own size."""
     total = 0.0
     for leaf in leaves:
         scale = leaf.detach().float().square().mean().sqrt().clamp_min(1e-12)

@@ -45,22 +45,6 @@ class Scenes(One):
         return [{'boxes': m.flatten(1)[:4].T, 'scores': m.mean((1, 2))} for m in maps]
 
 
-class Finds(Scenes):
-    """As detectors that give what lies above a threshold: of the first picture nothing."""
-
-    def __init__(self, least=-1e9):
-        super().__init__()
-        self.least = least
-
-    def forward(self, images, targets=None):
-        found = super().forward(images)
-        limits = [1e9] + [self.least] * (len(found) - 1)
-        return [
-            {key: value[d['scores'] > limit] for key, value in d.items() if key == 'scores'}
-            for d, limit in zip(found, limits, strict=True)
-        ]
-
-
 class Boxes(One):
     """A head that runs on as many crops as there are boxes, not on the pictures."""
 
@@ -263,10 +247,19 @@ def test_no_nan_passes_for_a_harmless_ratio(budget, where):
         gp.convert(model, batch(), calibration=[x], **budget, **ALL)
 
 
-def test_a_picture_without_boxes_is_no_hindrance_unless_all_are():
-    scenes = ([torch.rand(3, 24, 24), torch.rand(3, 24, 24)],)
-    plan = gp.plan(Finds().eval(), scenes, macs=0.8, **ALL)
-    scores = torch.tensor([score for row in plan.rows for score in row.scores.values()])
-    assert len(scores) and scores.isfinite().all()
-    with pytest.raises(ValueError, match='all that do are empty'):
-        gp.plan(Finds(least=1e9).eval(), scenes, macs=0.8, **ALL)
+class Finds(Scenes):
+    """Boxes of bright pictures only."""
+
+    def forward(self, images):
+        return [{'boxes': maps['boxes'][: int(image.mean() > 1)]}
+                for image, maps in zip(images, super().forward(images), strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize('options', [{'macs': 0.8}, {'reconstruct': 'block', 'steps': 1}])
+def test_pictures_in_which_nothing_is_found_calibrate(options, caplog):
+    dark, bright = torch.randn(2, 4, 3, 12, 12).unbind()
+    batches = [([*pictures],) for pictures in (dark, bright + 9, torch.cat((dark, bright + 9)))]
+    plan = gp.convert(Finds().eval(), batches[0], calibration=batches, **options, **ALL)[1]
+    assert {row.reason for row in plan.rows} <= {'', 'budget'} and not caplog.messages
+    with pytest.raises(ValueError, match='the output is empty'):
+        gp.plan(Finds().eval(), batches[0], macs=0.8, calibration=batches[:1], **ALL)
