@@ -128,7 +128,7 @@ class Statistics:
         for total in (self.own, self.cross, self.sum, self.squares):
             total /= self.pixels
         if self.constant:
-            self.squares -= self.sum.square()
+            self.squares.sub_(self.sum.square()).clamp_(min=0)  # rounding of constant maps
         return Correlations(self.own, self.cross.permute(1, 2, 0), self.squares, self.constant)
 
 

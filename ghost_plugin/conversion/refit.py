@@ -91,11 +91,13 @@ def refit(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> F
     """
     task = _by_place(ghost, x, y, free or ghost.primary_conv.bias is not None)
     seen, held = task.parted()
-    best = _measure(ghost, held, _fit_cheap(ghost, seen))
+    # Of all pictures: a few of one pixel each hardly vary, and one alone does not at all.
+    energy = _sum(task, task.centred(task.y)).clamp_min(EXACT * _sum(task, task.y) + 1e-30)
+    best = _measure(ghost, held, _fit_cheap(ghost, seen), energy)
     if best.error >= EXACT:
         state = {name: tensor.clone() for name, tensor in ghost.state_dict().items()}
         _fit_primary(ghost, seen, held)
-        after = _measure(ghost, held, _fit_cheap(ghost, seen))
+        after = _measure(ghost, held, _fit_cheap(ghost, seen), energy)
         if after.error < best.error:
             best = after
         else:
@@ -274,10 +276,11 @@ def _places(ghost: GhostConv2d, x: torch.Tensor) -> torch.Tensor:
     return torch.cat((primary, ghost.ghosts(primary)), dim=1)
 
 
-def _measure(ghost: GhostConv2d, task: Task, shift: torch.Tensor) -> Fitted:
+def _sum(task: Task, maps: torch.Tensor) -> torch.Tensor:
+    """Mean square of each wanted map, added up."""
+    return (maps.double().square().mean((0, 2, 3)) * task.wanted).sum()
+
+
+def _measure(ghost: GhostConv2d, task: Task, shift: torch.Tensor, energy: torch.Tensor) -> Fitted:
     gap = task.y - _places(ghost, task.x) - shift.to(task.y)[:, None, None]
-    lost, energy = (
-        (maps.double().square().mean((0, 2, 3)) * task.wanted).sum()
-        for maps in (gap, task.centred(task.y))
-    )
-    return Fitted(shift, float(lost / energy.clamp_min(1e-30)))
+    return Fitted(shift, float(_sum(task, gap) / energy))

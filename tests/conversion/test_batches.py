@@ -263,3 +263,17 @@ def test_pictures_in_which_nothing_is_found_calibrate(options, caplog):
     assert {row.reason for row in plan.rows} <= {'', 'budget'} and not caplog.messages
     with pytest.raises(ValueError, match='the output is empty'):
         gp.plan(Finds().eval(), batches[0], macs=0.8, calibration=batches[:1], **ALL)
+
+
+@pytest.mark.parametrize('number', [1, 4, 6, 8])
+def test_few_pictures_do_not_make_maps_of_one_pixel_look_dear(number):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1)
+    ).eval()  # fmt: skip
+    x = torch.randn(number, 3, 7, 7)
+    options = {'macs': 0.95, 'calibration': [x], 'dw_size': 1, **ALL}
+    plan = gp.convert(model, x, **options)[1]
+    assert all(row.scores['2'] < 10 for row in plan.rows)
+    assert all(row.error is None or row.error < 10 for row in plan.rows)
