@@ -132,6 +132,7 @@ class ConversionPlan:
         allocate(plan.rows, {'macs': self.macs, 'params': self.params}, macs=macs, params=params)
         return plan
 
+    @torch.inference_mode(False)  # fits need gradients, and the new weights shall learn
     def apply(
         self,
         model: nn.Module,

@@ -131,3 +131,13 @@ def test_errors_leave_the_model_untouched(options, error, inplace):
     assert same(model.state_dict(), state)
     assert not any(v for m in model.modules() for k, v in vars(m).items() if k.endswith('_hooks'))
     assert not any('forward' in vars(m) for m in model.modules())
+
+
+@pytest.mark.parametrize('options', [{}, {'macs': 0.9}, {'reconstruct': 'block', 'steps': 1}])
+def test_what_is_converted_in_inference_mode_can_learn(options):
+    model = net()
+    with torch.inference_mode():
+        pictures = [torch.randn_like(X)]
+        converted = gp.convert(model, X, calibration=pictures, **options, **ALL)[0]
+    converted.train()(X).square().sum().backward()
+    assert all(p.grad is not None for p in converted.parameters())
