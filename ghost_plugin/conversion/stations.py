@@ -229,6 +229,7 @@ def maps_seen(model: nn.Module, note: Callable[[int], Any]) -> Iterator[None]:
             note(maps.numel() * maps.element_size())
 
     leaves = [m for m in model.modules() if not list(m.children())]
+    leaves = [leaf for leaf in leaves if not isinstance(leaf, torch.jit.ScriptModule)]  # no hooks
     with hooked(*(leaf.register_forward_hook(seen) for leaf in leaves)):
         yield
 

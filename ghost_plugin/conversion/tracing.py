@@ -224,6 +224,8 @@ def _norms(model: nn.Module, records: list[Found], given: Iterable[Any]) -> Iter
         for record in records:
             stack.enter_context(hooked(record.conv.register_forward_hook(made(record))))
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
             if isinstance(getattr(module, 'running_mean', None), torch.Tensor):
                 stack.enter_context(hooked(module.register_forward_pre_hook(taken(name))))
         stack.enter_context(maps)

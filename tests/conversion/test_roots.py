@@ -141,3 +141,12 @@ def test_what_is_converted_in_inference_mode_can_learn(options):
         converted = gp.convert(model, X, calibration=pictures, **options, **ALL)[0]
     converted.train()(X).square().sum().backward()
     assert all(p.grad is not None for p in converted.parameters())
+
+
+@pytest.mark.parametrize('script', [torch.jit.script, lambda part: torch.jit.trace(part, X)])
+def test_scripted_parts_stay_and_the_rest_converts(script):
+    model = nn.Sequential(script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()))
+    model.append(nn.Conv2d(8, 16, 3))
+    converted, plan = gp.convert(model.eval(), X, macs=0.9, calibration=[X], **ALL)
+    assert [row.name for row in plan.rows] == ['1']
+    assert isinstance(converted[1], gp.GhostConv2d) and converted(X).shape == model(X).shape
