@@ -46,10 +46,11 @@ def of_module(module: Callable, dtype: torch.dtype = torch.float32, last: bool =
             if last:
                 inputs = [channels_last(x) for x in inputs]
             if dtype == torch.float32:
-                return tensors(module(*inputs))
-            with torch.autocast(inputs[0].device.type, dtype):
                 outputs = tensors(module(*inputs))
-        return _floats(outputs)
+            else:
+                with torch.autocast(inputs[0].device.type, dtype):
+                    outputs = _floats(tensors(module(*inputs)))
+        return [value.clone() for value in outputs]  # learners take no tensors of inference mode
 
     return run
 
@@ -84,7 +85,7 @@ def of_graph(module: Callable, dtype: torch.dtype = torch.float32) -> Runner:
         return dtype if x.is_floating_point() else x.dtype
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        with turn, torch.inference_mode():
+        with turn, torch.no_grad():
             given, graph, outputs = captured(*((x.shape, inside(x), x.device) for x in inputs))
             for place, x in zip(given, inputs, strict=True):
                 place.copy_(x)

@@ -107,8 +107,7 @@ class Optimized:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self._forms.flat.inputs.of_call(*args, **kwargs)
-        with torch.inference_mode():
-            return self._forms.flat.nested(self._run(inputs))
+        return self._forms.flat.nested(self._run(inputs))
 
 
 def optimize(
