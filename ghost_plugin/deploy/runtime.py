@@ -141,7 +141,8 @@ def optimize(
 
     Raises:
         ValueError: The model is in training mode; no such backend or dtype; no turn; int8 without
-            calibration; the one backend asked for does not compute the same.
+            calibration; the one backend asked for does not compute the same; the model itself does
+            not, called twice.
         TypeError: The example holds no tensor; the outputs are something else than tensors, tuples,
             mappings or dataclasses of these, with plain values beside them.
         ImportError: The one backend asked for needs what is not installed.
@@ -153,6 +154,12 @@ def optimize(
     trials, runners = [], {}
     for row in [row for row in rows if backend == row.name or row.runs_on(forms.device)]:
         trial, run = _try(row, forms)
+        if row.name == 'eager' and run is None:
+            raise ValueError(
+                f'nothing can be compared with {type(model).__name__}: called twice with '
+                f'example_input, it {trial.reason}; its outputs are nan, or drawn or counted anew '
+                'at each call'
+            )
         if backend == row.name and run is None:
             raise row.refusal(trial.reason)
         trials.append(trial)

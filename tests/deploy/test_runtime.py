@@ -126,6 +126,13 @@ def test_another_number_of_outputs_is_named():
         fast(torch.randn(3, 3))
 
 
+@pytest.mark.parametrize('make', [torch.rand_like, lambda y: y * float('nan')])
+@pytest.mark.parametrize('backend', ['auto', 'fused'])
+def test_a_model_that_nothing_compares_with_is_refused(backend, make):
+    with pytest.raises(ValueError, match=r'compared with Giving: called twice .* it differs by'):
+        gp.optimize(Giving(make).eval(), torch.randn(2, 3), backend, rounds=1)
+
+
 @pytest.mark.parametrize('backend', ['fused', 'onnxruntime', 'openvino'])
 def test_threads_get_their_own_answers(backend, converted):
     if not _optional.usable(*BACKENDS[backend].needs):
