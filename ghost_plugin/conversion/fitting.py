@@ -15,7 +15,7 @@ from .convoy import HELD, largest_ahead, travel
 from .correlations import Correlations, Statistics, from_kernels
 from .inherit import cheap_side, inherit
 from .refit import enough, refit
-from .stations import Arguments, Stream, Visit, maps_seen, part_of, regrouped, together
+from .stations import Arguments, Stream, Visit, maps_seen, one_size, part_of, regrouped, together
 from .surgery import absorb
 
 # Bytes that a pass may hold, of statistics and of both streams' maps.
@@ -224,7 +224,7 @@ def listed(calibration: Iterable[Any], model: nn.Module) -> list[Any]:
 def joinable(batches: list[Any]) -> bool:
     """Whether pictures of all batches, and each twice over, go through a network together."""
     first, *others = (part_of(batch, slice(0, 1)) for batch in batches)
-    return together([first, first, *others]) is not None
+    return one_size(batches) and together([first, first, *others]) is not None
 
 
 def bytes_per_picture(model: nn.Module, given: Arguments) -> int:

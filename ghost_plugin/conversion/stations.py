@@ -70,6 +70,13 @@ def together(batches: list[Any]) -> Any | None:
         return None
 
 
+def one_size(batches: list[Any]) -> bool:
+    """Whether pictures in lists are all alike; networks pad others to the largest of a batch."""
+    lists = [part for batch in batches for part in _sized(batch) if isinstance(part, list)]
+    leaves = [leaf for leaf in pytree.tree_leaves(lists) if isinstance(leaf, torch.Tensor)]
+    return len({leaf.shape for leaf in leaves if leaf.ndim > 2}) < 2
+
+
 def _join(batches: list[Any]) -> Any:
     return batches[0] if len(batches) == 1 else _joined_parts(batches, [*map(pictures, batches)])
 

@@ -140,6 +140,17 @@ def test_batches_of_several_sizes_calibrate(caplog):
     assert all(row.error is not None for row in plan.rows)
 
 
+@pytest.mark.parametrize('options', [{}, {'macs': 0.8}])
+def test_scenes_with_pictures_of_several_sizes_calibrate(options, caplog):
+    model = Scenes().eval()
+    scenes = [([torch.randn(3, side, 12) for side in sides],) for sides in ((12, 16), (20, 14))]
+    plan = gp.convert(model, scenes[0], calibration=scenes, **options, **ALL)[1]
+    assert all(row.error is not None for row in plan.rows if row.converts)
+    assert any('do not fit together' in message for message in caplog.messages)
+    with pytest.raises(ValueError, match='pictures of one size'):
+        plan.apply(model, calibration=scenes, reconstruct='block')
+
+
 def test_a_generator_of_batches_is_enough():
     model = One().eval()
     _, plan = gp.convert(model, batch(), calibration=(batch() for _ in range(2)), **ALL)
