@@ -218,7 +218,17 @@ class ConversionPlan:
 
 
 def _copied(model: nn.Module, rows: list[Row]) -> nn.Module:
-    """A copy; convs that will be replaced are the original's own, as they are only read."""
+    """A copy; convs that will be replaced are the original's own, as they are only read.
+
+    Raises:
+        ValueError: A module has a forward of its own that would go on calling the original.
+    """
+    for name, module in model.named_modules():
+        if getattr(vars(module).get('forward'), '__closure__', None):  # functions are not copied
+            raise ValueError(
+                f'{name!r} ({type(module).__name__}) has a forward of its own, which a copy would '
+                'share with the original; use inplace=True, or give it the forward in a subclass'
+            )
     convs = [model.get_submodule(row.name) for row in rows]
     return copied(model, {id(conv): conv for conv in convs})
 

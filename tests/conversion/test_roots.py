@@ -150,3 +150,14 @@ def test_scripted_parts_stay_and_the_rest_converts(script):
     converted, plan = gp.convert(model.eval(), X, macs=0.9, calibration=[X], **ALL)
     assert [row.name for row in plan.rows] == ['1']
     assert isinstance(converted[1], gp.GhostConv2d) and converted(X).shape == model(X).shape
+
+
+def test_a_forward_that_would_call_the_original_from_the_copy_is_refused():
+    model = net()
+    own = model[0].forward
+    model[0].forward = lambda x: own(x).relu()
+    with pytest.raises(ValueError, match=r"'0' .* use inplace=True"):
+        gp.convert(model, X, **ALL)
+    want = model(X)
+    converted = gp.convert(model, X, inplace=True, **ALL)[0]
+    assert converted is model and model(X).shape == want.shape
