@@ -29,13 +29,20 @@ def input_names(inputs: Inputs) -> list[str]:
     return ['input'] if len(inputs) == 1 else [f'input_{i}' for i in range(len(inputs))]
 
 
+def _named_axes(names: Sequence[str], values: Inputs, dynamic: Any) -> dict[str, dict[int, str]]:
+    """Free axes, each with a name of its own: what has one name has one size for the runtimes."""
+    return {
+        name: {axis: word if name == 'input' else f'{name}_{word}' for axis, word in own.items()}
+        for name, own in zip(names, (axes(value, dynamic) for value in values), strict=True)
+        if own
+    }
+
+
 def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
     """By the exporter that traces one call."""
     _optional.require('onnx')
     names = input_names(inputs)
-    free = {name: axes(value, dynamic) for name, value in zip(names, inputs, strict=True)}
-    outputs = flat(*inputs)
-    free |= {name: axes(value, dynamic) for name, value in zip(flat.names, outputs, strict=True)}
+    free = _named_axes([*names, *flat.names], [*inputs, *flat(*inputs)], dynamic)
     with _without_graphs():
         torch.onnx.export(
             flat,
@@ -43,7 +50,7 @@ def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset:
             str(path),
             input_names=names,
             output_names=flat.names,
-            dynamic_axes={name: own for name, own in free.items() if own} or None,
+            dynamic_axes=free or None,
             opset_version=opset,
             dynamo=False,
         )

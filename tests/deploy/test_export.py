@@ -77,6 +77,32 @@ def test_a_number_for_each_picture_is_an_input(suffix, exporter, time, dynamic, 
     torch.testing.assert_close(got, net(*pair), rtol=1e-4, atol=1e-5)
 
 
+class Scaled(nn.Module):
+    """Takes a picture and a larger one, gives maps of two sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine = nn.Conv2d(3, 4, 3, padding=1)
+        self.coarse = nn.Conv2d(3, 3, 3, 2, padding=1)
+
+    def forward(self, small, large):
+        maps = self.coarse(large.sigmoid())
+        return self.fine(small.relu()), maps, maps.sigmoid().sum(1)
+
+
+def test_pictures_and_maps_of_several_sizes_share_no_memory(tmp_path, capfd):
+    need('.onnx')
+    pair = torch.randn(1, 3, 16, 16), torch.randn(1, 3, 24, 32)
+    gp.export_onnx(Scaled().eval(), pair, tmp_path / 'net.onnx', exporter='trace')
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(tmp_path / 'net.onnx')
+    session.run(None, {f'input_{i}': x.numpy() for i, x in enumerate(pair)})
+    pictures = [*session.get_inputs(), *session.get_outputs()[:2]]
+    assert len({node.shape[2] for node in pictures}) == 4
+    assert 'Shape mismatch' not in capfd.readouterr().err
+
+
 class Random(nn.Module):
     """Never gives the same twice, so no file can agree with it."""
 
