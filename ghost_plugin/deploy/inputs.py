@@ -112,18 +112,26 @@ class Inputs:
         return {**given, **kwargs}
 
 
-def of_calibration(model: nn.Module, batch: Any) -> Inputs:
-    """What the first batch of calibration says about the inputs.
+def of_calibration(model: nn.Module, batches: Sequence[Any]) -> list[list[torch.Tensor]]:
+    """The tensors of each batch, in the order of the first.
 
     Raises:
-        ValueError: The model does not take it.
+        ValueError: The model does not take a batch, or it has other inputs than the first.
     """
     try:
-        found = Inputs(model, batch)
-        with evaluating(model):
-            call(model, batch)
-    except Exception as error:  # models raise whatever they like
+        inputs = Inputs(model, batches[0])
+    except Exception as error:  # what tells nothing of inputs may be anything
         raise _not_an_input(0, error) from error
+    found, tried = calibrating(inputs, batches), set()
+    for number, tensors in enumerate(found):
+        kind = tuple((x.shape, x.dtype) for x in tensors)
+        try:
+            if kind not in tried:
+                with evaluating(model):
+                    call(model, inputs.filled(tensors))
+        except Exception as error:  # models raise whatever they like
+            raise _not_an_input(number, error) from error
+        tried.add(kind)
     return found
 
 

@@ -15,7 +15,7 @@ from .. import _optional
 from .._files import check_target, whole_files
 from ..analysis import TURN, time_together
 from .export import export
-from .inputs import calibrating, of_calibration
+from .inputs import of_calibration
 from .outputs import Difference, differences
 from .runners import Runner, of_onnx, of_openvino, openvino_core, quiet
 from .writers import FORMATS
@@ -107,7 +107,7 @@ def quantize(
     given = list(calibration)
     if not given:
         raise ValueError('calibration holds no input; some 100 pictures do')
-    batches = calibrating(of_calibration(model, given[0]), given)
+    batches = of_calibration(model, given)
     with tempfile.TemporaryDirectory(prefix='ghost_plugin-') as name:
         folder = Path(name)
         plain = folder / 'plain.onnx'

@@ -108,6 +108,8 @@ def test_the_runtime_gives_int8_its_tensors_in_the_order_of_the_example(pairs):
         ([(torch.ones(2, 3, 8, 8), torch.arange(2))], 'batch 0 .* nothing else, such as labels'),
         ([{}, {'left': None}], "batch 1 .* 'left' must be a tensor, got NoneType"),
         ([{}, {}, {'scale': 2.0}], "batch 2 .* 'scale' is 5.0 in the example and stays so"),
+        ([{}, {'left': torch.ones(2, 4, 8, 8)}], 'batch 1 .* 3 channels, but got 4 channels'),
+        ([{}, {}, {'left': torch.ones(2, 3, 8, 8).double()}], 'batch 2 .* should be the same'),
         ([{}, {'label': torch.arange(2)}], "batch 1 .* 'label' is not known.* such as labels"),
     ],
 )
