@@ -134,7 +134,10 @@ def _drop(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) in _DROPS or type(child).__name__ in _DROP_NAMES:
-                setattr(parent, name, nn.Identity().eval())
+                gone = nn.Identity().eval()
+                # Some networks read the rate of the layer, for a function.
+                vars(gone).update({k: v for k, v in vars(child).items() if isinstance(v, float)})
+                setattr(parent, name, gone)
 
 
 def _difference(before: nn.Module, after: nn.Module, example_input: Any) -> Difference:

@@ -59,3 +59,18 @@ def test_what_rounding_does_is_reported(net, dtype, randomise_norms):
 def test_an_untrained_network_with_branches_is_not_refused():
     fused = gp.fuse(gp.GhostNetV3(0.5).eval(), torch.randn(1, 3, 32, 32))
     assert fused.folding.left == ()
+
+
+class Asks(nn.Module):
+    """Drops by a function, with the rate of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.drop = nn.Conv2d(3, 4, 3), nn.Dropout(0.3)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.conv(x), self.drop.p, self.training)
+
+
+def test_the_rate_of_a_dropout_that_is_gone_can_be_read():
+    assert gp.fuse(Asks().eval(), X).folding.max_abs_diff == 0
