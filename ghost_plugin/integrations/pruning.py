@@ -5,7 +5,7 @@ in a stored order, is one layer to it: this module says how that one loses chann
 package cannot follow or score is refused before anything is changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from .. import _optional
 from ..backbones.bottlenecks import GhostBottleneck
 from ..backbones.g_ghost import GhostStage, RegNetBottleneck
-from ..layers.chains import GHOST_CONVS
+from ..layers.chains import GHOST_CONVS, followed
 from ..layers.cheap import Shift
 from ..layers.folded import FoldedGhostConv2d
 from ..layers.ghost import Ghost, GhostConv2d
@@ -115,6 +115,23 @@ def _unscored(block: nn.Module) -> bool:
     return begins and _converted(block.ghost2)
 
 
+def _fed(model: nn.Module) -> Iterator[str]:
+    """Ghost convs in front of which nothing tells the package a number of channels.
+
+    Of what is concatenated inside of them it wants one, where something stands behind that.
+    """
+    for part in followed(model):
+        told = set()
+        for node in part.graph.nodes if not part.prefix else ():
+            layer = part.modules.get(node.target) if node.op == 'call_module' else None
+            ghost = isinstance(layer, GhostConv2d)
+            fed = told.isdisjoint(node.all_input_nodes)
+            if fed and ghost and layer.copies and (layer.cut or layer.order is not None):
+                yield part.name(node)
+            if not fed or ghost or isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
+                told.add(node)
+
+
 # What the package cannot follow, and what to do then.
 _HINDRANCES = (
     (
@@ -159,6 +176,11 @@ def options(model: nn.Module) -> dict[str, Any]:
             if hindrance(module):
                 kind = type(module).__name__
                 raise ValueError(f'torch_pruning cannot prune {name!r} ({kind}): {advice}')
+    for name in _fed(model):
+        raise ValueError(
+            f'torch_pruning cannot prune {name!r} (GhostConv2d): it loses count of the channels in '
+            'a first conv; leave that dense (keep_first=True of gp.convert)'
+        )
     roots = [GhostConv2d, nn.modules.conv._ConvNd, nn.Linear]
     ignored = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if any(isinstance(module, GhostStage) for module in model.modules()):

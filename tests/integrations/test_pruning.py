@@ -138,6 +138,10 @@ REFUSED = {
         lambda: gp.fuse(nn.Sequential(gp.GhostConv2d(3, 8, 1), nn.BatchNorm2d(8)).eval()),
         r"'0' \(FoldedGhostConv2d\).*before gp\.fuse",
     ),
+    'first conv': (
+        lambda: nn.Sequential(gp.GhostConv2d(3, 8, 1, permuted=True), nn.ReLU()),
+        r"'0' \(GhostConv2d\).*keep_first=True",
+    ),
     'V1 converted': (lambda: _of_ghost(gp.GhostNet, width=0.5), r"'blocks\..*before gp\.convert"),
     'V3 fused, converted': (
         lambda: _of_ghost(gp.GhostNetV3, True, width=0.5),
