@@ -160,9 +160,10 @@ def _keeps(node: fx.Node) -> bool:
 def _pools(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether (N, C) is left, of (N, C, H, W) or, for sizes fit only then, of (N, C, 1, 1)."""
     if isinstance(module, nn.Flatten):
-        return module.start_dim == 1
+        return (module.start_dim, module.end_dim) == (1, -1)
     if node.target in _FLATTENS:
-        return _given(node, 1, 'start_dim', 0) == 1
+        ends = _given(node, 1, 'start_dim', 0), _given(node, 2, 'end_dim', -1)
+        return ends == (1, -1)
     return node.target in _MEANS and _sides(node)
 
 
