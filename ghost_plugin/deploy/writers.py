@@ -29,13 +29,15 @@ def input_names(inputs: Inputs) -> list[str]:
     return ['input'] if len(inputs) == 1 else [f'input_{i}' for i in range(len(inputs))]
 
 
-def _named_axes(names: Sequence[str], values: Inputs, dynamic: Any) -> dict[str, dict[int, str]]:
-    """Free axes, each with a name of its own: what has one name has one size for the runtimes."""
-    return {
-        name: {axis: word if name == 'input' else f'{name}_{word}' for axis, word in own.items()}
-        for name, own in zip(names, (axes(value, dynamic) for value in values), strict=True)
-        if own
-    }
+def _named_axes(names: Sequence[str], values: Sequence, dynamic: Any) -> dict[str, dict[int, str]]:
+    """Free axes. The batch is one for all; sizes of one name would be equal to the runtimes."""
+
+    def named(name: str, own: dict[int, str]) -> dict[int, str]:
+        alone = name == 'input'
+        return {i: w if alone or w == 'batch' else f'{name}_{w}' for i, w in own.items()}
+
+    own = (axes(value, dynamic) for value in values)
+    return {name: named(name, free) for name, free in zip(names, own, strict=True) if free}
 
 
 def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
