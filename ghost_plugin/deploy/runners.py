@@ -21,9 +21,9 @@ SHAPES = 8  # that OpenVINO keeps compiled; one of fixed shape is the faster one
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings of exporters and compilers, which speak of their own insides."""
+    """No logs of exporters and compilers, which speak of their own insides; they raise, too."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -113,7 +113,7 @@ def of_onnx(path: Path, threads: int | None = None) -> Runner:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails raises, too
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     names = [node.name for node in session.get_inputs()]
 

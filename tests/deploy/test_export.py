@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import importlib
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 import ghost_plugin as gp
 from ghost_plugin import _optional
 from ghost_plugin.deploy.outputs import Flat, allowance, differences
+from ghost_plugin.deploy.runners import quiet
 from ghost_plugin.deploy.writers import FORMATS
 
 export_module = importlib.import_module('ghost_plugin.deploy.export')
@@ -189,6 +191,26 @@ def test_an_opset_that_none_writes_is_refused_without_noise(residual, tmp_path, 
         gp.export(residual, torch.randn(1, 3, 16, 16), tmp_path / 'net.onnx', opset=99)
     assert not list(tmp_path.iterdir())
     assert 'graph(' not in ''.join(capfd.readouterr())
+
+
+class Grid(nn.Module):
+    """Keeps a table for the last size."""
+
+    table = torch.ones(0, 0)
+
+    def forward(self, x):
+        if self.table.shape[-2:] != x.shape[-2:]:
+            self.table = torch.ones(x.shape[-2:])
+        return x * self.table
+
+
+def test_what_fails_is_said_once(tmp_path, capfd):
+    need('.onnx')
+    with pytest.raises(ValueError, match='broadcast an axis'):  # by the runtime
+        gp.export(Grid().eval(), torch.randn(1, 3, 16, 16), tmp_path / 'net.onnx', exporter='trace')
+    assert capfd.readouterr().err == ''
+    with quiet():
+        assert not logging.getLogger('torch').isEnabledFor(logging.ERROR)  # exporters raise, too
 
 
 class Steep(nn.Module):
