@@ -239,14 +239,19 @@ def _traced(x: torch.Tensor, dynamic: bool | str) -> torch.Tensor:
 
 
 def _resized(x: torch.Tensor, batch: int, height: int, width: int) -> torch.Tensor:
-    """Noise like an input, with another batch, and with more pixels where it is a picture."""
+    """An input of another batch: a picture as noise, with more pixels, else rows of the example.
+
+    What is no picture may hold indices, such as the picture of a box, and some code reads whatever
+    memory a wrong one points at; so it is at most made smaller, each row by a factor of its own.
+    """
     if not x.dim():
         return x
-    shape = [batch, *x.shape[1:]]
-    if x.dim() == 4:
-        shape[2:] = [x.shape[2] + height, x.shape[3] + width]
-    if not x.is_floating_point():
-        return x[:1].expand(batch, *x.shape[1:]).contiguous()
+    if x.dim() != 4 or not x.is_floating_point():
+        rows = x[torch.arange(batch) % len(x)] if len(x) else x
+        if not x.is_floating_point():
+            return rows
+        return rows * torch.linspace(0.9, 0.6, len(rows)).view(-1, *[1] * (x.dim() - 1)).to(x)
+    shape = [batch, x.shape[1], x.shape[2] + height, x.shape[3] + width]
     generator = torch.Generator().manual_seed(sum(shape))
     spread = x.std() if x.numel() > 1 else 0.1 * x.abs().mean()  # one number has no deviation
     return torch.randn(shape, generator=generator).to(x) * spread + x.mean()

@@ -79,6 +79,21 @@ def test_a_number_for_each_picture_is_an_input(suffix, exporter, time, dynamic, 
     torch.testing.assert_close(got, net(*pair), rtol=1e-4, atol=1e-5)
 
 
+class Boxes(nn.Module):
+    """Takes pictures and boxes, whose first number tells the picture."""
+
+    def forward(self, x, boxes):
+        assert ((boxes[:, 0] >= 0) & (boxes[:, 0] < len(x))).all()
+        return x[boxes[:, 0].long()].mean((2, 3)) * boxes[:, 1:4]
+
+
+def test_indices_are_tried_as_they_are(tmp_path):
+    pair = torch.randn(2, 3, 8, 8), torch.tensor([[0, 1.0, 2, 3, 4], [1, 5, 6, 7, 8]])
+    report = gp.export(Boxes().eval(), pair, tmp_path / 'net.pt')
+    assert report.refused == ()
+    assert len(report.checked) == 6
+
+
 class Scaled(nn.Module):
     """Takes a picture and a larger one, gives maps of two sizes."""
 
