@@ -121,7 +121,7 @@ def export(
         figures = (found.absolute, found.relative)
         shapes = [tuple(tuple(trial[0].shape) for trial in some) for some in (trials, refused)]
         return ExportReport(path, kind.name, name, dynamic, *figures, *shapes, size)
-    hint = "; dynamic='batch' asks for less" if dynamic is True else ''
+    hint = "; dynamic='batch' (--free batch) asks for less" if dynamic is True else ''
     raise ValueError(
         f'{type(model).__name__} cannot be written as {kind.name}, nothing was written; '
         f'{"; ".join(problems)}{hint}'
@@ -226,7 +226,9 @@ def _trials(
         else:
             taken.append(trial)
     if dynamic is True and len(refused) == len([g for g in given if any(g[1:])]):
-        raise ValueError("the model takes no other size than the example's; give dynamic='batch'")
+        raise ValueError(
+            "the model takes no other size than the example's; give dynamic='batch' (--free batch)"
+        )
     return taken, refused
 
 
