@@ -260,8 +260,8 @@ def find(name: str, arch: str = '032') -> Spec | GGhostSpec:
 def _choose(kind: str, key: str, table: Mapping[str, Any]) -> Any:
     if key in table:
         return table[key]
-    near = difflib.get_close_matches(str(key), table, n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
+    near = difflib.get_close_matches(str(key), table, n=2)
+    hint = f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
     raise ValueError(f'unknown {kind} {key!r}, known are {sorted(table)}{hint}')
 
 

@@ -20,6 +20,7 @@ def test_channels_of_other_widths(width, channels):
     'call, error, said',
     [
         (lambda: out_channels('GhostNot'), ValueError, "did you mean 'GhostNet'"),
+        (lambda: out_channels('GGhostRegNet', arch=32), ValueError, "did you mean '320' or '032'"),
         (lambda: out_channels('GhostNet', width=0), ValueError, 'got 0'),
         (lambda: out_channels('GhostNet', width=float('nan')), ValueError, 'nan'),
         (lambda: out_channels('GhostNet', width='big'), TypeError, 'big'),

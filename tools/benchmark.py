@@ -14,6 +14,7 @@ import argparse
 import functools
 import json
 import platform
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
@@ -36,8 +37,8 @@ FAMILY = {
     'ghostnet_plugin_v3_100': 'ghostnetv3_100',
 }
 JOBS = {
-    'bf16': lambda args: bf16_table(args, FAMILY),
-    'convert': lambda args: conversion_costs('resnet50', args.side),
+    'bf16': lambda args, keep: keep(bf16_table(args, FAMILY)),
+    'convert': lambda args, keep: keep(conversion_costs('resnet50', args.side)),
 }
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 
@@ -65,20 +66,18 @@ def table(models: list[str], mode: str, batch: int, timings: dict) -> list[str]:
     return [*lines, _line(mode, batch, 'best of both', *best)]
 
 
-def compare(args: argparse.Namespace, models: list[str]) -> list[dict]:
-    """Print the table of two models, return its figures."""
+def compare(args: argparse.Namespace, models: list[str]) -> Iterator[list[dict]]:
+    """Print the table of two models; its figures, by mode and batch."""
     print(f'\n| Mode | Batch | Memory format | {models[0]} | {models[1]} | Ratio |')
     print('| --- | --- | --- | --- | --- | --- |')
-    figures = []
     for mode in args.modes:
         for batch in args.batch:
             timings = measure(args, models, mode, batch)
             print('\n'.join(table(models, mode, batch, timings)), flush=True)
-            figures += [
+            yield [
                 {'mode': mode, 'batch': batch, 'model': name, 'format': form, **asdict(timing)}
                 for (name, form), timing in timings.items()
             ]
-    return figures
 
 
 def _line(mode: str, batch: int, form: str, mine: Timing, other: Timing) -> str:
@@ -99,8 +98,8 @@ def _pairs(models: list[str]) -> list[list[str]]:
     return [models]
 
 
-def compare_all(args: argparse.Namespace) -> list[dict]:
-    """Say how it is measured, then measure every pair."""
+def compare_all(args: argparse.Namespace, keep: Callable[[list[dict]], None]) -> None:
+    """Say how it is measured, then measure every pair; what is there is kept after each batch."""
     pairs = _pairs(args.models)
     machine = platform.processor() or platform.machine()
     print(f'{machine}, {args.device}, {args.threads} threads, torch {torch.__version__}, float32')
@@ -108,7 +107,11 @@ def compare_all(args: argparse.Namespace) -> list[dict]:
         f'eager, {args.side} px, {args.rounds} rounds after {args.warmup}; median (quartiles), ms'
     )
     print('a ratio above 1: the first is faster')
-    return [row for pair in pairs for row in compare(args, pair)]
+    figures = []
+    for pair in pairs:
+        for rows in compare(args, pair):
+            figures += rows
+            keep(figures)
 
 
 def _write(path: Path | None, figures: list[dict]) -> None:
@@ -143,7 +146,7 @@ def main() -> None:
     if args.models[0] == 'grid':
         run_grid(args, keep)
     else:
-        keep(JOBS.get(' '.join(args.models), compare_all)(args))
+        JOBS.get(' '.join(args.models), compare_all)(args, keep)
 
 
 if __name__ == '__main__':

@@ -59,7 +59,8 @@ def check(args: argparse.Namespace, old: Config, new: Config) -> None:
     from ghost_plugin.integrations.swap.check import compare
 
     rows = compare(old, new, args.side)
-    print('| part | params (M) | now | MACs (M) | now |\n| --- | --- | --- | --- | --- |')
+    macs = f'MACs (M) at {rows[0]["side"]} px'
+    print(f'| part | params (M) | now | {macs} | now |\n| --- | --- | --- | --- | --- |')
     for row in rows:
         figures = (row[key] / 1e6 for key in ('params', 'new_params', 'macs', 'new_macs'))
         print('|', ' | '.join([row['part'], *(f'{figure:.2f}' for figure in figures)]), '|')

@@ -1,5 +1,6 @@
 """Which convs and which ratios, for a budget: the least harm to the output that meets it."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,12 +38,11 @@ def target(budget: float | str, before: float, what: str) -> float:
         ValueError: Neither.
     """
     if isinstance(budget, str) and budget[-1:] in _UNITS:
-        number = _number(budget[:-1], budget, what) * _UNITS[budget[-1]]
+        number, most = _number(budget[:-1], budget, what) * _UNITS[budget[-1]], sys.float_info.max
     else:
-        share = _number(budget, budget, what)
-        if not 0 < share <= 1:
-            raise ValueError(_wrong(budget, what))
-        number = share * before
+        number, most = _number(budget, budget, what) * before, before
+    if not 0 < number <= most:
+        raise ValueError(_wrong(budget, what))
     return number
 
 

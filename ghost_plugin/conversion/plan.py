@@ -88,12 +88,15 @@ class ConversionPlan:
             ValueError: Not a plan, or an edited row that cannot be.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
+            plan = cls.from_dict(json.loads(Path(path).read_text()))
+            plan.report()  # adds up all numbers, so what is none shows here
         except (
-            json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError
+            json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError,
+            ArithmeticError
         ) as error:  # fmt: skip
             name = os.fspath(path)
             raise ValueError(f'{name!r} is not a conversion plan: {error}') from error
+        return plan
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> 'ConversionPlan':
@@ -103,7 +106,7 @@ class ConversionPlan:
         twice = [name for name, number in Counter(row.name for row in rows).items() if number > 1]
         if twice:
             raise ValueError(f'a plan has one row for each conv, this one several of {twice[0]!r}')
-        return cls(**{**values, 'rows': rows})
+        return cls(**{**values, 'rows': rows, 'seed': int(values.get('seed', 0))})
 
     def report(self) -> str:
         """The plan as a table in Markdown, with totals and what the reasons mean."""
@@ -123,8 +126,10 @@ class ConversionPlan:
 
         Raises:
             ValueError: This plan was made without a budget and has no scores, or no ratios reach
-                the target.
+                the target, or there is none.
         """
+        if macs is None and params is None:
+            raise ValueError("rebudget needs a target, such as macs=0.6 or params='8M'")
         plan = copy.deepcopy(self)
         plan.latency = {}  # of other ratios
         for row in plan.rows:

@@ -14,7 +14,6 @@ from .. import _optional
 from ..backbones.g_ghost import GGhostRegNet
 from ..backbones.ghostnet import GhostNet, GhostNetV2, GhostNetV3
 from ..layers.common import init_weights
-from ..layers.norm import PooledBatchNorm2d
 from ..specs import FINAL_LEVEL
 from ..weights import PUBLISHED, from_classifier, unwrap
 from .timm_door import TimmDoor, chosen_levels
@@ -26,10 +25,7 @@ from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
     register_model,
-    register_notrace_module,
 )
-
-register_notrace_module(PooledBatchNorm2d)  # it looks at sizes, which feature_cls='fx' cannot
 
 
 class TimmGhostNet(TimmDoor, GhostNet):

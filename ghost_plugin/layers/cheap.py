@@ -23,7 +23,7 @@ class Shift(nn.Module):
         copies: Shifted maps per input map.
 
     Shape:
-        (N, C, H, W) -> (N, C * copies, H, W)
+        (N, C, H, W) -> (N, C * copies, H, W), with or without N
     """
 
     def __init__(self, copies: int) -> None:
@@ -31,15 +31,15 @@ class Shift(nn.Module):
         self.copies = copies
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.repeat_interleave(self.copies, dim=1)
-        channels, height, width = x.shape[1], x.shape[2], x.shape[3]
+        x = x.repeat_interleave(self.copies, dim=-3)
+        channels, height, width = x.shape[-3], x.shape[-2], x.shape[-1]
         # Channels are padded to whole rounds of eight, so that each direction is one strided slice.
         padded = F.pad(x, (1, 1, 1, 1, 0, -channels % 8))
         moved = [
-            padded[:, i::8, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+            padded[..., i::8, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
             for i, (down, right) in enumerate(NEIGHBOURS)
         ]
-        return torch.stack(moved, dim=2).flatten(1, 2)[:, :channels]
+        return torch.stack(moved, dim=-3).flatten(-4, -3).narrow(-3, 0, channels)
 
     def extra_repr(self) -> str:
         return f'copies={self.copies}'

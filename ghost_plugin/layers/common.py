@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ def same_padding(kernel_size: int | tuple[int, int], dilation: int = 1) -> tuple
 def check_positive(**values: int) -> None:
     """Raise unless each value is an integer of 1 or more; the keyword is its name."""
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, Integral) or isinstance(value, bool):
             raise TypeError(f'{name} must be an integer, got {value!r}')
         if value < 1:
             raise ValueError(f'{name} must be 1 or more, got {value!r}')

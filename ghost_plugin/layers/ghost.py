@@ -210,6 +210,7 @@ class GhostConv2d(Ghost):
         permuted: Whether a stored order of the output maps follows; a converted conv has its
             maps in the order of the conv that it stands for.
         conv_layer: Class of the primary conv, with the arguments of ``nn.Conv2d``.
+        device, dtype: Of the weights.
 
     Shape:
         As ``nn.Conv2d`` with the same arguments.
@@ -241,6 +242,8 @@ class GhostConv2d(Ghost):
         cheap: str = 'depthwise',
         permuted: bool = False,
         conv_layer: type[nn.Conv2d] = nn.Conv2d,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         check_positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if out_channels % groups:
@@ -254,6 +257,7 @@ class GhostConv2d(Ghost):
         self.padding = padding if isinstance(padding, str) else _pair(padding)
         self.dilation = _pair(dilation)
         self.groups = groups
+        self.padding_mode = padding_mode
         self.ratio = ratio
         self.cut = self.cut and not permuted  # the order picks the maps that are used
         # Subclasses of other libraries take no padding mode.
@@ -265,6 +269,7 @@ class GhostConv2d(Ghost):
             cheap, served, copies, dw_size, bias=bias, padding_mode=padding_mode
         )
         self.register_buffer('order', torch.arange(out_channels) if permuted else None)
+        self.to(device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = self.maps(x)

@@ -7,6 +7,25 @@ import torch.nn.functional as F
 from torch import nn
 
 
+@torch.fx.wrap  # it looks at sizes, which a symbolic trace cannot
+def _normed(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    counter: torch.Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> torch.Tensor:
+    """Batch norm; in training by the batch where it has more than one value per channel."""
+    batch = training and x.shape[0] * x.shape[2] * x.shape[3] > 1
+    if batch:
+        counter.add_(1)
+    return F.batch_norm(x, mean, var, weight, bias, batch, momentum, eps)
+
+
 class PooledBatchNorm2d(nn.BatchNorm2d):
     """``nn.BatchNorm2d`` that takes its running statistics where a batch has only one value.
 
@@ -17,16 +36,14 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch = self.training and x.shape[0] * x.shape[2] * x.shape[3] > 1
-        if batch:
-            self.num_batches_tracked.add_(1)
-        return F.batch_norm(
+        return _normed(
             x,
             self.running_mean,
             self.running_var,
             self.weight,
             self.bias,
-            batch,
+            self.num_batches_tracked,
+            self.training,
             self.momentum,
             self.eps,
         )

@@ -65,7 +65,8 @@ class Reparameterized(Foldable):
             weights[name.replace('.bn.', '.bn1.')] = weights.pop(name)
         for conv, *groups in self.merged_names:
             deployed, trained = f'{prefix}{conv}.weight', f'{prefix}{groups[0]}.0.conv.weight'
-            if self.branched and deployed in weights and trained not in weights:
+            whole = f'{prefix}{conv}.bias' in weights  # without it the file is of V1 or V2
+            if self.branched and whole and deployed in weights and trained not in weights:
                 raise ValueError(
                     f'{deployed} is of the form for inference; its merged branches cannot be told '
                     'apart again, build the model with deploy=True to load it'

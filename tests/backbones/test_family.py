@@ -61,6 +61,15 @@ def test_every_size_of_g_ghost_trains_on_one_picture(arch):
 
 
 @family
+def test_symbolic_traces_train_and_predict(name):
+    net, x = SMALL[name](out_indices=(4,)).double(), torch.randn(2, 3, 64, 64).double()
+    for mode in (True, False):
+        traced = torch.fx.symbolic_trace(copy.deepcopy(net).train(mode))
+        want = copy.deepcopy(net).train(mode)(x)
+        torch.testing.assert_close(traced(x), want)
+
+
+@family
 @pytest.mark.parametrize('in_channels', [1, 4])
 def test_other_pictures(name, in_channels):
     SMALL[name](in_channels=in_channels)(torch.randn(2, in_channels, 32, 32))

@@ -37,7 +37,9 @@ def test_budgets_are_shares_or_amounts(given, before, wanted):
     assert target(given, before, 'macs') == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize('wrong', [0, -1, 1.5, 'lots', '240m', None, float('nan')])
+@pytest.mark.parametrize(
+    'wrong', [0, -1, 1.5, 'lots', '240m', None, float('nan'), 'nanM', 'infG', '-5M']
+)
 def test_other_budgets_are_named(wrong):
     with pytest.raises(ValueError, match='macs must be a share'):
         target(wrong, 100, 'macs')
@@ -116,6 +118,8 @@ def test_same_seed_same_plan(model):
 def test_impossible_budgets_say_what_is_possible(model, scored):
     with pytest.raises(ValueError, match=r'can be brought to .* at the least'):
         scored.rebudget(macs=0.05)
+    with pytest.raises(ValueError, match='rebudget needs a target'):
+        scored.rebudget()
     with pytest.raises(ValueError, match='has no scores'):
         gp.plan(model, X).rebudget(macs=0.8)
 

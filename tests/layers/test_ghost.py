@@ -95,9 +95,16 @@ def test_conv_is_a_drop_in(options, ghost, out_channels):
     conv = nn.Conv2d(6, out_channels, **options)
     drop_in = gp.GhostConv2d(6, out_channels, **options, **ghost)
     assert drop_in(x).shape == conv(x).shape
+    torch.testing.assert_close(drop_in(x[0]), drop_in(x)[0], rtol=1e-4, atol=1e-5)
     for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation',
-                 'transposed', 'output_padding', 'groups'):  # fmt: skip
+                 'transposed', 'output_padding', 'groups', 'padding_mode'):  # fmt: skip
         assert getattr(drop_in, name) == getattr(conv, name), name
+
+
+def test_conv_takes_what_torchs_own_does():
+    like = torch.ones(3, dtype=torch.int64).numpy()
+    conv = gp.GhostConv2d(4 * like[0], 8 * like[0], 3, device='meta', dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in conv.parameters()} == {('meta', torch.float64)}
 
 
 def test_conv_without_bias_is_linear():

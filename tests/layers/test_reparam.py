@@ -117,6 +117,11 @@ def test_either_form_loads_into_either_or_says_why_not(randomise_norms, assert_e
         gp.load_weights(gp.fuse(trained), trained.state_dict())
 
 
+def test_weights_of_another_family_are_not_taken_for_merged_ones():
+    with pytest.raises(ValueError, match='check family and width'):
+        gp.load_weights(gp.GhostNetV3(0.5), gp.GhostNet(0.5).state_dict())
+
+
 def test_one_pooled_value_trains_as_in_eval():
     norm = PooledBatchNorm2d(3)
     nn.init.uniform_(norm.running_mean)

@@ -166,7 +166,8 @@ def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str,
         side: Of the made-up pictures, pixels.
 
     Returns:
-        One row per part with ``part``, ``params``, ``macs``, ``new_params`` and ``new_macs``.
+        One row per part with ``part``, ``side``, ``params``, ``macs``, ``new_params`` and
+        ``new_macs``.
 
     Raises:
         ValueError: One of them cannot be built, or the new one does not run.
@@ -187,7 +188,7 @@ def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str,
     rows = []
     for name in [*(key for key in {**before, **after} if key != 'whole'), 'whole']:
         was, now = (group.get(name, Cost(name, 0, 0)) for group in (before, after))
-        rows.append({'part': name, 'params': was.params, 'macs': was.macs,
+        rows.append({'part': name, 'side': side, 'params': was.params, 'macs': was.macs,
                      'new_params': now.params, 'new_macs': now.macs})  # fmt: skip
     return rows
 
