@@ -207,7 +207,6 @@ def test_files_that_are_no_plans_are_named(tmp_path):
     lambda plan: plan.update(macs='240M'),
     lambda plan: plan['rows'][1]['shape'].update(in_channels=None),
     lambda plan: plan['rows'][1]['shape'].update(kernel_size='3'),
-    lambda plan: plan['rows'][1].update(error='small'),
 ])  # fmt: skip
 def test_numbers_that_are_none_are_found_while_a_plan_is_read(edit, tmp_path):
     content, path = gp.plan(net(), X).as_dict(), tmp_path / 'plan.json'
