@@ -15,8 +15,12 @@ from ghost_plugin.deploy.backends import BACKENDS, Forms
 from ghost_plugin.deploy.runners import of_graph, quiet
 
 
-def bf16_table(args: argparse.Namespace, family: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Time both of each pair by batch, print a table per pair; the figures."""
+def bf16_table(
+    args: argparse.Namespace,
+    family: Mapping[str, str],
+    keep: Callable[[list[dict[str, Any]]], None],
+) -> None:
+    """Time both of each pair by batch, print a table per pair and keep the figures so far."""
     found = []
     for mine, other in family.items():
         timings = {batch: dict(_timings(args, mine, other, batch)) for batch in args.batch}
@@ -28,7 +32,7 @@ def bf16_table(args: argparse.Namespace, family: Mapping[str, str]) -> list[dict
             for batch, by_name in timings.items()
             for timing in by_name.values()
         ]
-    return found
+        keep(found)
 
 
 def _cell(timings: Mapping[str, Timing], name: str) -> str:

@@ -261,7 +261,7 @@ def test_benchmark_prints_ratios_and_writes_figures(tmp_path):
     ],
 )
 def test_benchmark_refuses_before_it_measures(args, said, monkeypatch, in_process):
-    for module, name in (('benchmark', 'measure'), ('_grid', 'grid')):
+    for module, name in (('_compare', 'measure'), ('_grid', 'grid')):
         tool = importlib.import_module(module)
         monkeypatch.setattr(tool, name, lambda *args: pytest.fail('it measures'))
     status, _, err = in_process('benchmark', *args)
