@@ -138,8 +138,15 @@ def load_weights(
         FileNotFoundError: No such file.
         ValueError: Not a checkpoint, or nothing of it fits, or (strict) tensors are missing or have
             another shape; the model is untouched then.
+        TypeError: ``source`` is neither a file nor a state dict.
     """
-    weights = unwrap(read(source) if isinstance(source, str | os.PathLike) else source)
+    content = read(source) if isinstance(source, str | os.PathLike) else source
+    if not isinstance(content, Mapping):
+        raise TypeError(
+            f'source must be a file or a state dict, got a {type(content).__name__}; of a model '
+            'give its state_dict()'
+        )
+    weights = unwrap(content)
     own = model.state_dict()
     names = (rename(weights) for rename in _LAYOUTS)
     best = max(names, key=lambda candidate: len(own.keys() & candidate.keys()))

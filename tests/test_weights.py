@@ -133,6 +133,11 @@ def test_weights_go_into_timms_features_and_back(name):
         torch.testing.assert_close(tensor, whole.state_dict()[key], rtol=0, atol=0)
 
 
+def test_a_model_is_no_state_dict():
+    with pytest.raises(TypeError, match=r'got a GhostNet; of a model give its state_dict\(\)'):
+        gp.load_weights(gp.GhostNet(0.5), gp.GhostNet(0.5))
+
+
 @pytest.mark.parametrize('strict', [True, False])
 def test_wrong_width_is_refused_and_nothing_changes(strict):
     net = gp.GhostNet(0.5)
