@@ -5,11 +5,11 @@ import argparse
 import json
 from pathlib import Path
 
-from _cli import fail, needs, tool
+from _cli import fail, key_values, needs, tool
 
 needs('mmengine', 'mmcv')
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from ghost_plugin.integrations.runs import check_checkpoint
@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--backbone-lr', type=float, help='factor of the backbone against the rest')
     parser.add_argument('--with', nargs='+', default=[], dest='others', metavar='CONFIG',
                         help='more configs to inherit: data, schedule, runtime')  # fmt: skip
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+    parser.add_argument('--cfg-options', nargs='+', action=key_values(), default={},
                         help='more changes, as in OpenMMLab: key.sub=value')  # fmt: skip
     parser.add_argument('--check', action='store_true',
                         help='build both models, train a step, predict, count by part')  # fmt: skip

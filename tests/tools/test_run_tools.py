@@ -124,6 +124,13 @@ def test_missing_data_and_config_are_named(tmp_path):
     assert 'no checkpoint at' in error_of(run('test.py', DIGITS, *none))
 
 
+@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'swap_backbone.py'])
+def test_an_option_without_a_value_is_told_in_one_line(tool, tmp_path):
+    more = {'test.py': ['x.pth'], 'swap_backbone.py': ['-o', tmp_path / 'x.py']}.get(tool, [])
+    said = error_of(run(tool, DIGITS, *more, '--cfg-options', 'a.b=1', 'epochs'))
+    assert '--cfg-options' in said and 'KEY=VALUE' in said and "'epochs'" in said
+
+
 class Hostile:
     def __reduce__(self):
         return (print, ('owned',))
