@@ -154,11 +154,28 @@ def _step(path: Path) -> int:
     return int(found[1]) if found else 0
 
 
+# What a launcher sets in each of its processes, and the command that does it.
+_STARTED = {
+    'pytorch': ('RANK', 'torchrun'),
+    'slurm': ('SLURM_PROCID', 'srun'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
+}
+
+
 def launch(cfg: Config, launcher: str) -> None:
     """Choose a job launcher; processes of torchrun without GPUs talk by gloo.
 
     MMEngine by itself asks for a GPU as soon as there is a launcher.
+
+    Raises:
+        ValueError: The launcher did not start this process.
     """
+    variable, command = _STARTED.get(launcher, ('', ''))
+    if variable and variable not in os.environ and not distributed.is_initialized():
+        raise ValueError(
+            f'--launcher {launcher} is for processes that {command} starts, and {variable} is not '
+            f'set; start with {command}, or leave --launcher out'
+        )
     cfg.launcher = launcher
     if launcher != 'pytorch' or get_device() != 'cpu':
         return

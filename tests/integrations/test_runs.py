@@ -154,3 +154,11 @@ def test_a_label_beyond_the_classes_is_explained():
     assert 'label 7 and the model fewer classes' in str(runs.explained(caught.value))
     other = IndexError('list index out of range')
     assert runs.explained(other) is other
+
+
+@pytest.mark.parametrize('launcher, command', [('pytorch', 'torchrun'), ('slurm', 'srun')])
+def test_a_launcher_that_did_not_start_the_process_is_told(launcher, command, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    monkeypatch.delenv('SLURM_PROCID', raising=False)
+    with pytest.raises(ValueError, match=f'--launcher {launcher} .* start with {command}'):
+        runs.launch(Config(), launcher)
