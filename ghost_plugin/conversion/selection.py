@@ -151,6 +151,12 @@ def _patterns(given: Any) -> list[tuple[Pattern, dict[str, Any]]]:
     if given is None:
         return []
     if isinstance(given, Mapping):
+        for pattern, own in given.items():
+            if not isinstance(own, Mapping):
+                raise TypeError(
+                    f'include={{{pattern!r}: ...}} takes settings such as '
+                    f"{{'ratio': 4}}, or {{}} for those of all, got {own!r}"
+                )
         return [(pattern, dict(own)) for pattern, own in given.items()]
     if isinstance(given, Sequence) and not isinstance(given, str):
         return [(pattern, {}) for pattern in given]

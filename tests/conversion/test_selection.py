@@ -151,6 +151,7 @@ def test_exclude_wins_and_settings_follow_the_last_pattern():
         ({'dw_size': 2}, ValueError, 'dw_size'),
         ({'width': 0.5}, TypeError, 'unknown settings'),
         ({'include': {'body': {'ratoi': 2}}}, TypeError, 'ratoi'),
+        ({'include': {'body': 4}}, TypeError, r"'body'.*'ratio': 4.* got 4"),
     ],
 )
 def test_bad_input_is_named(options, error, said):
