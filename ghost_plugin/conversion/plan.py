@@ -173,7 +173,7 @@ class ConversionPlan:
         """
         check_root(model)
         _check_options(reconstruct, steps, inherit)
-        given, optimizers = optimizers, _optimizers(optimizers or (), inplace)
+        given, optimizers = optimizers, _optimizers(optimizers or (), inplace, model)
         chosen = [row for row in self.rows if row.converts]
         if _converted(model, self.rows):
             _logger.warning('%s is converted by this plan already; nothing changes', self.model)
@@ -275,13 +275,20 @@ def _fitted(
     return learnt
 
 
-def _optimizers(given: Any, inplace: bool) -> list[torch.optim.Optimizer]:
+def _optimizers(given: Any, inplace: bool, model: nn.Module) -> list[torch.optim.Optimizer]:
     found = [given] if isinstance(given, torch.optim.Optimizer) else list(given)
+    own = {id(parameter) for parameter in model.parameters()}
     for optimizer in found:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f'optimizers= takes optimizers, got {type(optimizer).__name__}')
     if found and not inplace:
         raise ValueError('optimizers= needs inplace=True, a copy has no parameters in them')
+    for optimizer in found:
+        if not any(id(p) in own for group in optimizer.param_groups for p in group['params']):
+            raise ValueError(
+                f'optimizers= holds a {type(optimizer).__name__} with no parameter of this '
+                f'{type(model).__name__}; give the ones that were built with its parameters'
+            )
     return found
 
 

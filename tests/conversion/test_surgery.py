@@ -221,6 +221,15 @@ def test_one_optimizer_needs_no_list_and_a_copy_needs_none():
     assert held == {id(p) for p in model.parameters()}
 
 
+def test_an_optimizer_of_another_model_is_refused():
+    model = net()
+    other = torch.optim.SGD(net().parameters(), lr=0.1)
+    before = [id(p) for p in model.parameters()]
+    with pytest.raises(ValueError, match='no parameter of this'):
+        gp.plan(model, X, **ALL).apply(model, inplace=True, optimizers=other)
+    assert before == [id(p) for p in model.parameters()]
+
+
 def test_a_forgotten_optimizer_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         gp.plan(net(), X, **ALL).apply(net(), inplace=True)
