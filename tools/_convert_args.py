@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from _cli import fail
-from _convert_options import add_choice, add_data, add_labels, add_model
+from _convert_options import BUDGETS, add_choice, add_data, add_labels, add_model
 from _options import Parser, above, device, whole
 
 from ghost_plugin._files import check_target
@@ -127,7 +127,18 @@ def _spare_inputs(args: argparse.Namespace) -> None:
 def _checked(args: argparse.Namespace) -> argparse.Namespace:
     """What one option alone cannot know; better said now than after the work."""
     if 'weights' in args and bool(args.plan) != bool(args.weights):
-        fail('a plan and --weights go together; without both it is the model itself')
+        fail(
+            'a plan and --weights go together; without both it is the model itself, whose weights '
+            'are --checkpoint'
+        )
+    if args.command == 'apply' and args.steps and not args.reconstruct:
+        fail('--steps are those of --reconstruct layer or block; give it, too, or leave them out')
+    scored = args.command == 'plan' or (args.command == 'config' and not args.checkpoint)
+    if scored and args.data and not any(vars(args)[name] for name in BUDGETS):
+        fail(
+            'only a budget is scored on the pictures of --data; give --macs, --params or '
+            '--latency, or leave --data out'
+        )
     if len(args.size or ()) > 2:
         fail(f'--size takes a side, or height and width, got {args.size}')
     if args.command == 'config' and not is_config(args.model):

@@ -256,6 +256,11 @@ def test_bad_options(refused, model, tmp_path, options, said):
     assert not (tmp_path / 'p.json').exists()
 
 
+def test_pictures_without_a_budget_are_refused(refused, model, tmp_path):
+    said = refused('plan', *model, '-o', tmp_path / 'p.json', '--data', 'none')
+    assert 'only a budget' in said and '--macs' in said
+
+
 def test_bad_models(refused, model, tmp_path):
     out = ['-o', tmp_path / 'p.json']
     assert "no function 'nets'; it has net" in refused('plan', f'{tmp_path}/nets.py:nets', *out)
@@ -282,6 +287,8 @@ def test_bad_plans_and_weights(refused, model, made, pictures, tmp_path):
     assert 'holds other weights' in refused(*evaluate, '--weights', tmp_path / 'dense.pth')
     tune = ['finetune', *model, *training(pictures, tmp_path / 'w.pth'), plan]
     assert 'go together' in refused(*tune)
+    steps = refused('apply', model[0], plan, *apply, '--data', pictures, '--steps', 3)
+    assert '--reconstruct' in steps
     assert 'of several values go last' in refused('apply', *model, plan, '-o', tmp_path / 'w.pth')
 
 
