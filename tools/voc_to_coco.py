@@ -94,7 +94,10 @@ def known_classes(
         raise ValueError('; '.join(['no annotation holds a usable box', *said(problems)]))
     if found and classes and not set(names) & set(classes):
         raise ValueError(f'no box is of --classes {" ".join(classes)}; there are {some(names, 20)}')
-    print(f'classes: {", ".join(classes or names)}')
+    if names:
+        print(f'classes: {", ".join(classes or names)}')
+    if absent := [name for name in classes or () if found and name not in names]:
+        print(f'in no picture: {", ".join(absent)}; there are {some(names, 20)}')
     return classes or names
 
 
