@@ -140,13 +140,16 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     return ValueError(f'{kind} has no model {name!r}{hint}')
 
 
-def _built(name: str, build: Callable[[], nn.Module]) -> nn.Module:
+def _built(name: str, build: Callable[[], nn.Module], published: bool = False) -> nn.Module:
     """Call foreign code that builds a model; whatever it raises was caused by the arguments."""
     try:
         return build()
     except Exception as error:
         reason = ' '.join(str(error).split())
-        raise ValueError(f'cannot build {name}: {type(error).__name__}: {reason}') from error
+        # A file that is missing or a download that failed.
+        hint = '; give a local file as checkpoint (--checkpoint) instead of pretrained'
+        hint = hint if published and isinstance(error, OSError) else ''
+        raise ValueError(f'cannot build {name}: {type(error).__name__}: {reason}{hint}') from error
 
 
 def _from_timm(name: str, num_classes: int | None, pretrained: bool) -> Source:
@@ -156,7 +159,9 @@ def _from_timm(name: str, num_classes: int | None, pretrained: bool) -> Source:
     if not timm.is_model(name):
         raise _unknown('timm', name, timm.list_models())
     options = {} if num_classes is None else {'num_classes': num_classes}
-    model = _built(name, lambda: timm.create_model(name, pretrained=pretrained, **options))
+    model = _built(
+        name, lambda: timm.create_model(name, pretrained=pretrained, **options), pretrained
+    )
     return Source(model, look_of(model.pretrained_cfg))
 
 
@@ -185,7 +190,7 @@ def _from_torchvision(name: str, num_classes: int | None, pretrained: bool) -> S
         options['num_classes'] = num_classes
     if part != 'classification' and not pretrained:
         options['weights_backbone'] = None  # otherwise it is downloaded
-    model = _built(name, lambda: models.get_model(name, **options))
+    model = _built(name, lambda: models.get_model(name, **options), pretrained)
     if part == 'detection':  # normalises its pictures itself
         return Source(model, Look(mean=(0.0,) * 3, std=(1.0,) * 3))
     return Source(model, _torchvision_look(models.get_model_weights(name)))

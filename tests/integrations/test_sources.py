@@ -92,6 +92,17 @@ def test_a_checkpoint_is_loaded(file, tmp_path):
         sources.load(f'{file}:net', pretrained=True)
 
 
+def test_a_failed_download_names_the_way_round_it(monkeypatch):
+    timm = pytest.importorskip('timm')
+
+    def offline(*_, **options):
+        raise OSError('no route')
+
+    monkeypatch.setattr(timm, 'create_model', offline)
+    with pytest.raises(ValueError, match=r'no route; give a local file .*--checkpoint'):
+        sources.load('timm:resnet18', pretrained=True)
+
+
 def test_timm():
     pytest.importorskip('timm')
     source = sources.load('timm:tf_efficientnet_lite0', num_classes=5)
