@@ -46,7 +46,7 @@ class ProgressHook(Hook):
         done = runner.iter + 1
         spent = (now - self.started) / (done - self.first)
         left = int(spent * (runner.max_iters - done))
-        loss = f'loss {float(outputs["loss"]):.3f}' if outputs and 'loss' in outputs else ''
+        loss = f'loss {outputs["loss"].item():.3f}' if outputs and 'loss' in outputs else ''
         line = (
             f'{self.label}: epoch {runner.epoch + 1}/{runner.max_epochs}, '
             f'{100 * done // runner.max_iters} %, {loss}{self.metric}, '
