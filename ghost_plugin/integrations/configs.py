@@ -33,7 +33,7 @@ def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Look,
     """
     cfg = _config(source)
     if 'model' not in cfg:
-        raise ValueError(f'{source} has no model; give the config of a model')
+        raise ValueError(f'{source} has no model; give the config of a model or FILE.py:FUNCTION')
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = cfg.model
     if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
@@ -109,7 +109,8 @@ def _config(source: str) -> Config:
         raise
     except Exception as error:  # a config is code
         reason = ' '.join(str(error).split())
-        raise ValueError(f'cannot read {source}: {type(error).__name__}: {reason}') from error
+        hint = '' if '::' in source else f'; a function that builds a model is {source}:FUNCTION'
+        raise ValueError(f'cannot read {source}: {type(error).__name__}: {reason}{hint}') from error
 
 
 def _set_classes(model: Any, number: int, source: str) -> None:

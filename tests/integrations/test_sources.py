@@ -103,6 +103,14 @@ def test_a_failed_download_names_the_way_round_it(monkeypatch):
         sources.load('timm:resnet18', pretrained=True)
 
 
+def test_a_file_without_its_function_is_told(tmp_path):
+    pytest.importorskip('mmengine')
+    broken = tmp_path / 'net.py'
+    broken.write_text('def net(:')
+    with pytest.raises(ValueError, match=r'a function .* is .*net\.py:FUNCTION'):
+        sources.load(str(broken))
+
+
 def test_timm():
     pytest.importorskip('timm')
     source = sources.load('timm:tf_efficientnet_lite0', num_classes=5)
