@@ -1,7 +1,6 @@
 """Published weights: where they are, and every foreign checkpoint layout turned into ours.
 
-Parameter names are timm's. Files are read with ``weights_only=True`` or are safetensors, so a
-checkpoint can hold tensors and plain values but no code.
+Parameter names are timm's.
 """
 
 import logging
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import _optional
+from ._reading import read, some
 
 _logger = logging.getLogger(__name__)
 StateDict = dict[str, torch.Tensor]
@@ -24,9 +23,6 @@ StateDict = dict[str, torch.Tensor]
 _WRAPPERS = ('state_dict_ema', 'state_dict', 'ema_state_dict', 'model')
 # Left behind by the thop counter in the authors' files.
 _COUNTERS = ('total_ops', 'total_params')
-# What checkpoints of training scripts hold besides tensors: read as empty boxes, never run.
-# mmengine's log buffers name their own methods by getattr.
-_INERT = ('argparse.Namespace', 'builtins.getattr', 'mmengine.', 'numpy.')
 # The layers behind the last feature, in timm's and the authors' names and in those of MMPretrain's
 # StackedLinearClsHead(mid_channels=[1280]) and LinearClsHead.
 _HEAD = {
@@ -165,7 +161,7 @@ def load_weights(
     if missing or unused or adapted:
         _logger.warning(
             'not loaded: %s; not used: %s; adapted: %s',
-            *(_some(names) for names in (missing, unused, adapted)),
+            *(some(names) for names in (missing, unused, adapted)),
         )
     return LoadReport(missing, unused, adapted)
 
@@ -185,63 +181,6 @@ def adapt_input(found: StateDict, own: StateDict) -> tuple[str, ...]:
     repeated = weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
     found[name] = weight.sum(1, keepdim=True) if channels == 1 else repeated
     return (name,)
-
-
-def read(path: str | os.PathLike) -> Mapping:
-    """A checkpoint file as a mapping; nothing in it is executed."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'no checkpoint at {os.fspath(path)!r}')
-    if os.fspath(path).endswith('.safetensors'):  # what timm's hub holds
-        return _safetensors(path)
-    names = _unknown(path)
-    foreign = [name for name in names if not name.startswith(_INERT)]
-    if foreign:
-        raise ValueError(_refused(path, f'loading it would run {_some(tuple(foreign))}'))
-    try:
-        with torch.serialization.safe_globals([(_Box, name) for name in names]):
-            content = torch.load(path, map_location='cpu', weights_only=True)
-    except OSError:  # not readable, which says itself
-        raise
-    except Exception as error:  # what the unpickler meets in a foreign file can raise anything
-        # Not in torch's own words: they advise to drop the guard.
-        reason = f'damaged, or no file of torch ({type(error).__name__})'
-        raise ValueError(_refused(path, reason)) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f'{os.fspath(path)!r} holds a {type(content).__name__}, not a state dict')
-    return content
-
-
-def _safetensors(path: str | os.PathLike) -> Mapping:
-    _optional.require('safetensors')
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(_refused(path, f'damaged, or no safetensors ({error})')) from error
-
-
-class _Box:
-    """Stands for an object of a training script; holds nothing and does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _unknown(path: str | os.PathLike) -> list[str]:
-    """The names of classes and functions in a checkpoint that torch does not know."""
-    try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not a file of torch; loading says so
-        return []
-
-
-def _refused(path: str | os.PathLike, reason: str) -> str:
-    return f'{os.fspath(path)!r} is not a checkpoint of plain tensors: {reason}'
 
 
 def unwrap(checkpoint: Mapping) -> StateDict:
@@ -308,11 +247,6 @@ def from_features(weights: Mapping[str, torch.Tensor]) -> StateDict:
 _LAYOUTS: tuple[Callable[[StateDict], StateDict], ...] = (
     dict, to_classifier, from_classifier, to_features, from_features
 )  # fmt: skip
-
-
-def _some(names: tuple[str, ...]) -> str:
-    shown = ', '.join(names[:3]) or 'nothing'
-    return shown + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
 def _mismatch(missing: tuple[str, ...], found: StateDict, own: StateDict) -> str:

@@ -5,8 +5,8 @@ import os
 import torch
 from torch import nn
 
+from .._reading import read
 from ..conversion import ConversionPlan
-from ..weights import read
 
 
 def converted(model: nn.Module, plan: str | os.PathLike, weights: str | os.PathLike) -> nn.Module:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import distributed, nn
 
 from .. import _optional
+from .._reading import read
 from ..specs import SPECS, out_channels
-from ..weights import read
 
 _optional.require('mmengine')
 
