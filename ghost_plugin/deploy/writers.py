@@ -116,7 +116,9 @@ def program(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) ->
 def _shapes(inputs: Inputs, dynamic: bool | str) -> Any:
     if not dynamic:
         return None
-    free = torch.export.Dim.DYNAMIC
+    free = getattr(torch.export.Dim, 'DYNAMIC', None)
+    if free is None:
+        raise RuntimeError(f'free sizes need torch 2.6 or newer here, this is {torch.__version__}')
     return (tuple(dict.fromkeys(axes(value, dynamic), free) for value in inputs),)
 
 

@@ -31,6 +31,8 @@ def need(suffix, exporter='trace'):
     names = NEEDS.get(suffix, ()) + (('onnxscript',) if exporter == 'dynamo' else ())
     if not _optional.usable(*names):
         pytest.skip(f'needs {names}')
+    if exporter == 'dynamo' and not hasattr(torch.export.Dim, 'DYNAMIC'):
+        pytest.skip('needs torch 2.6')
 
 
 @pytest.mark.parametrize(('suffix', 'exporter'), CASES)
