@@ -30,6 +30,8 @@ def test_only_convs_and_linears_count():
     )
     cost = gp.count(net, torch.randn(1, 2, 5, 5))
     assert [row.macs for row in cost.rows] == [4 * 9 * 9, 36 * 5]
+    with torch.inference_mode():
+        assert gp.count(net, torch.randn(1, 2, 5, 5)) == cost
 
 
 def test_count_agrees_with_fvcore():
