@@ -7,10 +7,11 @@
 #
 # ORIGINALS_VENV  folder of the environment, from the repository's root (.venv-originals)
 # PYTHON          python that makes it; 3.10 or newer (python3)
+# TORCH           versions of torch and torchvision, such as 'torch==2.4.1 torchvision==0.19.1'
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-TORCH=(torch==2.11.0 torchvision==0.26.0)
+read -ra TORCH <<<"${TORCH:-torch==2.11.0 torchvision==0.26.0}"
 ORIGINALS=(mmengine==0.10.7 mmcv-lite==2.1.0 mmpretrain==1.2.0)
 OTHERS=('setuptools>=77,<82' 'numpy<3' scipy timm==1.0.31 scikit-learn pytest)
 TESTS=(tests/integrations/test_openmmlab.py tests/integrations/test_conversion.py
