@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 
-from . import _optional
+from . import _optional, _torch
 
 # What checkpoints of training scripts hold besides tensors: read as empty boxes, never run.
 # mmengine's log buffers name their own methods by getattr, numpy's scalars their bytes by encode.
 _INERT = ('argparse.Namespace', 'builtins.getattr', '_codecs.encode', 'mmengine.', 'numpy.')
 # Of a torch that cannot tell which names it knows itself: those that it is left to judge.
 _LEFT_TO_TORCH = ('torch.', 'collections.')
-# torch 2.6 and newer lists what it does not know, and takes a stand-in with the name it stands for.
-_LISTS = hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint')
 
 
 def read(path: str | os.PathLike) -> Mapping:
@@ -42,6 +40,8 @@ def read(path: str | os.PathLike) -> Mapping:
     except Exception as error:  # what the unpickler meets in a foreign file can raise anything
         # Not in torch's own words: they advise to drop the guard.
         reason = f'damaged, or no file of torch ({type(error).__name__})'
+        if names and not _torch.TAKES_NAMES:
+            reason = f'to pass over {some(names)} takes torch 2.4 or newer, or save its state dict'
         raise ValueError(_refused(path, reason)) from error
     if not isinstance(content, Mapping):
         raise ValueError(f'{os.fspath(path)!r} holds a {type(content).__name__}, not a state dict')
@@ -78,7 +78,7 @@ class _Box:
 def _unknown(path: str | os.PathLike) -> list[str]:
     """The names of classes and functions in a checkpoint that torch does not know."""
     try:
-        if _LISTS:
+        if _torch.LISTS_NAMES:
             return torch.serialization.get_unsafe_globals_in_checkpoint(path)
         return [name for name in _names(path) if not name.startswith(_LEFT_TO_TORCH)]
     except Exception:  # not a file of torch; loading says so
@@ -98,9 +98,12 @@ def _names(path: str | os.PathLike) -> list[str]:
 @contextmanager
 def _boxes(names: Sequence[str]) -> Iterator[None]:
     """Let torch read classes and functions of these names as :class:`_Box`."""
-    if _LISTS:
+    if _torch.LISTS_NAMES:  # and takes a stand-in with the name that it stands for
         with torch.serialization.safe_globals([(_Box, name) for name in names]):
             yield
+        return
+    if not _torch.TAKES_NAMES:  # it refuses them
+        yield
         return
     before = list(torch.serialization.get_safe_globals())
     torch.serialization.add_safe_globals([_Box.called(name) for name in names])

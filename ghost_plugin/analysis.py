@@ -17,10 +17,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from . import _torch
+
 # What convolutions and linear layers become; FlopCounterMode counts two per multiply-add.
 _COUNTED = frozenset({'convolution', '_convolution', 'convolution_overrideable', 'mm', 'addmm'})
-# Older counters see no convolution in inference mode.
-_SEES_INFERENCE = torch.__version__ >= (2, 6)
 # Seconds of rest and untimed calls in front of a timed one. In another runtime's wake OpenVINO took
 # 3.1 ms with three such calls and no rest, 2.0 with both, as when it is alone; ONNX Runtime twice
 # its time without the calls.
@@ -128,8 +128,8 @@ def count(model: nn.Module, example_input: Any) -> Complexity:
     Returns:
         Totals and one row per module. A module that runs twice counts twice.
     """
-    counter = FlopCounterMode(display=False)
-    seen = torch.inference_mode(torch.is_inference_mode_enabled() and _SEES_INFERENCE)
+    counter = FlopCounterMode(None if _torch.COUNTS_MODULES else model, display=False)
+    seen = torch.inference_mode(torch.is_inference_mode_enabled() and _torch.COUNTS_INFERENCE)
     # The counter stumbles over views that ask for gradients.
     with seen, evaluating(model), constant(model), counter:
         call(model, example_input)

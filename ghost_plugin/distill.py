@@ -150,7 +150,7 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Maps]
 
 
 def _tensors(value: Any) -> Maps:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in pytree.tree_flatten(value)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def _given(seen: Mapping[str, Maps], name: str, whose: str) -> Maps:

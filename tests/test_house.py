@@ -12,6 +12,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # Rooms of the package and the rooms that each may import, itself besides.
 ARROWS = {
     '_optional': set(),
+    '_torch': set(),
     '_version': set(),
     '_files': set(),
     '_reading': set(),
@@ -55,7 +56,7 @@ def test_arrows(path):
     assert 'ghost_plugin' not in others, 'imports inside the package are relative'
     if room(path) in OPEN:
         return
-    assert rooms <= ARROWS[room(path)] | {room(path), '_optional'}
+    assert rooms <= ARROWS[room(path)] | {room(path), '_optional', '_torch'}
     if room(path) != 'registry':
         assert not others & FRAMEWORKS
 

@@ -124,7 +124,7 @@ def _hook(listener: Listener) -> Callable:
 
 def _differentiable(output: Any) -> list[torch.Tensor]:
     """The output tensors that hold something and ask for a gradient."""
-    leaves = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+    leaves = [t for t in pytree.tree_flatten(output)[0] if isinstance(t, torch.Tensor)]
     return [leaf for leaf in leaves if leaf.requires_grad and leaf.numel()]
 
 

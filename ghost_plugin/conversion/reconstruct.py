@@ -220,10 +220,10 @@ def distance(
         student, given, wanted: As in :func:`learn`.
         metric: (C, C) of the one output (N, C, H, W), in which both are measured.
     """
-    outputs = pytree.tree_leaves(student(*given[0], **given[1]))
+    outputs = pytree.tree_flatten(student(*given[0], **given[1]))[0]
     losses = [
         _relative(mine - theirs, theirs, metric)
-        for mine, theirs in zip(outputs, pytree.tree_leaves(wanted), strict=True)
+        for mine, theirs in zip(outputs, pytree.tree_flatten(wanted)[0], strict=True)
         if isinstance(theirs, torch.Tensor) and theirs.is_floating_point()
     ]
     return torch.stack(losses).mean()

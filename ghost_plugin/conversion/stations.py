@@ -73,7 +73,7 @@ def together(batches: list[Any]) -> Any | None:
 def one_size(batches: list[Any]) -> bool:
     """Whether pictures in lists are all alike; networks pad others to the largest of a batch."""
     lists = [part for batch in batches for part in _sized(batch) if isinstance(part, list)]
-    leaves = [leaf for leaf in pytree.tree_leaves(lists) if isinstance(leaf, torch.Tensor)]
+    leaves = [leaf for leaf in pytree.tree_flatten(lists)[0] if isinstance(leaf, torch.Tensor)]
     return len({leaf.shape for leaf in leaves if leaf.ndim > 2}) < 2
 
 
@@ -224,7 +224,8 @@ def _joined(parts: Sequence[Any], axes: int) -> Any:
         batched = isinstance(first, torch.Tensor) and first.ndim >= axes
         return torch.cat((first, *others)) if batched and others else first
 
-    return pytree.tree_map(join, *parts)
+    leaves = zip(*(pytree.tree_flatten(part)[0] for part in parts), strict=True)
+    return pytree.tree_unflatten([join(*each) for each in leaves], pytree.tree_flatten(parts[0])[1])
 
 
 @contextmanager

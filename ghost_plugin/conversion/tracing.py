@@ -119,10 +119,10 @@ def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[
     with ExitStack() as stack:
         for record in found.values():
             stack.enter_context(_watched(record, order))
-        given = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(example_input)]
+        given = [*model.parameters(), *model.buffers(), *pytree.tree_flatten(example_input)[0]]
         maps = stack.enter_context(_norms(model, list(found.values()), given))
         stack.enter_context(evaluating(model))
-        for leaf in pytree.tree_leaves(call(model, example_input)):
+        for leaf in pytree.tree_flatten(call(model, example_input))[0]:
             for record in maps.makers_of(leaf) or ():
                 record.last = True
     return order
@@ -193,7 +193,7 @@ class _Maps(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves = pytree.tree_flatten((args, kwargs))[0]
         self.uses.update({id(leaf) for leaf in leaves} & self.makers.keys())
         result = func(*args, **kwargs)
         if func.overloadpacket in _FINISHING:

@@ -42,7 +42,7 @@ class Difference:
 def leaves(value: Any) -> list[Any]:
     """What a nesting of tuples, lists, mappings and dataclasses holds, in its order."""
     found = []
-    for leaf in pytree.tree_leaves(value):
+    for leaf in pytree.tree_flatten(value)[0]:
         inside = None if isinstance(leaf, torch.Tensor) else _inside(leaf)
         found += [leaf] if inside is None else leaves(list(inside.values()))
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .. import _optional
+from .. import _optional, _torch
 from .outputs import Flat
 from .runners import Runner, of_onnx, of_openvino, of_program, of_torchscript
 
@@ -54,7 +54,7 @@ def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset:
             output_names=flat.names,
             dynamic_axes=free or None,
             opset_version=opset,
-            dynamo=False,
+            **_torch.TRACED,
         )
 
 
@@ -116,9 +116,9 @@ def program(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) ->
 def _shapes(inputs: Inputs, dynamic: bool | str) -> Any:
     if not dynamic:
         return None
-    free = getattr(torch.export.Dim, 'DYNAMIC', None)
-    if free is None:
+    if not _torch.EXPORTS_FREE:
         raise RuntimeError(f'free sizes need torch 2.6 or newer here, this is {torch.__version__}')
+    free = torch.export.Dim.DYNAMIC
     return (tuple(dict.fromkeys(axes(value, dynamic), free) for value in inputs),)
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from .._torch import has_autocast, is_compiling
 from .common import same_padding
 from .folding import Foldable
 
@@ -87,7 +88,7 @@ def joinable(
     pays = conv.groups > 1 or (
         conv.kernel_size == (1, 1) and conv.in_channels <= NUMBER * conv.out_channels
     )
-    tracing = not isinstance(x, torch.Tensor) or torch.compiler.is_compiling()
+    tracing = not isinstance(x, torch.Tensor) or is_compiling()
     if tracing or not pays or _values(x, conv) < ENOUGH:
         return False
     norms = _norms(convs, pixel, skip)
@@ -179,8 +180,7 @@ def _from_covariance(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tens
 
 def _full_precision(device: str) -> AbstractContextManager:
     """No autocast, also where a device knows none."""
-    known = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if known else nullcontext()
+    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ def need(suffix, exporter='trace'):
     names = NEEDS.get(suffix, ()) + (('onnxscript',) if exporter == 'dynamo' else ())
     if not _optional.usable(*names):
         pytest.skip(f'needs {names}')
-    if exporter == 'dynamo' and not hasattr(torch.export.Dim, 'DYNAMIC'):
+    if exporter == 'dynamo' and torch.__version__ < (2, 6):
         pytest.skip('needs torch 2.6')
 
 

@@ -1,0 +1,16 @@
+"""Where the versions of torch from 2.1 on differ; the newest does all of it by itself."""
+
+import torch
+
+is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
+# Whether a device has autocast; older versions know it of these.
+has_autocast = getattr(torch.amp, 'is_autocast_available', ('cpu', 'cuda').__contains__)
+# Whether the counter of multiply-adds finds modules itself, and sees convs in inference mode.
+COUNTS_MODULES = torch.__version__ >= (2, 4)
+COUNTS_INFERENCE = torch.__version__ >= (2, 6)
+# What tells torch.onnx.export to trace; whether torch.export takes axes of any size.
+TRACED = {'dynamo': False} if torch.__version__ >= (2, 4) else {}
+EXPORTS_FREE = torch.__version__ >= (2, 6)
+# Whether loading takes more names than its own, and lists those that it does not know.
+TAKES_NAMES = hasattr(torch.serialization, 'add_safe_globals')
+LISTS_NAMES = hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint')
