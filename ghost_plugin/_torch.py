@@ -5,8 +5,8 @@ import torch
 is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
 # Whether a device has autocast; older versions know it of these.
 has_autocast = getattr(torch.amp, 'is_autocast_available', ('cpu', 'cuda').__contains__)
-# Whether the counter of multiply-adds finds modules itself, and sees convs in inference mode.
-COUNTS_MODULES = torch.__version__ >= (2, 4)
+GradScaler = getattr(torch.amp, 'GradScaler', None) or torch.cuda.amp.GradScaler
+# Whether the counter of multiply-adds sees convs in inference mode.
 COUNTS_INFERENCE = torch.__version__ >= (2, 6)
 # What tells torch.onnx.export to trace; whether torch.export takes axes of any size.
 TRACED = {'dynamo': False} if torch.__version__ >= (2, 4) else {}

@@ -7,6 +7,7 @@ norms, activations, pooling and additions do not.
 import copy
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -128,17 +129,56 @@ def count(model: nn.Module, example_input: Any) -> Complexity:
     Returns:
         Totals and one row per module. A module that runs twice counts twice.
     """
-    counter = FlopCounterMode(None if _torch.COUNTS_MODULES else model, display=False)
+    counter = FlopCounterMode(display=False)
     seen = torch.inference_mode(torch.is_inference_mode_enabled() and _torch.COUNTS_INFERENCE)
     # The counter stumbles over views that ask for gradients.
-    with seen, evaluating(model), constant(model), counter:
+    with seen, evaluating(model), constant(model), counter, _spending(model, counter) as own:
         call(model, example_input)
-    totals = {
-        name: sum(flops for op, flops in ops.items() if _op_name(op) in _COUNTED) // 2
-        for name, ops in counter.get_flop_counts().items()
-    }
     params = sum(p.numel() for p in model.parameters())
-    return Complexity(params, totals.get('Global', 0), tuple(_rows(model, totals)))
+    rows = (
+        Row(name, type(module).__name__, _held(module), own[module])
+        for name, module in model.named_modules()
+        if own[module] > 0
+    )
+    return Complexity(params, _macs(counter), tuple(rows))
+
+
+def _held(module: nn.Module) -> int:
+    """Parameters of a module without those of its children."""
+    return sum(p.numel() for p in module.parameters(recurse=False))
+
+
+@contextmanager
+def _spending(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[nn.Module, int]]:
+    """Multiply-adds of every module, without what modules within it spend.
+
+    The counter's own names of modules are not those of older versions of torch.
+    """
+    own: dict[nn.Module, int] = defaultdict(int)
+    running: list[list[int]] = []  # modules that are in a call: spent before it, and within it
+
+    def enter(module: nn.Module, inputs: tuple) -> None:
+        running.append([_macs(counter), 0])
+
+    def leave(module: nn.Module, inputs: tuple, output: Any) -> None:
+        before, within = running.pop()
+        spent = _macs(counter) - before
+        own[module] += spent - within
+        if running:
+            running[-1][1] += spent
+
+    watched = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # no hooks
+    with (
+        hooked(*(m.register_forward_pre_hook(enter) for m in watched)),
+        hooked(*(m.register_forward_hook(leave, always_call=True) for m in watched)),
+    ):
+        yield own
+
+
+def _macs(counter: FlopCounterMode) -> int:
+    """Multiply-adds that were counted so far."""
+    found = counter.flop_counts['Global'].items()
+    return sum(flops for op, flops in found if str(op).split('.')[-1] in _COUNTED) // 2
 
 
 @contextmanager
@@ -152,30 +192,6 @@ def constant(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
-
-
-def _op_name(op: Any) -> str:
-    return str(op).split('.')[-1]
-
-
-def _rows(model: nn.Module, totals: Mapping[str, int]) -> Iterator[Row]:
-    root = type(model).__name__
-    for name, module in model.named_modules():
-        key = f'{root}.{name}' if name else root
-        macs = totals[key] - _inner(module, key, totals) if key in totals else 0
-        if macs > 0:
-            params = sum(p.numel() for p in module.parameters(recurse=False))
-            yield Row(name, type(module).__name__, params, macs)
-
-
-def _inner(module: nn.Module, key: str, totals: Mapping[str, int]) -> int:
-    """What the children cost; a container that was never called itself has no total."""
-    return sum(
-        totals[f'{key}.{name}']
-        if f'{key}.{name}' in totals
-        else _inner(child, f'{key}.{name}', totals)
-        for name, child in module.named_children()
-    )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._files import whole_file
+from .._torch import GradScaler
 from ..analysis import copied
 from ..distill import Distiller
 from .evaluation import logits_of
@@ -198,7 +199,7 @@ class _Amp:
         self.kind, self.enabled = device.type, enabled
         half = device.type == 'cuda' and not torch.cuda.is_bf16_supported()
         self.dtype = torch.float16 if half else torch.bfloat16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=enabled and half)
+        self.scaler = GradScaler(enabled=enabled and half)
 
     def cast(self) -> torch.autocast:
         return torch.autocast(self.kind, self.dtype, enabled=self.enabled)

@@ -1,6 +1,7 @@
 """A norm for pooled maps, which may hold a single value per channel."""
 
 from collections.abc import Callable
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,8 @@ def _normed(
     x: torch.Tensor,
     mean: torch.Tensor,
     var: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
+    weight: Optional[torch.Tensor],  # noqa: UP045  TorchScript of torch 2.1 knows no other
+    bias: Optional[torch.Tensor],  # noqa: UP045
     counter: torch.Tensor,
     training: bool,
     momentum: float,

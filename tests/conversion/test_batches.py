@@ -102,7 +102,7 @@ def form(request):
 
 
 def look(output):
-    leaves = torch.utils._pytree.tree_leaves(output)
+    leaves = torch.utils._pytree.tree_flatten(output)[0]
     return [leaf.shape for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 

@@ -134,7 +134,7 @@ def options(draw):
 
 def look(output, strides=True):
     """Shape, dtype, device and strides of every tensor."""
-    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+    tensors = [t for t in pytree.tree_flatten(output)[0] if isinstance(t, torch.Tensor)]
     return [(tuple(t.shape), t.dtype, t.device, t.stride())[: 3 + strides] for t in tensors]
 
 

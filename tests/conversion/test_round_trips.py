@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
+from ghost_plugin._torch import TRACED
 
 X = torch.randn(2, 3, 12, 12)
 ALL = {'keep_first': False, 'keep_last': False}
@@ -83,7 +84,7 @@ def test_onnx_gives_the_same(tmp_path):
     pytest.importorskip('onnx')
     converted, _ = gp.convert(net(), X, **ALL)
     path = str(tmp_path / 'model.onnx')
-    torch.onnx.export(converted, (X,), path, dynamo=False, input_names=['x'])
+    torch.onnx.export(converted, (X,), path, **TRACED, input_names=['x'])
     (maps,) = runtime.InferenceSession(path).run(None, {'x': X.numpy()})
     torch.testing.assert_close(torch.from_numpy(maps), converted(X), rtol=1e-4, atol=1e-5)
 

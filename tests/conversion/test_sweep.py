@@ -71,7 +71,7 @@ def skip_big(build):
 
 def shapes(output, whole=True):
     """Shapes of all tensors; the number of boxes does not count."""
-    leaves = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+    leaves = [t for t in pytree.tree_flatten(output)[0] if isinstance(t, torch.Tensor)]
     return [tuple(t.shape) if whole else tuple(t.shape[1:]) for t in leaves]
 
 
@@ -98,7 +98,7 @@ def train(converted, ghosts, x):
     ran = set()
     for ghost in ghosts:
         ghost.register_forward_hook(lambda module, *args: ran.add(id(module)))
-    leaves = pytree.tree_leaves(converted.train()(*x))
+    leaves = pytree.tree_flatten(converted.train()(*x))[0]
     losses = [t.float().square().mean() for t in leaves if isinstance(t, torch.Tensor)]
     sum(loss for loss in losses if loss.requires_grad).backward()
     taught = [p for g in ghosts if id(g) in ran for p in g.parameters() if p.requires_grad]
