@@ -102,13 +102,7 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-# Older ones let no name be added to those that they read.
-boxes = pytest.mark.skipif(torch.__version__ < (2, 4), reason='needs torch 2.4')
-
-
-@pytest.mark.parametrize(
-    'layout', [pytest.param(k, marks=boxes if k == 'script' else ()) for k in LAYOUTS]
-)
+@pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('build', [gp.GhostNetV3, gp.GhostNetV2])
 def test_every_layout_loads(layout, build, tmp_path):
     net, other = build(0.5), build(0.5)
@@ -169,7 +163,6 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, capsys):
         gp.load_weights(gp.GhostNet(0.5), tmp_path / 'none.pth')
 
 
-@boxes
 def test_objects_of_training_scripts_are_read_as_nothing(tmp_path):
     net = gp.GhostNet(0.5)
     averaged = {k: v + 1 for k, v in net.state_dict().items()}

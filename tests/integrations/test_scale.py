@@ -278,6 +278,7 @@ if dist.get_rank() == 0:
 """
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 4), reason='FSDP of CPUs needs torch 2.4')
 def test_fsdp_with_the_policy_gives_the_same_losses_as_one_process(tmp_path):
     (tmp_path / 'train.py').write_text(FSDP)
     run = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']

