@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 from _cli import fail
-from _convert_options import BUDGETS, add_choice, add_data, add_labels, add_model
-from _options import Parser, above, device, whole
+from _convert_checks import checked
+from _convert_options import add_choice, add_data, add_labels, add_model
+from _options import Parser, above, whole
 
-from ghost_plugin._files import check_target
 from ghost_plugin.integrations.recipes import OPTIMIZERS
 from ghost_plugin.integrations.sources import is_config
 
@@ -112,43 +112,4 @@ def parse_args(description: str) -> argparse.Namespace:
         args.plan = Path(more.pop())  # argparse misses a PLAN that stands behind options
     if more:
         fail(f'unknown arguments: {" ".join(more)}; see --help')
-    return args if args.command == 'report' else _checked(args)
-
-
-def _spare_inputs(args: argparse.Namespace) -> None:
-    """Leave before a result takes the place of what it was made from."""
-    written = {args.out.resolve(), args.out.with_suffix('.plan.json').resolve()}
-    for name in ('plan', 'weights', 'checkpoint'):
-        given = getattr(args, name, None)
-        if given and Path(given).resolve() in written:
-            fail(f'{args.out} would take the place of {given}, which is read; give another --out')
-
-
-def _checked(args: argparse.Namespace) -> argparse.Namespace:
-    """What one option alone cannot know; better said now than after the work."""
-    if 'weights' in args and bool(args.plan) != bool(args.weights):
-        fail(
-            'a plan and --weights go together; without both it is the model itself, whose weights '
-            'are --checkpoint'
-        )
-    if args.command == 'apply' and args.steps and not args.reconstruct:
-        fail('--steps are those of --reconstruct layer or block; give it, too, or leave them out')
-    scored = args.command == 'plan' or (args.command == 'config' and not args.checkpoint)
-    if scored and args.data and not any(vars(args)[name] for name in BUDGETS):
-        fail(
-            'only a budget is scored on the pictures of --data; give --macs, --params or '
-            '--latency, or leave --data out'
-        )
-    if len(args.size or ()) > 2:
-        fail(f'--size takes a side, or height and width, got {args.size}')
-    if args.command == 'config' and not is_config(args.model):
-        fail(f'{args.model} is no OpenMMLab config; plan and apply take other models')
-    if args.command == 'config' and args.num_classes:
-        fail('a config says its num_classes itself; make one that inherits it and convert that')
-    if 'out' in args:
-        check_target(args.out)
-        _spare_inputs(args)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.size = args.size and tuple(args.size * 2)[:2]
-    args.device = device(args.device)
-    return args
+    return args if args.command == 'report' else checked(args)

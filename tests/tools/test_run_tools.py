@@ -147,9 +147,7 @@ def test_checkpoints_run_no_code(digits, tmp_path):
         ('train.py', ['--resume', bad], 'would run builtins.print'),
         ('train.py', [], 'more than tensors'),
     ]
-    guarded = hasattr(
-        checkpoint, 'get_torch_safe_globals'
-    )  # what older ones load themselves is not
+    guarded = hasattr(checkpoint, 'get_torch_safe_globals')  # older ones are not
     for tool, given, said in cases if guarded else cases[:2]:
         done = run(tool, DIGITS, *given, *options, *([] if given else pretrained))
         assert said in error_of(done)
