@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import _torch
@@ -116,6 +117,11 @@ def as_arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
     if isinstance(example_input, tuple | list):
         return tuple(example_input), {}
     return (example_input,), {}
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors of a nesting of tuples, lists and dictionaries, in their order."""
+    return [leaf for leaf in pytree.tree_flatten(value)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def count(model: nn.Module, example_input: Any) -> Complexity:

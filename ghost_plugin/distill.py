@@ -12,9 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from .analysis import call, evaluating
+from .analysis import call, evaluating, tensors
 
 # Names of pooling layers; the map in front of the last one stands for a network's features.
 BEFORE_POOLING = 'before_pooling'
@@ -133,10 +132,10 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Maps]
     seen: dict[str, Maps] = {}
 
     def output(name: str) -> Any:
-        return lambda module, inputs, out: seen.update({name: _tensors(out)})
+        return lambda module, inputs, out: seen.update({name: tensors(out)})
 
     def given(module: nn.Module, inputs: Any) -> None:
-        seen[BEFORE_POOLING] = _tensors(inputs)
+        seen[BEFORE_POOLING] = tensors(inputs)
 
     with ExitStack() as hooks:
         for name in names:
@@ -147,10 +146,6 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Maps]
                 handle = module.register_forward_hook(output(name))
             hooks.callback(handle.remove)
         yield seen
-
-
-def _tensors(value: Any) -> Maps:
-    return [leaf for leaf in pytree.tree_flatten(value)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def _given(seen: Mapping[str, Maps], name: str, whose: str) -> Maps:

@@ -38,12 +38,13 @@ def target(budget: float | str, before: float, what: str) -> float:
         ValueError: Neither.
     """
     if isinstance(budget, str) and budget[-1:] in _UNITS:
-        number, most = _number(budget[:-1], budget, what) * _UNITS[budget[-1]], sys.float_info.max
+        text, unit, most = budget[:-1], _UNITS[budget[-1]], sys.float_info.max
     else:
-        number, most = _number(budget, budget, what) * before, before
+        text, unit, most = budget, before, 1
+    number = _number(text, budget, what)
     if not 0 < number <= most:
         raise ValueError(_wrong(budget, what))
-    return number
+    return number * unit
 
 
 def _number(text: float | str, budget: float | str, what: str) -> float:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
-from ..analysis import call, constant, evaluating, hooked
+from ..analysis import call, constant, evaluating, hooked, tensors
 from .stations import part_of, pictures, regrouped
 
 _logger = logging.getLogger(__name__)
@@ -124,8 +123,7 @@ def _hook(listener: Listener) -> Callable:
 
 def _differentiable(output: Any) -> list[torch.Tensor]:
     """The output tensors that hold something and ask for a gradient."""
-    leaves = [t for t in pytree.tree_flatten(output)[0] if isinstance(t, torch.Tensor)]
-    return [leaf for leaf in leaves if leaf.requires_grad and leaf.numel()]
+    return [leaf for leaf in tensors(output) if leaf.requires_grad and leaf.numel()]
 
 
 def _projection(leaves: list[torch.Tensor]) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import evaluating, hooked
+from ..analysis import evaluating, hooked, tensors
 
 Arguments = tuple[tuple, dict[str, Any]]
 PART = 16  # pictures that a module runs on at a time when nothing is learnt
@@ -73,8 +73,7 @@ def together(batches: list[Any]) -> Any | None:
 def one_size(batches: list[Any]) -> bool:
     """Whether pictures in lists are all alike; networks pad others to the largest of a batch."""
     lists = [part for batch in batches for part in _sized(batch) if isinstance(part, list)]
-    leaves = [leaf for leaf in pytree.tree_flatten(lists)[0] if isinstance(leaf, torch.Tensor)]
-    return len({leaf.shape for leaf in leaves if leaf.ndim > 2}) < 2
+    return len({leaf.shape for leaf in tensors(lists) if leaf.ndim > 2}) < 2
 
 
 def _join(batches: list[Any]) -> Any:
@@ -198,9 +197,9 @@ def halves(value: Any, number: int) -> tuple[Any, Any] | None:
     """Both streams of nested arguments; None where a tensor does not hold both."""
     leaves, spec = pytree.tree_flatten(value)
     batched = [isinstance(leaf, torch.Tensor) and leaf.ndim > 1 for leaf in leaves]
-    tensors = [leaf for leaf, is_batch in zip(leaves, batched, strict=True) if is_batch]
+    split = [leaf for leaf, is_batch in zip(leaves, batched, strict=True) if is_batch]
     # Crops, windows or boxes of pictures may stand in any order, so they are nobody's half.
-    if not tensors or any(len(leaf) != 2 * number for leaf in tensors):
+    if not split or any(len(leaf) != 2 * number for leaf in split):
         return None
 
     def half(part: int) -> Any:
@@ -224,8 +223,10 @@ def _joined(parts: Sequence[Any], axes: int) -> Any:
         batched = isinstance(first, torch.Tensor) and first.ndim >= axes
         return torch.cat((first, *others)) if batched and others else first
 
-    leaves = zip(*(pytree.tree_flatten(part)[0] for part in parts), strict=True)
-    return pytree.tree_unflatten([join(*each) for each in leaves], pytree.tree_flatten(parts[0])[1])
+    leaves, specs = zip(*map(pytree.tree_flatten, parts), strict=True)
+    if any(spec != specs[0] for spec in specs):
+        raise ValueError(f'parts that are built alike can be joined, got {specs}')
+    return pytree.tree_unflatten([join(*each) for each in zip(*leaves, strict=True)], specs[0])
 
 
 @contextmanager
