@@ -34,9 +34,8 @@ class Unpickler(pickle._Unpickler):  # the one in C lets no state be refused
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name of the pickle stands for."""
-        from torch._weights_only_unpickler import (
-            _get_allowed_globals,  # newer ones need not have it
-        )
+        # Here, because newer versions need not have it.
+        from torch._weights_only_unpickler import _get_allowed_globals
 
         full = f'{module}.{name}'.replace('__builtin__.', 'builtins.')
         if full.startswith(INERT):

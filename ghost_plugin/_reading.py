@@ -1,7 +1,7 @@
 """Checkpoint files as mappings; nothing that lies in them is executed.
 
-Files are read with ``weights_only=True`` or are safetensors, so a checkpoint can hold tensors and
-plain values but no code.
+Files are read with ``weights_only=True``, before torch 2.6 by a pickle that is guarded alike, or
+are safetensors, so a checkpoint can hold tensors and plain values but no code.
 """
 
 import os
