@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .analysis import call, evaluating, tensors
+from .layers.common import check_module
 
 # Names of pooling layers; the map in front of the last one stands for a network's features.
 BEFORE_POOLING = 'before_pooling'
@@ -59,6 +60,8 @@ class Distiller:
             raise ValueError(f'temperature must be above 0, got {temperature!r}')
         if logits < 0 or feature_weight < 0 or not (logits or (features and feature_weight)):
             raise ValueError('nothing to compare: give logits > 0 or features')
+        check_module(student)
+        check_module(teacher)
         self.student, self.teacher = student, teacher
         self.logits, self.feature_weight = logits, feature_weight
         self.temperature = temperature

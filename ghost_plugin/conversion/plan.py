@@ -85,8 +85,11 @@ class ConversionPlan:
         """Read what :meth:`save` wrote, edited or not.
 
         Raises:
+            FileNotFoundError: No such file.
             ValueError: Not a plan, or an edited row that cannot be.
         """
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f'no plan at {os.fspath(path)!r}; plan.save(...) writes one')
         try:
             plan = cls.from_dict(json.loads(Path(path).read_text()))
             plan.report()  # adds up all numbers, so what is none shows here
@@ -211,7 +214,8 @@ class ConversionPlan:
                 f'this plan was made for another {self.model} (fingerprint {self.fingerprint}), '
                 f'got {type(model).__name__} ({found})'
                 + (f' without {lost}' if lost else '')
-                + '; make a plan for it with gp.plan'
+                + '; build it as the planned one was, with as many classes (--num-classes) and '
+                'input channels, or make a plan for it with gp.plan'
             )
         names = {name for name, _ in model.named_modules(remove_duplicate=False)} | {''}
         lost = {row.name for row in self.rows} | {row.norm for row in self.rows}

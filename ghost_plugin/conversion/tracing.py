@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..analysis import call, evaluating, hooked
+from ..layers.common import check_module
 from ..layers.ghost import GhostConv2d
 from .stations import pictures
 
@@ -63,9 +64,8 @@ def check_root(model: nn.Module) -> None:
         TypeError: Not a module, or one that wraps the network.
         ValueError: Modules whose shapes are not known before the first call.
     """
+    check_module(model)
     kind = type(model).__name__
-    if not isinstance(model, nn.Module):
-        raise TypeError(f'a model must be a torch.nn.Module, got {kind}')
     # By name, because importing FSDP is slow; with bases, because frameworks derive their own.
     bases = [base.__name__ for base in type(model).__mro__]
     if isinstance(model, torch.jit.ScriptModule):

@@ -109,6 +109,19 @@ class OpenMMLabDoor:
                     module.eval()
         return self
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Layer of a parameter and number of layers, for MMPretrain's layer-wise learning rates.
+
+        The stem is layer 0, each stage of blocks one more; what lies outside the backbone is last.
+        """
+        stem = len(self.first_modules(0))
+        stages = self.first_modules(self.out_indices[-1])[stem:]
+        if not param_name.startswith(prefix):
+            return len(stages) + 1, len(stages) + 2
+        parameter = self.get_parameter(param_name.removeprefix(prefix))
+        owners = {p: depth for depth, stage in enumerate(stages, 1) for p in stage.parameters()}
+        return owners.get(parameter, 0), len(stages) + 2
+
     def init_weights(self) -> None:
         """As everywhere in OpenMMLab, with checkpoints read by ``load_weights``."""
         given = self.init_cfg

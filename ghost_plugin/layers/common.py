@@ -32,6 +32,13 @@ def check_positive(**values: int) -> None:
             raise ValueError(f'{name} must be 1 or more, got {value!r}')
 
 
+def check_module(model: nn.Module) -> None:
+    """Raise TypeError unless it is a network: its name and its class are none."""
+    if not isinstance(model, nn.Module):
+        given = repr(model) if isinstance(model, str | type) else type(model).__name__
+        raise TypeError(f'a model must be a torch.nn.Module, got {given}; build it first')
+
+
 def init_weights(module: nn.Module) -> None:
     """Kaiming normal by fan-out for convs, zero bias; small normal for classifiers.
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .common import check_module
 from .norm import PooledBatchNorm2d
 
 # Exact types: subclasses may do more than scale and shift.
@@ -133,7 +134,12 @@ def merge_branches(model: nn.Module) -> None:
 
 
 def check_inference(model: nn.Module) -> None:
-    """Raise when a part that inference treats differently is in training mode."""
+    """Raise when a part that inference treats differently is in training mode.
+
+    Raises:
+        TypeError: Not a module. ValueError: In training mode.
+    """
+    check_module(model)
     training = [name for name, part in model.named_modules() if part.training]
     if training:
         raise ValueError(

@@ -150,7 +150,7 @@ def test_errors_leave_the_model_alone(tmp_path):
     model = net()
     made = gp.plan(model, X, keep_last=False)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match='made for another Sequential'):
+    with pytest.raises(ValueError, match=r'made for another Sequential.*classes'):
         made.apply(nn.Sequential(nn.Conv2d(3, 8, 3)), inplace=True)
     with pytest.raises(ValueError, match='no batch'):
         made.apply(model, calibration=[], inplace=True)
@@ -200,6 +200,8 @@ def test_files_that_are_no_plans_are_named(tmp_path):
     torch.save({}, tmp_path / 'weights.pth')
     with pytest.raises(ValueError, match=r"weights.pth' is not a conversion plan"):
         gp.ConversionPlan.load(tmp_path / 'weights.pth')
+    with pytest.raises(FileNotFoundError, match=r'no plan at .*none\.json'):
+        gp.ConversionPlan.load(tmp_path / 'none.json')
 
 
 @pytest.mark.parametrize('edit', [

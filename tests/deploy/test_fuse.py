@@ -99,6 +99,19 @@ def test_training_mode_is_refused(converted):
         gp.fuse(converted.train())
 
 
+@pytest.mark.parametrize('given', ['resnet18', gp.GhostNet, lambda x: x])
+def test_what_is_no_network_is_refused(given, tmp_path):
+    x = torch.randn(1, 3, 16, 16)
+    for call in (
+        lambda: gp.fuse(given),
+        lambda: gp.optimize(given, x),
+        lambda: gp.export_onnx(given, x, tmp_path / 'net.onnx'),
+        lambda: gp.Distiller(nn.Identity(), given),
+    ):
+        with pytest.raises(TypeError, match=r'must be a torch\.nn\.Module, got .*build it first'):
+            call()
+
+
 class Behind(nn.Module):
     """A norm with something between it and the conv."""
 

@@ -14,6 +14,7 @@ pytest.importorskip('mmcv')
 mmpretrain = pytest.importorskip('mmpretrain')
 timm = pytest.importorskip('timm')
 
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
@@ -148,6 +149,30 @@ def test_norm_eval_keeps_all_norms(name):
     net = backbone(name, norm_eval=True).train()
     assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
     assert any(m.training for m in net.modules() if isinstance(m, nn.Conv2d))
+
+
+@family
+@pytest.mark.parametrize('taps', [(0,), (1, 3), (1, 2, 3, 4)])
+def test_layer_depths_grow_from_the_stem_to_what_follows(name, taps):
+    net = backbone(name, out_indices=taps)
+    depths, totals = zip(*(net.get_layer_depth(n) for n, _ in net.named_parameters()), strict=True)
+    assert list(depths) == sorted(depths) and depths[0] == 0
+    last, total = net.get_layer_depth('head.fc.weight', 'backbone.')
+    assert last == depths[-1] + 1 == total - 1 and set(totals) == {total}
+    first = next(iter(net.state_dict()))
+    assert net.get_layer_depth('backbone.' + first, 'backbone.') == (0, total)
+
+
+def test_mmpretrain_lowers_the_learning_rate_of_early_layers():
+    wrapper = dict(
+        constructor='LearningRateDecayOptimWrapperConstructor',
+        optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
+        paramwise_cfg=dict(layer_decay_rate=0.5),
+    )
+    groups = build_optim_wrapper(classifier(0.5), wrapper).optimizer.param_groups
+    rates = {group['param_name']: group['lr'] for group in groups}
+    assert rates['head.layers.0.fc.weight'] == 1.0
+    assert rates['backbone.conv_stem.weight'] == min(rates.values()) < 0.01
 
 
 @pytest.mark.parametrize(
