@@ -5,7 +5,7 @@ from pathlib import Path
 
 from _options import amount, milliseconds, ratio, whole
 
-from ghost_plugin.deploy.backends import TIMED
+from ghost_plugin.deploy.backends import OF_LAYERS
 from ghost_plugin.integrations.sources import FORMS
 
 BUDGETS = ('macs', 'params', 'latency')
@@ -37,7 +37,7 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     add('--macs', type=amount, help='multiply-adds at most: share (0.6) or number (240M)')
     add('--params', type=amount, help='parameters at most: share or number')
     add('--latency', type=milliseconds, help='time at most: share or milliseconds (12ms)')
-    add('--latency-by', choices=list(TIMED), help='backend that --latency times (eager)')
+    add('--latency-by', choices=list(OF_LAYERS), help='backend that --latency times (eager)')
 
 
 def add_data(parser: argparse.ArgumentParser, name: str, text: str, required: bool) -> None:

@@ -35,6 +35,7 @@ def main() -> None:
     add('--free', choices=list(FREE), default='all', help='axes of any size (%(default)s)')
     add('--opset', type=int, default=17, help='of ONNX (%(default)s)')
     add('--exporter', default='auto', help='auto, trace or dynamo')
+    add('--split', action='store_true', help='halves of Ghost layers stay apart (onnx, xml)')
     add('--tolerance', type=above, default=1e-4, help='share of the largest output (%(default)s)')
     add('--json', action='store_true', help='print JSON only')
     args = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> None:
     source = sources.load(args.model, args.num_classes, args.checkpoint, args.pretrained)
     source = source.adjusted(args.size and tuple(args.size * 2)[:2])
     model = converted(source.model, args.plan, args.weights) if args.plan else source.model
-    options = {name: getattr(args, name) for name in ('opset', 'exporter', 'tolerance')}
+    options = {name: getattr(args, name) for name in ('opset', 'exporter', 'split', 'tolerance')}
     found = gp.export(model, source.example(), args.out, dynamic=FREE[args.free], **options)
     show(json.dumps(found.as_dict(), indent=1) if args.json else text(found))
 

@@ -84,6 +84,15 @@ class Forms:
             write(dynamic=False)
         return path
 
+    @functools.cached_property
+    def split(self) -> Path:
+        """That file with the halves of Ghost layers apart."""
+        from .halves import split  # it needs onnx
+
+        path = self.onnx.with_name('split.onnx')
+        split(self.onnx, path)
+        return path
+
     def quantized(self, suffix: str) -> Path:
         """An int8 file, of the library that its suffix stands for."""
         if self.calibration is None:
@@ -128,6 +137,7 @@ class Backend:
         needs: Packages.
         build: Makes something to call.
         device: Where it runs only, ``'cpu'`` or ``'cuda'``; '' anywhere.
+        layers: Whether it can run a layer that nothing follows.
     """
 
     name: str
@@ -135,6 +145,7 @@ class Backend:
     build: Callable[[Forms], Runner]
     needs: tuple[str, ...] = ()
     device: str = field(default='', kw_only=True)
+    layers: bool = field(default=True, kw_only=True)
 
     def runs_on(self, device: str) -> bool:
         """Whether it runs on a kind of device."""
@@ -224,12 +235,12 @@ def _frozen(compiled: Callable, **options: bool) -> Callable:
     return run
 
 
-def _onnxruntime(forms: Forms) -> Runner:
-    return of_onnx(forms.onnx)
+def _onnxruntime(form: str) -> Callable[[Forms], Runner]:
+    return lambda forms: of_onnx(getattr(forms, form))
 
 
-def _openvino(dtype: str) -> Callable[[Forms], Runner]:
-    return lambda forms: of_openvino(forms.onnx, dtype)
+def _openvino(form: str, dtype: str) -> Callable[[Forms], Runner]:
+    return lambda forms: of_openvino(getattr(forms, form), dtype)
 
 
 def _onnxruntime_int8(forms: Forms) -> Runner:
@@ -240,14 +251,22 @@ def _openvino_int8(forms: Forms) -> Runner:
     return of_openvino(forms.quantized('.xml'))
 
 
+def _apart(
+    name: str, dtype: str, build: Callable[[Forms], Runner], needs: Sequence[str]
+) -> Backend:
+    return Backend(name, dtype, build, needs, device='cpu', layers=False)
+
+
 _ORT, _OV, _TRITON = ('onnx', 'onnxruntime'), ('onnx', 'openvino'), ('triton',)
 _ROWS = (
     Backend('eager', 'float32', _eager),
     Backend('fused', 'float32', _fused),
     Backend('channels-last', 'float32', _last(torch.float32)),
     Backend('compiled', 'float32', _compiled(torch.float32)),
-    Backend('onnxruntime', 'float32', _onnxruntime, _ORT, device='cpu'),
-    Backend('openvino', 'float32', _openvino('f32'), _OV, device='cpu'),
+    Backend('onnxruntime', 'float32', _onnxruntime('onnx'), _ORT, device='cpu'),
+    Backend('openvino', 'float32', _openvino('onnx', 'f32'), _OV, device='cpu'),
+    _apart('onnxruntime-split', 'float32', _onnxruntime('split'), _ORT),
+    _apart('openvino-split', 'float32', _openvino('split', 'f32'), _OV),
     Backend('channels-last-bf16', 'bfloat16', _last(torch.bfloat16)),
     Backend('compiled-bf16', 'bfloat16', _compiled(torch.bfloat16)),
     Backend('cuda-graph', 'float32', _graph('last', torch.float32), device='cuda'),
@@ -261,19 +280,21 @@ _ROWS = (
         _TRITON,
         device='cuda',
     ),
-    Backend('openvino-bf16', 'bfloat16', _openvino('bf16'), _OV, device='cpu'),
+    Backend('openvino-bf16', 'bfloat16', _openvino('onnx', 'bf16'), _OV, device='cpu'),
+    _apart('openvino-split-bf16', 'bfloat16', _openvino('split', 'bf16'), _OV),
     Backend('onnxruntime-int8', 'int8', _onnxruntime_int8, _ORT, device='cpu'),
     Backend('openvino-int8', 'int8', _openvino_int8, (*_OV, 'nncf'), device='cpu'),
 )
 BACKENDS = {row.name: row for row in _ROWS}
 TIMED = {name: row for name, row in BACKENDS.items() if row.dtype != 'int8'}  # no calibration
+OF_LAYERS = {name: row for name, row in TIMED.items() if row.layers}
 
 
 def ready(backend: str) -> Callable[[nn.Module, Any], Callable[[], Any]]:
     """What a backend makes of a module, for :func:`ghost_plugin.plan` to time.
 
     Args:
-        backend: A key of :data:`TIMED`.
+        backend: A key of :data:`OF_LAYERS`.
 
     Returns:
         Takes a module in eval mode and its example input, gives a call without arguments; raises
@@ -282,9 +303,9 @@ def ready(backend: str) -> Callable[[nn.Module, Any], Callable[[], Any]]:
     Raises:
         ValueError: No such backend.
     """
-    if backend not in TIMED:
-        raise ValueError(f'backend must be one of {list(TIMED)}, got {backend!r}')
-    row = TIMED[backend]
+    if backend not in OF_LAYERS:
+        raise ValueError(f'backend must be one of {list(OF_LAYERS)}, got {backend!r}')
+    row = OF_LAYERS[backend]
 
     def made(module: nn.Module, example_input: Any) -> Callable[[], Any]:
         forms = Forms(module, example_input, dynamic=False)

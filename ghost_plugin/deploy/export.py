@@ -64,6 +64,7 @@ def export(
     opset: int = OPSET,
     exporter: str = 'auto',
     fused: bool = True,
+    split: bool = False,
     tolerance: float = TOLERANCE,
 ) -> ExportReport:
     """Write a model as a file of another runtime, and compare both before it takes its place.
@@ -82,6 +83,8 @@ def export(
             exporter writes is refused.
         exporter: ``'trace'``, ``'dynamo'``, or ``'auto'``, which takes the first that works.
         fused: Fold norms and merge branches first (:func:`ghost_plugin.fuse`).
+        split: Let the halves of Ghost layers go their own ways instead of being joined, in
+            ``.onnx`` and ``.xml``; faster or slower, as :func:`ghost_plugin.optimize` finds.
         tolerance: Largest difference allowed, as a share of the largest value of its output; more
             where float32 itself loses more (:func:`ghost_plugin.deploy.outputs.allowance`).
 
@@ -98,7 +101,7 @@ def export(
     """
     check_inference(model)
     path = Path(path)
-    kind = _checked(path, dynamic, opset, exporter)
+    kind = _checked(path, dynamic, opset, exporter, split)
     check_target(path, *kind.others)
     example = arguments(example_input)
     if any(value.device.type != 'cpu' for value in example):
@@ -106,7 +109,7 @@ def export(
     want = Flat(model, example_input)
     net = Flat(fuse(model) if fused else model, example_input)
     trials, refused = _trials(want, example, dynamic)
-    task = _Task(path, kind, net, want, trials, dynamic, opset, tolerance)
+    task = _Task(path, kind, net, want, trials, dynamic, opset, split, tolerance)
     problems = []
     for name in kind.exporters if exporter == 'auto' else [exporter]:
         try:
@@ -152,19 +155,29 @@ class _Task:
     trials: list[list[torch.Tensor]]
     dynamic: bool | str
     opset: int
+    split: bool
     tolerance: float
 
     def run(self, exporter: str) -> tuple[Difference, int]:
         """Write, compare, put in place; the difference and the bytes."""
         with whole_files(self.path, *self.kind.others) as partial:
-            traced = [_traced(x, self.dynamic) for x in self.trials[0]]
-            write = self.kind.exporters[exporter]
-            with quiet(), torch.no_grad():
-                write(self.net, traced, partial, self.dynamic, self.opset)
+            self._write(exporter, partial)
             found = compare(self.kind.read(partial), self.want, self.trials, self.tolerance)
             suffixes = (partial.suffix, *self.kind.others)
             size = sum(partial.with_suffix(suffix).stat().st_size for suffix in suffixes)
         return found, size
+
+    def _write(self, exporter: str, path: Path) -> None:
+        traced = [_traced(x, self.dynamic) for x in self.trials[0]]
+        made = path.with_suffix('.onnx') if self.kind.of_onnx else path
+        with quiet(), torch.no_grad():
+            self.kind.exporters[exporter](self.net, traced, made, self.dynamic, self.opset)
+        if self.split:
+            from .halves import split  # it needs onnx
+
+            split(made, made)
+        if self.kind.of_onnx:
+            self.kind.of_onnx(made, path)
 
 
 def compare(
@@ -193,7 +206,7 @@ def compare(
     return worst
 
 
-def _checked(path: Path, dynamic: bool | str, opset: int, exporter: str) -> Format:
+def _checked(path: Path, dynamic: bool | str, opset: int, exporter: str, split: bool) -> Format:
     kind = FORMATS.get(path.suffix)
     if kind is None:
         known = ', '.join(f'{suffix} ({kind.name})' for suffix, kind in FORMATS.items())
@@ -205,6 +218,9 @@ def _checked(path: Path, dynamic: bool | str, opset: int, exporter: str) -> Form
     known = ['auto', *kind.exporters]
     if exporter not in known:
         raise ValueError(f'exporter of {kind.name} must be one of {known}, got {exporter!r}')
+    if split and not kind.splits:
+        own = [suffix for suffix, other in FORMATS.items() if other.splits]
+        raise ValueError(f'split (--split) works for {own}, got {str(path)!r}')
     return kind
 
 

@@ -91,14 +91,12 @@ def onnx_by_export(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: 
         raise ValueError(f'it writes opset {found}, not {opset}')
 
 
-def openvino_ir(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
-    """OpenVINO's IR, through ONNX."""
+def openvino_ir(source: Path, path: Path) -> None:
+    """OpenVINO's IR of an ONNX file."""
     _optional.require('openvino')
     import openvino
 
-    between = path.with_suffix('.onnx')
-    onnx_by_tracing(flat, inputs, between, dynamic, opset)
-    openvino.save_model(openvino.convert_model(str(between)), str(path), compress_to_fp16=False)
+    openvino.save_model(openvino.convert_model(str(source)), str(path), compress_to_fp16=False)
 
 
 def torchscript(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
@@ -131,18 +129,26 @@ class Format:
         exporters: How it can be written, by name, in the order in which they are tried.
         read: The file as something to call.
         others: Suffixes of files that belong to it.
+        of_onnx: Makes it of an ONNX file, where the exporters write that.
+        splits: Whether halves of Ghost layers can go their own ways in it.
     """
 
     name: str
     exporters: dict[str, Callable[..., None]]
     read: Callable[[Path], Runner]
     others: tuple[str, ...] = ()
+    of_onnx: Callable[[Path, Path], None] | None = None
+    splits: bool = False
 
 
 # By the end of the file's name.
 FORMATS = {
-    '.onnx': Format('onnx', {'trace': onnx_by_tracing, 'dynamo': onnx_by_export}, of_onnx),
-    '.xml': Format('openvino', {'trace': openvino_ir}, of_openvino, ('.bin',)),
+    '.onnx': Format(
+        'onnx', {'trace': onnx_by_tracing, 'dynamo': onnx_by_export}, of_onnx, splits=True
+    ),
+    '.xml': Format(
+        'openvino', {'trace': onnx_by_tracing}, of_openvino, ('.bin',), openvino_ir, splits=True
+    ),
     '.pt': Format('torchscript', {'trace': torchscript}, of_torchscript),
     '.pt2': Format('program', {'dynamo': program}, of_program),
 }

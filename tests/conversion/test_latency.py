@@ -9,7 +9,7 @@ from ghost_plugin import _optional
 from ghost_plugin.analysis import Timing
 from ghost_plugin.conversion import latency, timing
 from ghost_plugin.deploy import ready
-from ghost_plugin.deploy.backends import TIMED
+from ghost_plugin.deploy.backends import OF_LAYERS
 
 X = torch.randn(1, 3, 16, 16)
 
@@ -104,8 +104,8 @@ def ranked(tasks, *_, **__):
 
 @pytest.mark.parametrize('backend', ['fused', 'onnxruntime'])
 def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
-    if not _optional.usable(*TIMED[backend].needs):
-        pytest.skip(f'needs {TIMED[backend].needs}')
+    if not _optional.usable(*OF_LAYERS[backend].needs):
+        pytest.skip(f'needs {OF_LAYERS[backend].needs}')
     timed = []
 
     def clock(tasks, *_, **__):

@@ -1,0 +1,304 @@
+"""ONNX graphs in which the halves of Ghost layers go their own ways instead of being joined.
+
+A runtime copies both halves into one tensor, often into another layout, before the next layer reads
+them. That layer can read them where they are: a conv of joined maps is the sum of one conv per
+half, and what treats each map alone treats each half alone. Where neither holds they are joined.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+# What treats each map alone, whatever the others are; its first input holds the maps.
+_EACH = frozenset(
+    'Relu LeakyRelu PRelu Elu Clip Sigmoid HardSigmoid HardSwish Tanh Softplus Mish Identity '
+    'MaxPool AveragePool Resize'.split()
+)
+_PAIRED = frozenset('Add Sub Mul Div'.split())  # map by map
+_POOLS = frozenset('GlobalAveragePool GlobalMaxPool'.split())
+SIZES_OF_RESIZE = 3  # the place of that input
+Sizes = tuple[int, ...]
+
+
+def split(source: Path, target: Path) -> None:
+    """Write an ONNX file anew, with the halves of its Ghost layers apart wherever that is exact.
+
+    Args:
+        source: With opset 13 or newer.
+        target: May be the same file.
+
+    Raises:
+        ValueError: There is no Ghost layer, or none is followed by what can read halves.
+    """
+    model = onnx.load(source)
+    if not keep_apart(model):
+        raise ValueError('no halves of Ghost layers can stay apart here; leave split (--split) out')
+    onnx.save(model, target)
+
+
+def keep_apart(model: onnx.ModelProto) -> int:
+    """Let the halves of two-part concatenations stay apart, in place.
+
+    Returns:
+        How many concatenations went.
+    """
+    if any(a.HasField('g') or a.graphs for node in model.graph.node for a in node.attribute):
+        return 0  # branches and loops read values by name, too
+    graph = _Graph.of(onnx.shape_inference.infer_shapes(model).graph)
+    writer = _Writer(graph, _layouts(graph))
+    nodes = list(writer.nodes())
+    used = {name for node in nodes for name in node.input} | set(graph.outputs)
+    kept = [numpy_helper.from_array(v, n) for n, v in graph.constants.items() if n in used]
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(kept)
+    return writer.parted - len(writer.joined)
+
+
+@dataclass
+class _Graph:
+    """What is asked of a graph.
+
+    Attributes:
+        nodes: In the order in which they run, without those that only hold a constant.
+        inputs, outputs: Names.
+        constants: By name.
+        maps: Channels of what has four axes, by name.
+    """
+
+    nodes: list[NodeProto]
+    inputs: list[str]
+    outputs: list[str]
+    constants: dict[str, np.ndarray]
+    maps: dict[str, int]
+
+    @classmethod
+    def of(cls, graph: onnx.GraphProto) -> '_Graph':
+        held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        nodes = []
+        for node in graph.node:
+            if node.op_type == 'Constant' and node.attribute[0].name == 'value':
+                held[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+            elif node.op_type == 'Identity' and node.input[0] in held:  # equal constants are one
+                held[node.output[0]] = held[node.input[0]]
+            else:
+                nodes.append(node)
+        maps = {}
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            dims = value.type.tensor_type.shape.dim
+            if len(dims) == 4:
+                maps[value.name] = dims[1].dim_value
+        inputs = [value.name for value in graph.input if value.name not in held]
+        found = cls(nodes, inputs, [value.name for value in graph.output], held, maps)
+        for node in nodes:  # sizes that are computed hide the number of maps from ONNX
+            if not maps.get(node.output[0]) and found.treats_each(node):
+                maps[node.output[0]] = maps.get(node.input[0], 0)
+        return found
+
+    def is_dense(self, node: NodeProto) -> bool:
+        """Whether it is a conv in which every map sees every other."""
+        return self._is_conv(node) and _attribute(node, 'group', 1) == 1
+
+    def treats_each(self, node: NodeProto) -> bool:
+        """Whether it makes each map from the one at the same place, and from no other."""
+        if not self._is_conv(node):
+            return node.op_type in _EACH and len(node.output) == 1
+        weight = self.constants[node.input[1]]
+        return weight.shape[0] == _attribute(node, 'group', 1)
+
+    def pools(self, node: NodeProto) -> bool:
+        """Whether it makes one value of each map; these are so few that they are joined again."""
+        if node.op_type != 'ReduceMean':
+            return node.op_type in _POOLS
+        given = [
+            list(a.ints) for a in node.attribute if a.name == 'axes'
+        ]  # an input since opset 18
+        given += [
+            self.constants[name].tolist() for name in node.input[1:] if name in self.constants
+        ]
+        return bool(given) and {axis % 4 for axis in given[0]} <= {2, 3}
+
+    def _is_conv(self, node: NodeProto) -> bool:
+        return node.op_type == 'Conv' and all(name in self.constants for name in node.input[1:])
+
+
+def _attribute(node: NodeProto, name: str, default: int) -> int:
+    return next((a.i for a in node.attribute if a.name == name), default)
+
+
+def _layouts(graph: _Graph) -> dict[str, Sizes]:
+    """Sizes of the halves of every value whose halves stay apart.
+
+    Values that must be alike are taken together: all of them have the same halves, or none has.
+    """
+    group: dict[str, set[str]] = {}
+    halves: dict[str, Sizes] = {}
+    whole = set(graph.inputs)  # what nothing here can make in halves
+
+    def join(*names: str) -> None:
+        merged = set().union(*(group.get(name, {name}) for name in names))
+        group.update(dict.fromkeys(merged, merged))
+
+    for node in graph.nodes:
+        out, maps = node.output[0], graph.maps.get(node.output[0], 0)
+        join(out)
+        if graph.treats_each(node):
+            join(node.input[0], out)
+        elif node.op_type in _PAIRED:
+            read = [name for name in node.input if name not in graph.constants]
+            join(out, *(name for name in read if graph.maps.get(name) != 1 or maps == 1))
+        elif node.op_type == 'Concat' and _is_pair(node):
+            halves[out] = tuple(graph.maps.get(name, 0) for name in node.input)
+        elif not graph.is_dense(node):
+            whole.update(node.output)
+    read = {node.input[0] for node in graph.nodes if graph.is_dense(node)}
+    layouts = {}
+    for members in {id(found): found for found in group.values()}.values():
+        sizes = {halves[name] for name in members & halves.keys()}
+        if len(sizes) != 1 or members & whole or not members & read:
+            continue
+        own = sizes.pop()
+        if all(own) and all(graph.maps.get(name) == sum(own) for name in members):
+            layouts.update(dict.fromkeys(members, own))
+    return layouts
+
+
+def _is_pair(node: NodeProto) -> bool:
+    return len(node.input) == 2 and _attribute(node, 'axis', 0) in (1, -3)
+
+
+@dataclass
+class _Writer:
+    """Writes the nodes anew, those of halves once for each.
+
+    Attributes:
+        graph: Whose; new constants go into it.
+        layouts: Of :func:`_layouts`.
+        halves: Names of what was written of a value.
+        joined: Values that something reads as a whole.
+        parted: Concatenations that were left out.
+    """
+
+    graph: _Graph
+    layouts: dict[str, Sizes]
+    halves: dict[str, list[str]] = field(default_factory=dict)
+    joined: set[str] = field(default_factory=set)
+    parted: int = 0
+
+    def nodes(self) -> Iterator[NodeProto]:
+        """All nodes."""
+        for node in self.graph.nodes:
+            yield from self._written(node)
+        yield from self._join(self.graph.outputs)
+
+    def _written(self, node: NodeProto) -> Iterator[NodeProto]:
+        source, out = node.input[0] if node.input else '', node.output[0]
+        if out in self.layouts and node.op_type == 'Concat':
+            yield from self._join(node.input)
+            self.halves[out] = list(node.input)
+            self.parted += 1
+        elif self.graph.is_dense(node) and {source, out} & self.layouts.keys():
+            yield from self._conv(node)
+        elif out in self.layouts:
+            yield from self._each(node)
+        elif source in self.layouts and self.graph.pools(node):
+            yield from self._pool(node)
+        elif source in self.layouts and node.op_type == 'Shape' and not node.attribute:
+            yield from self._shape(node)
+        else:
+            yield from self._join(node.input)
+            yield node
+
+    def _join(self, names: Iterable[str]) -> Iterator[NodeProto]:
+        """Those that are read as a whole are joined, once."""
+        for name in names:
+            if name in self.layouts and name not in self.joined:
+                self.joined.add(name)
+                yield helper.make_node('Concat', self.halves[name], [name], name, axis=1)
+
+    def _conv(self, node: NodeProto) -> Iterator[NodeProto]:
+        """For each half of the output the sum of one conv for each half of the input."""
+        weight, *bias = (self.graph.constants[name] for name in node.input[1:])
+        read = self._parts(node.input[0], weight.shape[1])
+        for name, rows in self._parts(node.output[0], len(weight)):
+            terms = [name] if len(read) == 1 else [f'{name}/{index}' for index in range(len(read))]
+            for term, (source, columns) in zip(terms, read, strict=True):
+                own = [weight[rows, columns], *(b[rows] for b in bias if term == terms[0])]
+                yield _copy(node, [source, *(self._constant(v, term) for v in own)], term)
+            if len(read) > 1:
+                yield helper.make_node('Add', terms, [name], name)
+
+    def _each(self, node: NodeProto) -> Iterator[NodeProto]:
+        """The same for each half."""
+        maps = sum(self.layouts[node.output[0]])
+        for index, (name, own) in enumerate(self._parts(node.output[0], maps)):
+            copy = _copy(node, [self._half(node, v, index, own) for v in node.input], name)
+            if node.op_type == 'Conv':
+                _group(copy).i = own.stop - own.start
+            elif node.op_type == 'Resize' and len(node.input) > SIZES_OF_RESIZE:
+                sizes, copy.input[SIZES_OF_RESIZE] = node.input[SIZES_OF_RESIZE], f'{name}/sizes'
+                yield from self._sizes(sizes, own.stop - own.start, f'{name}/sizes')
+            yield copy
+
+    def _half(self, node: NodeProto, value: str, index: int, own: slice) -> str:
+        """A half of an input, if it has halves; what has one value for all is for both."""
+        if value in self.layouts:
+            return self.halves[value][index]
+        held = self.graph.constants.get(value, np.array(0))
+        axis = 0 if node.op_type == 'Conv' else held.ndim - 3
+        if axis < 0 or not held.ndim or held.shape[axis] != sum(self.layouts[node.output[0]]):
+            return value
+        return self._constant(held[(slice(None),) * axis + (own,)], f'{value}/{own.start}')
+
+    def _shape(self, node: NodeProto) -> Iterator[NodeProto]:
+        """The shape of the whole, from one half."""
+        out = node.output[0]
+        yield _copy(node, self.halves[node.input[0]][:1], f'{out}/half')
+        yield from self._sizes(f'{out}/half', sum(self.layouts[node.input[0]]), out)
+
+    def _sizes(self, sizes: str, maps: int, out: str) -> Iterator[NodeProto]:
+        """Four sizes with another number of maps."""
+        ends = [self._constant(np.array([end]), out) for end in (0, 1, 2, 4)]
+        parts = [f'{out}/batch', self._constant(np.array([maps]), out), f'{out}/sides']
+        yield helper.make_node('Slice', [sizes, *ends[:2]], parts[:1], parts[0])
+        yield helper.make_node('Slice', [sizes, *ends[2:]], parts[2:], parts[2])
+        yield helper.make_node('Concat', parts, [out], out, axis=0)
+
+    def _pool(self, node: NodeProto) -> Iterator[NodeProto]:
+        """Each half alone, then both together."""
+        out = node.output[0]
+        pooled = [f'{half}/{out}' for half in self.halves[node.input[0]]]
+        for half, name in zip(self.halves[node.input[0]], pooled, strict=True):
+            yield _copy(node, [half, *node.input[1:]], name)
+        yield helper.make_node('Concat', pooled, [out], out, axis=1)
+
+    def _parts(self, value: str, maps: int) -> list[tuple[str, slice]]:
+        """Names and places of the halves of a value, or of the value itself."""
+        if value not in self.layouts:
+            return [(value, slice(0, maps))]
+        own = self.layouts[value]
+        names = self.halves.setdefault(value, [f'{value}/{i}' for i in range(len(own))])
+        ends = pairwise(accumulate(own, initial=0))
+        return [(name, slice(*span)) for name, span in zip(names, ends, strict=True)]
+
+    def _constant(self, value: np.ndarray, base: str) -> str:
+        name = f'{base}/constant{len(self.graph.constants)}'
+        self.graph.constants[name] = np.ascontiguousarray(value)
+        return name
+
+
+def _copy(node: NodeProto, inputs: Iterable[str], name: str) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.name = name
+    copy.input[:], copy.output[:] = list(inputs), [name]
+    return copy
+
+
+def _group(conv: NodeProto) -> onnx.AttributeProto:
+    return next(a for a in conv.attribute if a.name == 'group')

@@ -1,0 +1,205 @@
+"""Halves of Ghost layers that stay apart in ONNX files."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ghost_plugin as gp
+
+onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnxruntime')
+
+from ghost_plugin.deploy.halves import keep_apart
+from ghost_plugin.deploy.runners import of_onnx
+
+X = torch.randn(2, 3, 16, 12)
+
+
+def joins(model):
+    """Concatenations of maps."""
+    return sum(
+        node.op_type == 'Concat' and node.attribute[0].i in (1, -3) for node in model.graph.node
+    )
+
+
+def parted(model, x, path, dynamic=False):
+    """The model's ONNX file before, the same with halves apart, and how many joins went."""
+    gp.export(model, x, path, exporter='trace', dynamic=dynamic)
+    before = onnx.load(path)
+    after = onnx.ModelProto()
+    after.CopyFrom(before)
+    gone = keep_apart(after)
+    onnx.checker.check_model(after, full_check=True)
+    onnx.save(after, path)
+    return before, after, gone
+
+
+def check_same(model, x, path):
+    with torch.no_grad():
+        want = model(x)
+    want = [want] if isinstance(want, torch.Tensor) else want
+    for got, value in zip(of_onnx(path, 1)([x]), want, strict=True):
+        torch.testing.assert_close(got, value, rtol=0, atol=1e-4 * float(value.abs().max()))
+
+
+@pytest.mark.parametrize('name', ['GhostNet', 'GhostNetV2', 'GhostNetV3'])
+@pytest.mark.parametrize('dynamic', [True, False])
+def test_backbones_join_nothing_but_means_and_what_they_return(
+    name, dynamic, randomise_norms, tmp_path
+):
+    model = randomise_norms(getattr(gp, name)(0.5, out_indices=(2, 4))).eval()
+    x = torch.randn(1, 3, 64, 64)
+    before, after, gone = parted(model, x, tmp_path / 'net.onnx', dynamic)
+    means = sum(node.op_type == 'ReduceMean' for node in before.graph.node)
+    assert joins(before) == 32 and gone == 30
+    assert joins(after) == means + len(model.out_indices)
+    for size in ((1, 3, 64, 64), (3, 3, 97, 131)) if dynamic else ((1, 3, 64, 64),):
+        check_same(model, torch.randn(size), tmp_path / 'net.onnx')
+
+
+@pytest.mark.parametrize('ratio', [2, 4])
+def test_a_converted_network_reads_halves_of_any_size(ratio, residual, tmp_path):
+    x = torch.randn(1, 3, 16, 16)
+    model, _ = gp.convert(residual, x, ratio=ratio, exclude=['stem'], keep_last=False)
+    _, _, gone = parted(model, x, tmp_path / 'net.onnx', dynamic=True)
+    assert gone >= 1
+    check_same(model, torch.randn(3, 3, 20, 33), tmp_path / 'net.onnx')
+
+
+class Gate(nn.Module):
+    """A gate from the means, as in squeeze-excite."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(12, 12, 1)
+
+    def forward(self, x):
+        return x * F.hardsigmoid(self.conv(x.mean((2, 3), keepdim=True)))
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Shortcut(nn.Module):
+    """Something beside its input."""
+
+    def __init__(self, *inside):
+        super().__init__()
+        self.inside = nn.Sequential(*inside)
+
+    def forward(self, x):
+        return x + self.inside(x)
+
+
+SHIFT = torch.randn(12, 1, 1)
+# What may stand behind a Ghost conv, 12 maps to 12 maps: what reads halves, and what does not.
+READS = {
+    'relu': nn.ReLU,
+    'slopes': lambda: nn.PReLU(12, 0.3),
+    'clip': nn.ReLU6,
+    'silu': nn.SiLU,
+    'depthwise': lambda: nn.Conv2d(12, 12, 5, padding=2, groups=12),
+    'dense': lambda: nn.Conv2d(12, 12, 3, padding=1, bias=False),
+    'ghost': lambda: gp.GhostConv2d(12, 12, 3, padding=1, bias=True),
+    'gate': Gate,
+    'pool': lambda: nn.MaxPool2d(3, 1, 1),
+    'resize': lambda: Apply(lambda x: F.interpolate(x, scale_factor=2, mode='nearest')),
+    'sized': lambda: Apply(lambda x: F.interpolate(x, size=x.shape[-1], mode='nearest')),
+    'shift': lambda: Apply(lambda x: x * 2 - SHIFT.to(x)),
+    'columns': lambda: Apply(lambda x: x + SHIFT.view(12)),
+    'shortcut': lambda: Shortcut(nn.Conv2d(12, 12, 1), nn.ReLU()),
+    'ghost shortcut': lambda: Shortcut(gp.GhostConv2d(12, 12, 1), nn.Conv2d(12, 12, 1)),
+}
+JOINS = {
+    'grouped': lambda: nn.Conv2d(12, 12, 3, padding=1, groups=3),
+    'softmax': lambda: nn.Softmax(1),
+    'order': lambda: Apply(lambda x: x[:, torch.arange(12).flip(0)]),
+    'cut': lambda: Apply(lambda x: torch.cat((x[:, 2:], x[:, :2]), 1)),
+    'one gate': lambda: Apply(lambda x: x * x.mean(1, keepdim=True).sigmoid()),
+    'three': lambda: Apply(lambda x: torch.cat((x[:, :6], x[:, :3], x[:, 9:]), 1)),
+    'transposed': lambda: nn.ConvTranspose2d(12, 12, 1),
+}
+
+
+def chain(*parts):
+    torch.manual_seed(0)
+    first = gp.GhostConv2d(3, 12, 3, padding=1, bias=True)
+    return nn.Sequential(first, *parts, nn.Conv2d(12, 5, 1)).eval()
+
+
+@pytest.mark.parametrize('name', READS)
+def test_what_reads_halves_gives_the_same(name, tmp_path):
+    model = chain(nn.ReLU(), READS[name]())
+    _, _, gone = parted(model, X, tmp_path / 'net.onnx')
+    assert gone >= 1
+    check_same(model, X, tmp_path / 'net.onnx')
+
+
+@pytest.mark.parametrize('name', JOINS)
+def test_what_reads_the_whole_gets_it(name, tmp_path):
+    model = chain(nn.ReLU(), JOINS[name]())
+    parted(model, X, tmp_path / 'net.onnx')
+    check_same(model, X, tmp_path / 'net.onnx')
+
+
+@pytest.mark.parametrize('seed', range(12))
+def test_any_chain_gives_the_same(seed, tmp_path):
+    draw = random.Random(seed)
+    table = READS | JOINS
+    table.pop('columns')  # it takes pictures of one width only
+    model = chain(*(table[name]() for name in draw.choices(list(table), k=6)))
+    parted(model, X, tmp_path / 'net.onnx')
+    check_same(model, X, tmp_path / 'net.onnx')
+
+
+def test_branches_of_a_graph_are_left_alone():
+    helper = onnx.helper
+    branch = helper.make_graph(
+        [helper.make_node('Identity', ['pair'], ['y'])], 'branch', [],
+        [helper.make_tensor_value_info('y', 1, None)],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node('Concat', ['x', 'x'], ['pair'], axis=1),
+        helper.make_node('If', ['flag'], ['out'], then_branch=branch, else_branch=branch),
+    ]
+    x = helper.make_tensor_value_info('x', 1, [1, 2, 4, 4])
+    flag = helper.make_tensor_value_info('flag', 9, [])
+    out = helper.make_tensor_value_info('out', 1, None)
+    model = helper.make_model(helper.make_graph(nodes, 'net', [x, flag], [out]))
+    before = model.SerializeToString()
+    assert keep_apart(model) == 0 and model.SerializeToString() == before
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+def test_export_writes_them_apart(suffix, tmp_path):
+    if suffix == '.xml':
+        pytest.importorskip('openvino')
+    model = gp.GhostNet(0.5, out_indices=(3,)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    report = gp.export(model, x, tmp_path / f'net{suffix}', split=True)
+    assert report.max_rel_diff < 1e-4 and len(report.checked) == 6
+    assert {path.suffix for path in tmp_path.iterdir()} <= {suffix, '.bin'}
+
+
+def test_where_nothing_can_stay_apart_it_is_said(residual, tmp_path):
+    x = torch.randn(1, 3, 16, 16)
+    with pytest.raises(ValueError, match='no halves of Ghost layers can stay apart'):
+        gp.export(residual, x, tmp_path / 'net.onnx', split=True)
+    with pytest.raises(ValueError, match=r"split .*works for \['.onnx', '.xml'\], got"):
+        gp.export(residual, x, tmp_path / 'net.pt', split=True)
+    assert not list(tmp_path.iterdir())
+    fast = gp.optimize(residual, x, rounds=1)
+    assert 'no halves' in fast.report['onnxruntime-split'].reason
+    with pytest.raises(ValueError, match='backend must be one of'):
+        gp.deploy.ready('onnxruntime-split')
