@@ -107,7 +107,8 @@ class _Graph:
     def treats_each(self, node: NodeProto) -> bool:
         """Whether it makes each map from the one at the same place, and from no other."""
         if not self._is_conv(node):
-            return node.op_type in _EACH and len(node.output) == 1
+            axes = any(a.name == 'axes' for a in node.attribute)
+            return node.op_type in _EACH and len(node.output) == 1 and not axes
         weight = self.constants[node.input[1]]
         return weight.shape[0] == _attribute(node, 'group', 1)
 
@@ -226,7 +227,7 @@ class _Writer:
         weight, *bias = (self.graph.constants[name] for name in node.input[1:])
         read = self._parts(node.input[0], weight.shape[1])
         for name, rows in self._parts(node.output[0], len(weight)):
-            terms = [name] if len(read) == 1 else [f'{name}/{index}' for index in range(len(read))]
+            terms = [name] if len(read) == 1 else [f'{name}/term{i}' for i in range(len(read))]
             for term, (source, columns) in zip(terms, read, strict=True):
                 own = [weight[rows, columns], *(b[rows] for b in bias if term == terms[0])]
                 yield _copy(node, [source, *(self._constant(v, term) for v in own)], term)
@@ -240,7 +241,7 @@ class _Writer:
             copy = _copy(node, [self._half(node, v, index, own) for v in node.input], name)
             if node.op_type == 'Conv':
                 _group(copy).i = own.stop - own.start
-            elif node.op_type == 'Resize' and len(node.input) > SIZES_OF_RESIZE:
+            elif node.op_type == 'Resize' and any(node.input[SIZES_OF_RESIZE:]):
                 sizes, copy.input[SIZES_OF_RESIZE] = node.input[SIZES_OF_RESIZE], f'{name}/sizes'
                 yield from self._sizes(sizes, own.stop - own.start, f'{name}/sizes')
             yield copy
@@ -282,7 +283,7 @@ class _Writer:
         if value not in self.layouts:
             return [(value, slice(0, maps))]
         own = self.layouts[value]
-        names = self.halves.setdefault(value, [f'{value}/{i}' for i in range(len(own))])
+        names = self.halves.setdefault(value, [f'{value}/half{i}' for i in range(len(own))])
         ends = pairwise(accumulate(own, initial=0))
         return [(name, slice(*span)) for name, span in zip(names, ends, strict=True)]
 
