@@ -86,11 +86,11 @@ class Forms:
 
     @functools.cached_property
     def split(self) -> Path:
-        """That file with the halves of Ghost layers apart."""
+        """That file with the halves of Ghost layers apart where that pays for the example."""
         from .halves import split  # it needs onnx
 
         path = self.onnx.with_name('split.onnx')
-        split(self.onnx, path)
+        split(self.onnx, path, [x.shape for x in self.example])
         return path
 
     def quantized(self, suffix: str) -> Path:

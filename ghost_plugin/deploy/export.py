@@ -83,8 +83,9 @@ def export(
             exporter writes is refused.
         exporter: ``'trace'``, ``'dynamo'``, or ``'auto'``, which takes the first that works.
         fused: Fold norms and merge branches first (:func:`ghost_plugin.fuse`).
-        split: Let the halves of Ghost layers go their own ways instead of being joined, in
-            ``.onnx`` and ``.xml``; faster or slower, as :func:`ghost_plugin.optimize` finds.
+        split: Let the halves of Ghost layers go their own ways instead of being joined where maps
+            of the example's batch and size are large, in ``.onnx`` and ``.xml``. Whether that is
+            faster, :func:`ghost_plugin.optimize` finds out.
         tolerance: Largest difference allowed, as a share of the largest value of its output; more
             where float32 itself loses more (:func:`ghost_plugin.deploy.outputs.allowance`).
 
@@ -175,7 +176,7 @@ class _Task:
         if self.split:
             from .halves import split  # it needs onnx
 
-            split(made, made)
+            split(made, made, [x.shape for x in self.trials[0]])
         if self.kind.of_onnx:
             self.kind.of_onnx(made, path)
 

@@ -31,7 +31,7 @@ def parted(model, x, path, dynamic=False):
     before = onnx.load(path)
     after = onnx.ModelProto()
     after.CopyFrom(before)
-    gone = keep_apart(after)
+    gone = keep_apart(after, [x.shape])
     onnx.checker.check_model(after, full_check=True)
     onnx.save(after, path)
     return before, after, gone
@@ -58,6 +58,16 @@ def test_backbones_join_nothing_but_means_and_what_they_return(
     assert joins(after) == means + len(model.out_indices)
     for size in ((1, 3, 64, 64), (3, 3, 97, 131)) if dynamic else ((1, 3, 64, 64),):
         check_same(model, torch.randn(size), tmp_path / 'net.onnx')
+
+
+def test_small_maps_are_joined_for_the_sizes_that_are_given(tmp_path):
+    gp.export(gp.GhostNet(0.5).eval(), torch.randn(1, 3, 64, 64), tmp_path / 'net.onnx')
+    gone = []
+    for batch, side in ((1, 32), (1, 64), (4, 64), (4, 128)):
+        model = onnx.load(tmp_path / 'net.onnx')
+        gone.append(keep_apart(model, [(batch, 3, side, side)], least=20_000))
+        onnx.checker.check_model(model, full_check=True)
+    assert gone == sorted(gone) and gone[0] == 0 < gone[1] < gone[-1]
 
 
 @pytest.mark.parametrize('ratio', [2, 4])
@@ -178,7 +188,7 @@ def test_branches_of_a_graph_are_left_alone():
     out = helper.make_tensor_value_info('out', 1, None)
     model = helper.make_model(helper.make_graph(nodes, 'net', [x, flag], [out]))
     before = model.SerializeToString()
-    assert keep_apart(model) == 0 and model.SerializeToString() == before
+    assert keep_apart(model, [(1, 2, 4, 4), ()]) == 0 and model.SerializeToString() == before
 
 
 @pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
@@ -194,7 +204,7 @@ def test_export_writes_them_apart(suffix, tmp_path):
 
 def test_where_nothing_can_stay_apart_it_is_said(residual, tmp_path):
     x = torch.randn(1, 3, 16, 16)
-    with pytest.raises(ValueError, match='no halves of Ghost layers can stay apart'):
+    with pytest.raises(ValueError, match='no halves of Ghost layers stay apart here'):
         gp.export(residual, x, tmp_path / 'net.onnx', split=True)
     with pytest.raises(ValueError, match=r"split .*works for \['.onnx', '.xml'\], got"):
         gp.export(residual, x, tmp_path / 'net.pt', split=True)
