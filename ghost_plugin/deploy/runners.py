@@ -101,27 +101,43 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-def of_onnx(path: Path, threads: int | None = None) -> Runner:
+def of_onnx(path: Path, threads: int | None = None, fixed: bool = False) -> Runner:
     """An ONNX file in ONNX Runtime on the CPU.
 
     Args:
         path: The file.
         threads: Of one operator; PyTorch's number without it.
+        fixed: Whether the runtime fits the file to each shape; else it is for all of them.
     """
     _optional.require('onnxruntime')
+    any_shape = _session(path, threads, {})
+    given = [(value.name, value.shape) for value in any_shape.get_inputs()]
+
+    @functools.lru_cache(maxsize=SHAPES)
+    def fitted(*shapes: tuple[int, ...]) -> Any:
+        sizes = [pair for (_, dims), shape in zip(given, shapes, strict=True)
+                 for pair in zip(dims, shape, strict=True)]  # fmt: skip
+        return _session(path, threads, {dim: size for dim, size in sizes if isinstance(dim, str)})
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        session = fitted(*(x.shape for x in inputs)) if fixed else any_shape
+        arrays = (x.detach().contiguous().numpy() for x in inputs)
+        named = {name: array for (name, _), array in zip(given, arrays, strict=True)}
+        return [torch.from_numpy(value) for value in session.run(None, named)]
+
+    return run
+
+
+def _session(path: Path, threads: int | None, sizes: dict[str, int]) -> Any:
+    """A session of ONNX Runtime, with sizes in the place of free axes."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 4  # what fails raises, too
-    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    names = [node.name for node in session.get_inputs()]
-
-    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        given = {n: x.detach().contiguous().numpy() for n, x in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(value) for value in session.run(None, given)]
-
-    return run
+    for name, size in sizes.items():
+        options.add_free_dimension_override_by_name(name, size)
+    return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
 
 
 @functools.cache
