@@ -5,7 +5,6 @@ them. That layer can read them where they are: a conv of joined maps is the sum 
 half, and what treats each map alone treats each half alone. Where neither holds they are joined.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -15,19 +14,13 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-# What treats each map alone, whatever the others are; its first input holds the maps.
-_EACH = frozenset(
-    'Relu LeakyRelu PRelu Elu Clip Sigmoid HardSigmoid HardSwish Tanh Softplus Mish Identity '
-    'MaxPool AveragePool Resize'.split()
-)
-_PAIRED = frozenset('Add Sub Mul Div'.split())  # map by map
-_POOLS = frozenset('GlobalAveragePool GlobalMaxPool'.split())
+from .graphs import Graph, Sizes, layouts
+
 SIZES_OF_RESIZE = 3  # the place of that input
 # Numbers below which a second conv costs more than a concatenation: GhostNet 1.0x at 224 px, batch
 # 1, 2 threads, was 1.10 times as fast in OpenVINO with this one and 0.99 with 0; V2 1.02 and 0.87.
 # With a batch of 16, where all is larger, 1.18 and 1.15.
 LEAST = 120_000
-Sizes = tuple[int, ...]
 
 
 def split(source: Path, target: Path, shapes: Sequence[Sequence[int]]) -> None:
@@ -63,8 +56,8 @@ def keep_apart(model: onnx.ModelProto, shapes: Sequence[Sequence[int]], least: i
     """
     if any(a.HasField('g') or a.graphs for node in model.graph.node for a in node.attribute):
         return 0  # branches and loops read values by name, too
-    graph = _Graph.of(_sized(model, shapes))
-    writer = _Writer(graph, _layouts(graph, least))
+    graph = Graph.of(model, shapes)
+    writer = _Writer(graph, layouts(graph, least))
     nodes = list(writer.nodes())
     used = {name for node in nodes for name in node.input} | set(graph.outputs)
     kept = [numpy_helper.from_array(v, n) for n, v in graph.constants.items() if n in used]
@@ -74,146 +67,19 @@ def keep_apart(model: onnx.ModelProto, shapes: Sequence[Sequence[int]], least: i
     return writer.parted - len(writer.joined)
 
 
-def _sized(model: onnx.ModelProto, shapes: Sequence[Sequence[int]]) -> onnx.GraphProto:
-    """The graph with the shapes of its values, as far as those of its inputs tell them."""
-    known = onnx.ModelProto()
-    known.CopyFrom(model)
-    for value, shape in zip(known.graph.input, shapes, strict=True):
-        for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-            dim.dim_value = size
-    return onnx.shape_inference.infer_shapes(known, data_prop=True).graph
-
-
-@dataclass
-class _Graph:
-    """What is asked of a graph.
-
-    Attributes:
-        nodes: In the order in which they run, without those that only hold a constant.
-        inputs, outputs: Names.
-        constants: By name.
-        maps: Channels of what has four axes, by name.
-        numbers: How many numbers that has, 0 where it is not known.
-    """
-
-    nodes: list[NodeProto]
-    inputs: list[str]
-    outputs: list[str]
-    constants: dict[str, np.ndarray]
-    maps: dict[str, int]
-    numbers: dict[str, int]
-
-    @classmethod
-    def of(cls, graph: onnx.GraphProto) -> '_Graph':
-        held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        nodes = []
-        for node in graph.node:
-            if node.op_type == 'Constant' and node.attribute[0].name == 'value':
-                held[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-            elif node.op_type == 'Identity' and node.input[0] in held:  # equal constants are one
-                held[node.output[0]] = held[node.input[0]]
-            else:
-                nodes.append(node)
-        maps, numbers = {}, {}
-        for value in (*graph.input, *graph.value_info, *graph.output):
-            dims = value.type.tensor_type.shape.dim
-            if len(dims) == 4:
-                maps[value.name] = dims[1].dim_value
-                numbers[value.name] = math.prod(dim.dim_value for dim in dims)
-        inputs = [value.name for value in graph.input if value.name not in held]
-        found = cls(nodes, inputs, [value.name for value in graph.output], held, maps, numbers)
-        for node in nodes:  # sizes that are computed hide the number of maps from ONNX
-            if not maps.get(node.output[0]) and found.treats_each(node):
-                maps[node.output[0]] = maps.get(node.input[0], 0)
-        return found
-
-    def is_dense(self, node: NodeProto) -> bool:
-        """Whether it is a conv in which every map sees every other."""
-        return self._is_conv(node) and _attribute(node, 'group', 1) == 1
-
-    def treats_each(self, node: NodeProto) -> bool:
-        """Whether it makes each map from the one at the same place, and from no other."""
-        if not self._is_conv(node):
-            axes = any(a.name == 'axes' for a in node.attribute)
-            return node.op_type in _EACH and len(node.output) == 1 and not axes
-        weight = self.constants[node.input[1]]
-        return weight.shape[0] == _attribute(node, 'group', 1)
-
-    def pools(self, node: NodeProto) -> bool:
-        """Whether it makes one value of each map; these are so few that they are joined again."""
-        if node.op_type != 'ReduceMean':
-            return node.op_type in _POOLS
-        given = [
-            list(a.ints) for a in node.attribute if a.name == 'axes'
-        ]  # an input since opset 18
-        given += [
-            self.constants[name].tolist() for name in node.input[1:] if name in self.constants
-        ]
-        return bool(given) and {axis % 4 for axis in given[0]} <= {2, 3}
-
-    def _is_conv(self, node: NodeProto) -> bool:
-        return node.op_type == 'Conv' and all(name in self.constants for name in node.input[1:])
-
-
-def _attribute(node: NodeProto, name: str, default: int) -> int:
-    return next((a.i for a in node.attribute if a.name == name), default)
-
-
-def _layouts(graph: _Graph, least: int) -> dict[str, Sizes]:
-    """Sizes of the halves of every value whose halves stay apart.
-
-    Values that must be alike are taken together: all of them have the same halves, or none has.
-    """
-    group: dict[str, set[str]] = {}
-    halves: dict[str, Sizes] = {}
-    whole = set(graph.inputs)  # what nothing here can make in halves
-
-    def join(*names: str) -> None:
-        merged = set().union(*(group.get(name, {name}) for name in names))
-        group.update(dict.fromkeys(merged, merged))
-
-    for node in graph.nodes:
-        out, maps = node.output[0], graph.maps.get(node.output[0], 0)
-        join(out)
-        if graph.treats_each(node):
-            join(node.input[0], out)
-        elif node.op_type in _PAIRED:
-            read = [name for name in node.input if name not in graph.constants]
-            join(out, *(name for name in read if graph.maps.get(name) != 1 or maps == 1))
-        elif node.op_type == 'Concat' and _is_pair(node):
-            halves[out] = tuple(graph.maps.get(name, 0) for name in node.input)
-        elif not graph.is_dense(node):
-            whole.update(node.output)
-    read = {node.input[0] for node in graph.nodes if graph.is_dense(node)}
-    layouts = {}
-    for members in {id(found): found for found in group.values()}.values():
-        sizes = {halves[name] for name in members & halves.keys()}
-        if len(sizes) != 1 or members & whole or not members & read:
-            continue
-        own = sizes.pop()
-        large = max(graph.numbers.get(name, 0) for name in members) >= least
-        if large and all(own) and all(graph.maps.get(name) == sum(own) for name in members):
-            layouts.update(dict.fromkeys(members, own))
-    return layouts
-
-
-def _is_pair(node: NodeProto) -> bool:
-    return len(node.input) == 2 and _attribute(node, 'axis', 0) in (1, -3)
-
-
 @dataclass
 class _Writer:
     """Writes the nodes anew, those of halves once for each.
 
     Attributes:
         graph: Whose; new constants go into it.
-        layouts: Of :func:`_layouts`.
+        layouts: Of :func:`layouts`.
         halves: Names of what was written of a value.
         joined: Values that something reads as a whole.
         parted: Concatenations that were left out.
     """
 
-    graph: _Graph
+    graph: Graph
     layouts: dict[str, Sizes]
     halves: dict[str, list[str]] = field(default_factory=dict)
     joined: set[str] = field(default_factory=set)
