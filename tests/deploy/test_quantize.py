@@ -19,6 +19,34 @@ def batches():
     return [torch.randn(4, 3, 32, 32) for _ in range(6)]
 
 
+class Inverted(nn.Module):
+    """An expansion, a depthwise conv and a projection around a shortcut."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.expand, self.act = nn.Conv2d(maps, 2 * maps, 1), nn.ReLU6()
+        self.dw = nn.Conv2d(2 * maps, 2 * maps, 3, 1, 1, groups=2 * maps)
+        self.project = nn.Conv2d(2 * maps, maps, 1)
+
+    def forward(self, x):
+        return x + self.project(self.act(self.dw(self.act(self.expand(x)))))
+
+
+@pytest.mark.slow  # see below
+@pytest.mark.parametrize('ratio', [1.5, 2])
+def test_stored_orders_in_front_of_shortcuts_compile_in_int8(ratio, batches, tmp_path):
+    if not _optional.usable(*NEEDS['.xml']):
+        pytest.skip(f'needs {NEEDS[".xml"]}')
+    torch.manual_seed(0)
+    blocks = (Inverted(32) for _ in range(3))
+    net = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), *blocks, nn.Conv2d(32, 8, 1)).eval()
+    include = {'1.project': {'ratio': ratio}, '2.project': {}}
+    model, _ = gp.convert(net, batches[0], include=include, dw_size=1)
+    assert any(name.endswith('.order') for name, _ in gp.fuse(model).named_buffers())
+    report = gp.quantize(model, batches, tmp_path / 'net.xml', depthwise='int8')
+    assert 0 < report.typical < 0.2
+
+
 @pytest.mark.parametrize('depthwise', ['auto', 'int8', 'float'])
 # NNCF makes Cores of OpenVINO beside ours (see runners.openvino_core): whatever starts workers in
 # the same process later can crash, so it runs apart from the default tests.
