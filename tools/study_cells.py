@@ -15,8 +15,10 @@ from statistics import mean
 
 import torch
 from _cli import fail, named, tool
+from _options import whole
 from _tasks import TOOLS, Task, train
 from _terminal import show, table
+from mmengine.config import Config
 
 import ghost_plugin as gp
 from ghost_plugin.integrations.runs import build_model
@@ -47,21 +49,32 @@ BACKBONES = {
 SEEDED = """_base_ = {base!r}
 randomness = dict(seed={seed})
 """
+LONGER = """train_cfg = dict(max_epochs={0})
+param_scheduler = {1!r}
+"""
 OTHER = """model = dict(backbone=dict(_delete_=True, **{!r}), neck=dict(in_channels={!r}))
 """
 
 
-def tasks(out: Path, seeds: Sequence[int] = (0,), only: str = '') -> list[Task]:
+def tasks(
+    out: Path, seeds: Sequence[int] = (0,), only: str = '', epochs: int | None = None
+) -> list[Task]:
     """Those backbones whose name holds ``only``, by every seed; their configs are written."""
-    studied = []
+    studied, scheduled = [], _schedule(epochs) if epochs else ''
     for name, other in named(only, BACKBONES).items():
         number = list(BACKBONES).index(name)
         for seed in seeds:
-            config = out / f'backbone{number}_seed{seed}.py'
-            text = SEEDED.format(base=str(OURS), seed=seed)
+            config = out / f'backbone{number}_seed{seed}{f"_epochs{epochs}" * bool(epochs)}.py'
+            text = SEEDED.format(base=str(OURS), seed=seed) + scheduled
             config.write_text(text + (OTHER.format(*other) if other else ''))
             studied.append(Task(f'{name}, seed {seed}', name, config, SIDE, AP, 'AP'))
     return studied
+
+
+def _schedule(epochs: int) -> str:
+    """Lines of a config that stretch the recipe's schedule."""
+    *warmup, cosine = (dict(row) for row in Config.fromfile(OURS).param_scheduler)
+    return LONGER.format(epochs, [*warmup, {**cosine, 'T_max': epochs}])
 
 
 def latencies(studied: list[Task]) -> dict[str, float]:
@@ -93,13 +106,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, default=Path('work_dirs/study_cells'), help='results')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='a run by each')
+    parser.add_argument('--epochs', type=whole, help="instead of the recipe's")
     parser.add_argument('--only', default='', help='backbones whose name holds this')
     args = parser.parse_args()
     out = args.out.resolve()
     if not DATA.is_dir():
         fail(f'{DATA} is not there; make it with python tools/voc_to_coco.py BCCD_ZIP {DATA}')
     out.mkdir(parents=True, exist_ok=True)
-    studied = tasks(out, args.seeds, args.only)
+    studied = tasks(out, args.seeds, args.only, args.epochs)
     found: dict[str, list[dict]] = {}
     for task in studied:
         found.setdefault(task.model, []).append(train(task, out / task.config.stem))

@@ -37,6 +37,17 @@ def test_seeds_and_names_choose_the_runs(study, tmp_path):
     assert kinds == ['ghost_plugin.GhostNet'] * 2 + ['mmpretrain.TIMMBackbone'] * 2
 
 
+def test_epochs_stretch_the_schedule(study, tmp_path):
+    (short,), (longer,) = (study.tasks(tmp_path, only='ours', epochs=n) for n in (None, 40))
+    assert short.config != longer.config
+    before, after = (Config.fromfile(task.config) for task in (short, longer))
+    assert after.train_cfg.max_epochs == after.param_scheduler[-1].T_max == 40
+    for config in (before, after):
+        config.param_scheduler[-1].T_max = config.train_cfg.max_epochs = 0
+    assert before.param_scheduler == after.param_scheduler
+    assert before.train_cfg == after.train_cfg
+
+
 def test_no_detector_is_frozen_and_all_run(study, tmp_path):
     for task in study.tasks(tmp_path):
         model = build_model(task.config).train()
