@@ -60,12 +60,13 @@ def tasks(
     out: Path, seeds: Sequence[int] = (0,), only: str = '', epochs: int | None = None
 ) -> list[Task]:
     """Those backbones whose name holds ``only``, by every seed; their configs are written."""
-    studied, scheduled = [], _schedule(epochs) if epochs else ''
+    studied = []
+    schedule, suffix = (_schedule(epochs), f'_epochs{epochs}') if epochs else ('', '')
     for name, other in named(only, BACKBONES).items():
         number = list(BACKBONES).index(name)
         for seed in seeds:
-            config = out / f'backbone{number}_seed{seed}{f"_epochs{epochs}" * bool(epochs)}.py'
-            text = SEEDED.format(base=str(OURS), seed=seed) + scheduled
+            config = out / f'backbone{number}_seed{seed}{suffix}.py'
+            text = SEEDED.format(base=str(OURS), seed=seed) + schedule
             config.write_text(text + (OTHER.format(*other) if other else ''))
             studied.append(Task(f'{name}, seed {seed}', name, config, SIDE, AP, 'AP'))
     return studied

@@ -256,13 +256,8 @@ def _openvino_int8(forms: Forms) -> Runner:
     return of_openvino(forms.quantized('.xml'))
 
 
-def _apart(
-    name: str, dtype: str, build: Callable[[Forms], Runner], needs: Sequence[str]
-) -> Backend:
-    return Backend(name, dtype, build, needs, device='cpu', layers=False)
-
-
 _ORT, _OV, _TRITON = ('onnx', 'onnxruntime'), ('onnx', 'openvino'), ('triton',)
+_APART: dict[str, Any] = {'device': 'cpu', 'layers': False}
 _ROWS = (
     Backend('eager', 'float32', _eager),
     Backend('fused', 'float32', _fused),
@@ -270,8 +265,8 @@ _ROWS = (
     Backend('compiled', 'float32', _compiled(torch.float32)),
     Backend('onnxruntime', 'float32', _onnxruntime, _ORT, device='cpu'),
     Backend('openvino', 'float32', _openvino('onnx', 'f32'), _OV, device='cpu'),
-    _apart('onnxruntime-split', 'float32', _onnxruntime_split, _ORT),
-    _apart('openvino-split', 'float32', _openvino('split', 'f32'), _OV),
+    Backend('onnxruntime-split', 'float32', _onnxruntime_split, _ORT, **_APART),
+    Backend('openvino-split', 'float32', _openvino('split', 'f32'), _OV, **_APART),
     Backend('channels-last-bf16', 'bfloat16', _last(torch.bfloat16)),
     Backend('compiled-bf16', 'bfloat16', _compiled(torch.bfloat16)),
     Backend('cuda-graph', 'float32', _graph('last', torch.float32), device='cuda'),
@@ -286,7 +281,7 @@ _ROWS = (
         device='cuda',
     ),
     Backend('openvino-bf16', 'bfloat16', _openvino('onnx', 'bf16'), _OV, device='cpu'),
-    _apart('openvino-split-bf16', 'bfloat16', _openvino('split', 'bf16'), _OV),
+    Backend('openvino-split-bf16', 'bfloat16', _openvino('split', 'bf16'), _OV, **_APART),
     Backend('onnxruntime-int8', 'int8', _onnxruntime_int8, _ORT, device='cpu'),
     Backend('openvino-int8', 'int8', _openvino_int8, (*_OV, 'nncf'), device='cpu'),
 )

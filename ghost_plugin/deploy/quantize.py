@@ -172,17 +172,16 @@ def _depthwise(path: Path) -> list[str]:
     """Names of the depthwise convs of an ONNX file."""
     import onnx
 
+    from .graphs import attribute
+
     graph = onnx.load(path).graph
     shapes = {weight.name: weight.dims for weight in graph.initializer}
     return [
         node.name
         for node in graph.node
-        if node.op_type == 'Conv' and shapes.get(node.input[1], (0, 0))[1] == 1 < _groups(node)
+        if node.op_type == 'Conv'
+        and shapes.get(node.input[1], (0, 0))[1] == 1 < attribute(node, 'group', 1)
     ]
-
-
-def _groups(node: Any) -> int:
-    return next((a.i for a in node.attribute if a.name == 'group'), 1)
 
 
 def _place(file: Path, path: Path) -> int:
@@ -262,8 +261,9 @@ def _by_nncf(plain: Path, batches: list[list[torch.Tensor]], path: Path, left: l
     model = openvino_core().read_model(str(plain))
     # A stored order between int8 maps and a shortcut kills the process in which OpenVINO 2026.4
     # compiles it.
-    orders = [op for op in model.get_ops() if op.get_type_name() == 'Gather']
-    kinds = ['GroupConvolution'] * bool(left) + ['Gather'] * bool(orders)
+    kept = ['GroupConvolution', 'Gather'] if left else ['Gather']
+    present = {op.get_type_name() for op in model.get_ops()}
+    kinds = [kind for kind in kept if kind in present]  # NNCF refuses what is not there
     data = nncf.Dataset(batches, lambda batch: [x.numpy() for x in batch])
     scope = nncf.IgnoredScope(types=kinds)
     # Maps that no ReLU cuts off need a zero point of their own: a converted EfficientNet-Lite0 with

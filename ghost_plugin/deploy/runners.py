@@ -110,8 +110,8 @@ def of_onnx(path: Path, threads: int | None = None, fixed: bool = False) -> Runn
         fixed: Whether the runtime fits the file to each shape; else it is for all of them.
     """
     _optional.require('onnxruntime')
-    any_shape = _session(path, threads, {})
-    given = [(value.name, value.shape) for value in any_shape.get_inputs()]
+    whole = _session(path, threads, {})
+    given = [(value.name, value.shape) for value in whole.get_inputs()]
 
     @functools.lru_cache(maxsize=SHAPES)
     def fitted(*shapes: tuple[int, ...]) -> Any:
@@ -119,8 +119,11 @@ def of_onnx(path: Path, threads: int | None = None, fixed: bool = False) -> Runn
                  for pair in zip(dims, shape, strict=True)]  # fmt: skip
         return _session(path, threads, {dim: size for dim, size in sizes if isinstance(dim, str)})
 
+    # The session for all shapes is not kept beside those for each.
+    chosen = fitted if fixed else lambda *shapes: whole
+
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        session = fitted(*(x.shape for x in inputs)) if fixed else any_shape
+        session = chosen(*(x.shape for x in inputs))
         arrays = (x.detach().contiguous().numpy() for x in inputs)
         named = {name: array for (name, _), array in zip(given, arrays, strict=True)}
         return [torch.from_numpy(value) for value in session.run(None, named)]
