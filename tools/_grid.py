@@ -11,8 +11,8 @@ from _terminal import Meter, show, table
 from ghost_plugin._optional import require
 from ghost_plugin.integrations.timing import Figure, draw, grid, verdicts
 
-BACKENDS = ['eager', 'channels-last', 'compiled', 'onnxruntime', 'onnxruntime-split', 'openvino',
-            'openvino-split']  # fmt: skip
+BACKENDS = ['eager', 'channels-last', 'channels-last-split', 'compiled', 'onnxruntime',
+            'onnxruntime-split', 'openvino', 'openvino-split']  # fmt: skip
 _HEAD = ['Model', 'Backend', 'Batch', 'Threads', 'ms', 'pictures/s', 'MB', 'Difference', '']
 
 

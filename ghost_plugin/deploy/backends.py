@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .. import _optional
+from . import lazy
 from .export import export
 from .fuse import fuse
 from .inputs import arguments, calibrating
@@ -56,6 +57,19 @@ class Forms:
         """That one channels-last."""
         model = copy.deepcopy(self.fused.model).to(memory_format=torch.channels_last)
         return Flat(model, self.example_input)
+
+    @functools.cached_property
+    def apart(self) -> Flat:
+        """That one with the halves of Ghost layers apart where that pays for the example."""
+        model = copy.deepcopy(self.last.model)
+        joiner = lazy.keep_apart(model)
+        flat = Flat(model, self.example_input)  # it calls the model
+        if not joiner.apart:
+            raise ValueError(
+                'no halves of Ghost layers stay apart here: both together must hold '
+                f'{lazy.LEAST:,} numbers for the example'
+            )
+        return flat
 
     @functools.cached_property
     def half(self) -> Flat:
@@ -182,8 +196,8 @@ def _fused(forms: Forms) -> Runner:
     return of_module(forms.fused)
 
 
-def _last(dtype: torch.dtype) -> Callable[[Forms], Runner]:
-    return lambda forms: of_module(forms.last, dtype, last=True)
+def _last(form: str, dtype: torch.dtype) -> Callable[[Forms], Runner]:
+    return lambda forms: of_module(getattr(forms, form), dtype, last=True)
 
 
 def _compiled(dtype: torch.dtype) -> Callable[[Forms], Runner]:
@@ -261,13 +275,14 @@ _APART: dict[str, Any] = {'device': 'cpu', 'layers': False}
 _ROWS = (
     Backend('eager', 'float32', _eager),
     Backend('fused', 'float32', _fused),
-    Backend('channels-last', 'float32', _last(torch.float32)),
+    Backend('channels-last', 'float32', _last('last', torch.float32)),
+    Backend('channels-last-split', 'float32', _last('apart', torch.float32), **_APART),
     Backend('compiled', 'float32', _compiled(torch.float32)),
     Backend('onnxruntime', 'float32', _onnxruntime, _ORT, device='cpu'),
     Backend('openvino', 'float32', _openvino('onnx', 'f32'), _OV, device='cpu'),
     Backend('onnxruntime-split', 'float32', _onnxruntime_split, _ORT, **_APART),
     Backend('openvino-split', 'float32', _openvino('split', 'f32'), _OV, **_APART),
-    Backend('channels-last-bf16', 'bfloat16', _last(torch.bfloat16)),
+    Backend('channels-last-bf16', 'bfloat16', _last('last', torch.bfloat16)),
     Backend('compiled-bf16', 'bfloat16', _compiled(torch.bfloat16)),
     Backend('cuda-graph', 'float32', _graph('last', torch.float32), device='cuda'),
     Backend('cuda-graph-bf16', 'bfloat16', _graph('half', torch.bfloat16), device='cuda'),

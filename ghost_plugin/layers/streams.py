@@ -18,18 +18,19 @@ from .chains import GHOST_CONVS, Followed, followed
 from .folding import fixed, plain
 
 # What treats each channel alone: maps may pass through it in another order.
-_CHANNELWISE = {
+CHANNELWISE = {
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Mish, nn.Hardswish, nn.Hardtanh,
     nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d,
     nn.AdaptiveAvgPool2d, nn.Upsample,
-    F.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.hardswish, F.hardsigmoid, F.max_pool2d,
-    F.avg_pool2d, F.adaptive_avg_pool2d, F.interpolate, torch.relu, torch.sigmoid, torch.tanh,
+    F.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.elu, F.mish, F.hardswish, F.hardtanh,
+    F.hardsigmoid, F.dropout, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.interpolate,
+    torch.relu, torch.sigmoid, torch.tanh,
     'relu', 'relu_', 'sigmoid', 'tanh', 'contiguous',
 }  # fmt: skip
 # What takes several maps of the same channels, or a number.
-_TOGETHER = {
-    operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, torch.add, torch.mul,
-    'add', 'add_', 'mul', 'mul_',
+TOGETHER = {
+    operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, operator.truediv,
+    torch.add, torch.sub, torch.mul, torch.div, 'add', 'add_', 'sub', 'mul', 'mul_', 'div',
 }  # fmt: skip
 _MEANS, _FLATTENS = {torch.mean, 'mean'}, {torch.flatten, 'flatten'}
 _SIDES = [2, 3]  # axes of height and width
@@ -83,9 +84,9 @@ class _Streams:
             given[0].between.append(self.part.name(node))
             given[0].sizes.add(_channels(module))
             return given[0]
-        if kind in _TOGETHER:
+        if kind in TOGETHER:
             return self._together(given)
-        if kind in _CHANNELWISE or (kind in _MEANS and _keeps(node)):
+        if kind in CHANNELWISE or (kind in _MEANS and _keeps(node)):
             return given[0]
         if not (_asks(node) or self._head(node, given)):
             for stream in given:

@@ -1,10 +1,8 @@
 """Halves of Ghost layers that stay apart in ONNX files."""
 
-import random
-
 import pytest
 import torch
-import torch.nn.functional as F
+from _chains import JOINS, READS, chain, drawn
 from torch import nn
 
 import ghost_plugin as gp
@@ -79,75 +77,6 @@ def test_a_converted_network_reads_halves_of_any_size(ratio, residual, tmp_path)
     check_same(model, torch.randn(3, 3, 20, 33), tmp_path / 'net.onnx')
 
 
-class Gate(nn.Module):
-    """A gate from the means, as in squeeze-excite."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(12, 12, 1)
-
-    def forward(self, x):
-        return x * F.hardsigmoid(self.conv(x.mean((2, 3), keepdim=True)))
-
-
-class Apply(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
-class Shortcut(nn.Module):
-    """Something beside its input."""
-
-    def __init__(self, *inside):
-        super().__init__()
-        self.inside = nn.Sequential(*inside)
-
-    def forward(self, x):
-        return x + self.inside(x)
-
-
-SHIFT = torch.randn(12, 1, 1)
-# What may stand behind a Ghost conv, 12 maps to 12 maps: what reads halves, and what does not.
-READS = {
-    'relu': nn.ReLU,
-    'slopes': lambda: nn.PReLU(12, 0.3),
-    'clip': nn.ReLU6,
-    'silu': nn.SiLU,
-    'depthwise': lambda: nn.Conv2d(12, 12, 5, padding=2, groups=12),
-    'dense': lambda: nn.Conv2d(12, 12, 3, padding=1, bias=False),
-    'ghost': lambda: gp.GhostConv2d(12, 12, 3, padding=1, bias=True),
-    'gate': Gate,
-    'pool': lambda: nn.MaxPool2d(3, 1, 1),
-    'resize': lambda: Apply(lambda x: F.interpolate(x, scale_factor=2, mode='nearest')),
-    'sized': lambda: Apply(lambda x: F.interpolate(x, size=x.shape[-1], mode='nearest')),
-    'shift': lambda: Apply(lambda x: x * 2 - SHIFT.to(x)),
-    'columns': lambda: Apply(lambda x: x + SHIFT.view(12)),
-    'shortcut': lambda: Shortcut(nn.Conv2d(12, 12, 1), nn.ReLU()),
-    'ghost shortcut': lambda: Shortcut(gp.GhostConv2d(12, 12, 1), nn.Conv2d(12, 12, 1)),
-}
-JOINS = {
-    'grouped': lambda: nn.Conv2d(12, 12, 3, padding=1, groups=3),
-    'softmax': lambda: nn.Softmax(1),
-    'order': lambda: Apply(lambda x: x[:, torch.arange(12).flip(0)]),
-    'cut': lambda: Apply(lambda x: torch.cat((x[:, 2:], x[:, :2]), 1)),
-    'one gate': lambda: Apply(lambda x: x * x.mean(1, keepdim=True).sigmoid()),
-    'three': lambda: Apply(lambda x: torch.cat((x[:, :6], x[:, :3], x[:, 9:]), 1)),
-    'transposed': lambda: nn.ConvTranspose2d(12, 12, 1),
-}
-
-
-def chain(*parts):
-    torch.manual_seed(0)
-    first = gp.GhostConv2d(3, 12, 3, padding=1, bias=True)
-    return nn.Sequential(first, *parts, nn.Conv2d(12, 5, 1)).eval()
-
-
 @pytest.mark.parametrize('name', READS)
 def test_what_reads_halves_gives_the_same(name, tmp_path):
     model = chain(nn.ReLU(), READS[name]())
@@ -165,10 +94,7 @@ def test_what_reads_the_whole_gets_it(name, tmp_path):
 
 @pytest.mark.parametrize('seed', range(12))
 def test_any_chain_gives_the_same(seed, tmp_path):
-    draw = random.Random(seed)
-    table = READS | JOINS
-    table.pop('columns')  # it takes pictures of one width only
-    model = chain(*(table[name]() for name in draw.choices(list(table), k=6)))
+    model = drawn(seed)
     parted(model, X, tmp_path / 'net.onnx')
     check_same(model, X, tmp_path / 'net.onnx')
 
