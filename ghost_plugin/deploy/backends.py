@@ -19,7 +19,16 @@ from .fuse import fuse
 from .inputs import arguments, calibrating
 from .outputs import Difference, Flat, differences
 from .quantize import quantize
-from .runners import Runner, channels_last, of_graph, of_module, of_onnx, of_openvino, quiet
+from .runners import (
+    Runner,
+    channels_last,
+    of_graph,
+    of_module,
+    of_onnx,
+    of_openvino,
+    of_traced,
+    quiet,
+)
 
 
 class Forms:
@@ -64,6 +73,7 @@ class Forms:
         model = copy.deepcopy(self.last.model)
         joiner = lazy.keep_apart(model)
         flat = Flat(model, self.example_input)  # it calls the model
+        flat.register_forward_hook(lambda _, __, outputs: lazy.joined(outputs))
         if not joiner.apart:
             raise ValueError(
                 'no halves of Ghost layers stay apart here: both together must hold '
@@ -200,6 +210,10 @@ def _last(form: str, dtype: torch.dtype) -> Callable[[Forms], Runner]:
     return lambda forms: of_module(getattr(forms, form), dtype, last=True)
 
 
+def _traced(form: str) -> Callable[[Forms], Runner]:
+    return lambda forms: of_traced(getattr(forms, form))
+
+
 def _compiled(dtype: torch.dtype) -> Callable[[Forms], Runner]:
     def build(forms: Forms) -> Runner:
         run = of_module(torch.compile(forms.last), dtype, last=True)
@@ -277,6 +291,8 @@ _ROWS = (
     Backend('fused', 'float32', _fused),
     Backend('channels-last', 'float32', _last('last', torch.float32)),
     Backend('channels-last-split', 'float32', _last('apart', torch.float32), **_APART),
+    Backend('torchscript', 'float32', _traced('last'), device='cpu'),
+    Backend('torchscript-split', 'float32', _traced('apart'), **_APART),
     Backend('compiled', 'float32', _compiled(torch.float32)),
     Backend('onnxruntime', 'float32', _onnxruntime, _ORT, device='cpu'),
     Backend('openvino', 'float32', _openvino('onnx', 'f32'), _OV, device='cpu'),

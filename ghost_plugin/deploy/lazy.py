@@ -15,9 +15,9 @@ from ..layers.ghost import Ghost
 from ..layers.streams import CHANNELWISE, TOGETHER
 
 # Numbers below which more and smaller kernels cost more than the joining: GhostNet 1.0x at 224 px,
-# batch 2, 2 threads, channels-last, took 22.2 ms with this one, 27.3 with 0 and 22.9 joined. With a
-# batch of 16, where all is larger: 84.4, 84.0 and 103.2.
-LEAST = 1_000_000
+# batch 4, 2 threads, traced, took 17.9 ms with this one, 20.7 with 0, 19.9 with a million and 24.4
+# joined. At batch 1 all lie within 5 per cent, but for 0, which is slower.
+LEAST = 500_000
 _SIDES = [2, 3]  # axes of height and width
 
 
@@ -49,14 +49,12 @@ class Halves(torch.Tensor):
         cls, func: Callable, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _FACTS:
-            return super().__torch_function__(func, types, args, kwargs)
         given = next((x for x in args if isinstance(x, Halves) and len(x.parts) > 1), None)
         if func in _WAYS and given is not None:
-            made = _WAYS[func](func, [part.shape[1] for part in given.parts], *args, **kwargs)
+            made = _WAYS[func](func, _sizes(given), *args, **kwargs)
             if made is not None:
                 return made
-        return func(*map(_joined, args), **{name: _joined(x) for name, x in kwargs.items()})
+        return func(*map(joined, args), **{name: joined(x) for name, x in kwargs.items()})
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
@@ -94,11 +92,16 @@ def _together(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return Halves(parts) if large and parts[0].dim() == 4 else torch.cat(tuple(parts), -3)
 
 
-def _joined(value: Any) -> Any:
+def joined(value: Any) -> Any:
     """An argument without halves in it."""
     if isinstance(value, list | tuple):
-        return type(value)(map(_joined, value)) if type(value) in (list, tuple) else value
+        return type(value)(map(joined, value)) if type(value) in (list, tuple) else value
     return value.whole() if isinstance(value, Halves) else value
+
+
+def _sizes(halves: Halves) -> list[int]:
+    """Channels of each part; numbers to a tracer, too, so that weights are split once for all."""
+    return [int(part.shape[1]) for part in halves.parts]
 
 
 def _each(func: Callable, sizes: list[int], *args: Any, **kwargs: Any) -> torch.Tensor | None:
@@ -115,7 +118,7 @@ def _each(func: Callable, sizes: list[int], *args: Any, **kwargs: Any) -> torch.
 def _parts(value: Any, sizes: list[int]) -> Sequence[Any]:
     """An argument for each part."""
     if isinstance(value, Halves):
-        if [part.shape[1] for part in value.parts] == sizes:
+        if _sizes(value) == sizes:
             return value.parts
         value = value.whole()
     if isinstance(value, torch.Tensor) and value.dim() >= 3 and value.shape[-3] > 1:
@@ -159,21 +162,33 @@ def _mean(
     return torch.cat([func(part, dim, *args, **kwargs) for part in x.parts], 1)
 
 
+def _shape(
+    func: Callable, sizes: list[int], x: torch.Tensor, dim: int | None = None
+) -> torch.Size | int:
+    """Of the whole."""
+    batch, _, *sides = map(int, x.parts[0].shape)
+    shape = torch.Size((batch, sum(sizes), *sides))
+    return shape if dim is None else shape[dim]
+
+
+def _fact(func: Callable, sizes: list[int], x: torch.Tensor) -> Any:
+    """What is the same of each part."""
+    return func(x.parts[0])
+
+
 def _functions(names: set) -> set[Callable]:
     """Functions, by themselves or by their names as methods; classes are left out."""
     found = (getattr(torch.Tensor, name) if isinstance(name, str) else name for name in names)
     return {function for function in found if not inspect.isclass(function)}
 
 
+_FACTS = [getattr(torch.Tensor, name).__get__ for name in ('ndim', 'dtype', 'device')]
 _WAYS: dict[Callable, Callable] = {
     **dict.fromkeys(_functions(CHANNELWISE | TOGETHER), _each),
     torch.conv2d: _conv,
     torch.mean: _mean,
     torch.Tensor.mean: _mean,
+    torch.Tensor.shape.__get__: _shape,
+    torch.Tensor.size: _shape,
+    **dict.fromkeys((torch.Tensor.dim, torch.Tensor.is_floating_point, *_FACTS), _fact),
 }
-# Of a tensor, that need no values.
-_FACTS = {
-    torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.is_floating_point,
-    *(getattr(torch.Tensor, name).__get__
-      for name in ('shape', 'ndim', 'dtype', 'device', 'requires_grad')),
-}  # fmt: skip

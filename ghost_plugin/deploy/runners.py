@@ -4,7 +4,7 @@ import functools
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from .. import _optional
-from .outputs import tensors
+from .outputs import differences, tensors
 
 # (N, ...) tensors in the order of the arguments -> tensors in the order of the outputs.
 Runner = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+TRACED = 1e-4  # of the largest value; the same kernels run
 SHAPES = 8  # that OpenVINO keeps compiled; one of fixed shape is the faster one
 
 
@@ -72,7 +73,7 @@ def of_graph(module: Callable, dtype: torch.dtype = torch.float32) -> Runner:
 
     @functools.lru_cache(maxsize=SHAPES)
     def captured(*kinds: tuple[torch.Size, torch.dtype, torch.device]) -> tuple[Any, ...]:
-        given = [channels_last(torch.zeros(s, dtype=t, device=d)) for s, t, d in kinds]
+        given = _blank(kinds)
         for _ in range(3):  # libraries choose, kernels compile
             module(*given)
         torch.cuda.synchronize()
@@ -94,6 +95,37 @@ def of_graph(module: Callable, dtype: torch.dtype = torch.float32) -> Runner:
             return _floats([value.clone() for value in outputs])
 
     return run
+
+
+def of_traced(module: torch.nn.Module) -> Runner:
+    """PyTorch's own kernels, called by TorchScript instead of Python; traced for each shape.
+
+    Args:
+        module: In eval mode, channels-last; takes tensors, gives a tuple of tensors.
+
+    Raises:
+        ValueError: Of a call: what is computed depends on values, which a trace does not follow.
+    """
+
+    @functools.lru_cache(maxsize=SHAPES)
+    def frozen(*kinds: tuple[torch.Size, torch.dtype, torch.device]) -> Callable:
+        given = _blank(kinds)
+        with quiet(), torch.no_grad():
+            made = torch.jit.freeze(torch.jit.trace(module, given, check_trace=False))
+            noise = [torch.rand_like(x) if x.is_floating_point() else x for x in given]
+            if not differences(made(*noise), module(*noise)).relative <= TRACED:
+                raise ValueError('traced, it computes something else for other values')
+        return made
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return of_module(frozen(*((x.shape, x.dtype, x.device) for x in inputs)), last=True)(inputs)
+
+    return run
+
+
+def _blank(kinds: Iterable[tuple[torch.Size, torch.dtype, torch.device]]) -> list[torch.Tensor]:
+    """Zeros of some shapes, dtypes and devices, pictures channels-last."""
+    return [channels_last(torch.zeros(s, dtype=t, device=d)) for s, t, d in kinds]
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
