@@ -13,6 +13,7 @@ import torch
 
 from .. import _optional
 from .outputs import differences, tensors
+from .packing import Packed, packable
 
 # (N, ...) tensors in the order of the arguments -> tensors in the order of the outputs.
 Runner = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
@@ -110,9 +111,11 @@ def of_traced(module: torch.nn.Module) -> Runner:
     @functools.lru_cache(maxsize=SHAPES)
     def frozen(*kinds: tuple[torch.Size, torch.dtype, torch.device]) -> Callable:
         given = _blank(kinds)
+        draw = torch.Generator().manual_seed(0)
+        noise = [x + torch.rand(x.shape, generator=draw).to(x) for x in given]
         with quiet(), torch.no_grad():
-            made = torch.jit.freeze(torch.jit.trace(module, given, check_trace=False))
-            noise = [torch.rand_like(x) if x.is_floating_point() else x for x in given]
+            inside = Packed(module, given).eval() if packable(given) else module
+            made = torch.jit.freeze(torch.jit.trace(inside, given, check_trace=False))
             if not differences(made(*noise), module(*noise)).relative <= TRACED:
                 raise ValueError('traced, it computes something else for other values')
         return made

@@ -1,13 +1,10 @@
 """Halves of Ghost layers that PyTorch joins where something reads the whole."""
 
-from collections import Counter
-
 import pytest
 import torch
 import torch.nn.functional as F
-from _chains import JOINS, READS, chain, drawn
+from _chains import JOINS, READS, Calls, chain, drawn
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ghost_plugin as gp
 from ghost_plugin.deploy.lazy import Halves, keep_apart
@@ -15,18 +12,6 @@ from ghost_plugin.deploy.outputs import tensors
 from ghost_plugin.layers.ghost import Ghost
 
 X = torch.randn(2, 3, 16, 12)
-
-
-class Calls(TorchDispatchMode):
-    """Counts what reaches PyTorch's kernels."""
-
-    def __init__(self):
-        super().__init__()
-        self.of = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.of[func.overloadpacket.__name__] += 1
-        return func(*args, **kwargs or {})
 
 
 @torch.no_grad()
