@@ -70,7 +70,8 @@ def _pairs(models: list[str]) -> list[list[str]]:
     if len(models) != 2 or unknown:
         said = f'; timm has no {", ".join(unknown)}' if unknown else ''
         raise ValueError(
-            f'give two models, family, bf16, convert or grid, got {len(models)}: {models}{said}'
+            f'give two models, family, forms, bf16, convert or grid, got {len(models)}: '
+            f'{models}{said}'
         )
     return [models]
 

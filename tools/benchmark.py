@@ -3,11 +3,11 @@
 
 Both models take turns call by call, so a machine that slows down slows both. Each is measured in
 both memory formats; the ratio compares like with like, and the last column the best of each.
-``benchmark.py family`` does that for V1, V2 and V3 against timm's own, ``benchmark.py bf16`` in
-bfloat16 with each side's best forms, for GPUs above all; ``benchmark.py convert`` says what
-converting ResNet-50 costs; ``benchmark.py grid MODEL [MODEL ...]`` times any models by any
-backends. There a model is ``timm:NAME``, a config and so on, and ``MODEL@2`` (a ratio) or
-``MODEL@PLAN.json`` its conversion.
+``benchmark.py family`` does that for V1, V2 and V3 against timm's own, ``benchmark.py forms`` for
+all forms of ours that gp.optimize knows against timm's eager one, and ``benchmark.py bf16`` the
+same in bfloat16, for GPUs above all; ``benchmark.py convert`` says what converting ResNet-50 costs;
+``benchmark.py grid MODEL [MODEL ...]`` times any models by any backends. There a model is
+``timm:NAME``, a config and so on, and ``MODEL@2`` (a ratio) or ``MODEL@PLAN.json`` its conversion.
 """
 
 import functools
@@ -15,10 +15,10 @@ import json
 from pathlib import Path
 
 import torch
-from _bf16_table import bf16_table
 from _cli import tool
 from _compare import FAMILY, compare_all
 from _conversion_costs import conversion_costs
+from _forms_table import forms_table
 from _grid import BACKENDS, run_grid
 from _modes import MODES
 from _options import Parser, device, target, whole
@@ -26,7 +26,8 @@ from _options import Parser, device, target, whole
 from ghost_plugin._files import whole_file
 
 JOBS = {
-    'bf16': lambda args, keep: bf16_table(args, FAMILY, keep),
+    'forms': lambda args, keep: forms_table(args, FAMILY, torch.float32, keep),
+    'bf16': lambda args, keep: forms_table(args, FAMILY, torch.bfloat16, keep),
     'convert': lambda args, keep: keep(conversion_costs('resnet50', args.side)),
 }
 
@@ -42,7 +43,7 @@ def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('models', nargs='*', default=['ghostnet_plugin', 'ghostnet_100'],
-        help='two timm names, family, bf16, convert, grid MODEL ...')  # fmt: skip
+        help='two timm names, family, forms, bf16, convert, grid MODEL ...')  # fmt: skip
     add('--modes', nargs='+', choices=list(MODES), default=list(MODES))
     add('--batch', nargs='+', type=whole, default=[1, 16], help='images per call')
     add('--side', type=whole, default=224, help='of the images, pixels')

@@ -252,7 +252,7 @@ def test_benchmark_prints_ratios_and_writes_figures(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('| best of both |') == 3
     assert len(json.loads(figures.read_text())) == 12
-    assert 'two models, family, bf16, convert or grid' in error_of(
+    assert 'two models, family, forms, bf16, convert or grid' in error_of(
         run('benchmark.py', 'ghostnet_100')
     )
 
