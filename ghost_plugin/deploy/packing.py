@@ -15,10 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from .lazy import Halves
 
+_prepacked = torch.ops.mkldnn_prepacked  # its functions come when they are asked for
+
 
 def packable(inputs: Sequence[torch.Tensor]) -> bool:
     """Whether this PyTorch has such convs for these inputs."""
-    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops, 'mkldnn_prepacked')
+    known = torch.backends.mkldnn.is_available() and hasattr(_prepacked, 'conv2d_run')
     return known and all(x.device.type == 'cpu' for x in inputs)
 
 
@@ -41,9 +43,7 @@ class _Conv:
     def packed(self) -> Any:
         """What oneDNN needs for it."""
         attribute = 'relu' if self.relu else 'none'
-        return torch.ops.mkldnn_prepacked.conv2d_prepack(
-            self.weight, self.bias, *self.how, self.size, attribute
-        )
+        return _prepacked.conv2d_prepack(self.weight, self.bias, *self.how, self.size, attribute)
 
 
 class Packed(nn.Module):
@@ -120,10 +120,11 @@ class _Calling(_Convs):
     def __init__(self, packed: list[tuple[Any, bool]]) -> None:
         super().__init__()
         self.packed = iter(packed)
+        self.fused = False  # whether the last one holds its ReLU
 
     def conv(self, x: torch.Tensor, conv: _Conv) -> torch.Tensor:
         packed, self.fused = next(self.packed)
-        return torch.ops.mkldnn_prepacked.conv2d_run(x, packed)
+        return _prepacked.conv2d_run(x, packed)
 
     def relu(self) -> torch.Tensor:
         return self.last if self.fused else self.last.relu_()
