@@ -6,7 +6,7 @@ and, where large, memory that the system maps anew at each call.
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +19,18 @@ from ..layers.streams import CHANNELWISE, TOGETHER
 # joined. At batch 1 all lie within 5 per cent, but for 0, which is slower.
 LEAST = 500_000
 _SIDES = [2, 3]  # axes of height and width
+
+
+class Conv2d(NamedTuple):
+    """A call of ``torch.conv2d``."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
 
 
 class Halves(torch.Tensor):
@@ -126,30 +138,21 @@ def _parts(value: Any, sizes: list[int]) -> Sequence[Any]:
     return [value] * len(sizes)
 
 
-def _conv(
-    func: Callable,
-    sizes: list[int],
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> torch.Tensor | None:
+def _conv(func: Callable, sizes: list[int], *args: Any, **kwargs: Any) -> torch.Tensor | None:
     """Of all maps the sum over parts; of each map alone each part alone."""
-    how = (stride, padding, dilation)
-    if groups == 1:
-        first, *others = zip(x.parts, weight.split(sizes, 1), strict=True)
-        total = func(*first, bias, *how)
+    call = Conv2d(*args, **kwargs)
+    how, parts = call[3:6], call.x.parts
+    if call.groups == 1:
+        first, *others = zip(parts, call.weight.split(sizes, 1), strict=True)
+        total = func(*first, call.bias, *how)
         for part, own in others:
             total += func(part, own, None, *how)
         return total
-    if groups != sum(sizes):
+    if call.groups != sum(sizes):
         return None
-    rows = [size * (len(weight) // groups) for size in sizes]
-    biases = [None] * len(sizes) if bias is None else bias.split(rows)
-    each = zip(x.parts, weight.split(rows), biases, sizes, strict=True)
+    rows = [size * (len(call.weight) // call.groups) for size in sizes]
+    biases = [None] * len(sizes) if call.bias is None else call.bias.split(rows)
+    each = zip(parts, call.weight.split(rows), biases, sizes, strict=True)
     return _together([func(part, own, b, *how, size) for part, own, b, size in each])
 
 

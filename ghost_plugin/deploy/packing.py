@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .lazy import Halves
+from .lazy import Conv2d, Halves
 
 _prepacked = torch.ops.mkldnn_prepacked  # its functions come when they are asked for
 
@@ -85,7 +85,7 @@ class _Convs(TorchFunctionMode):
                 return Halves.__torch_function__(func, types, args, kwargs)
         if args and args[0] is self.last and _relu(func, args, kwargs):
             return self.relu()
-        conv = _conv(*args, **kwargs) if func is torch.conv2d and args else None
+        conv = _conv(Conv2d(*args, **kwargs)) if func is torch.conv2d and args else None
         self.last = None if conv is None else self.conv(args[0], conv)
         return func(*args, **kwargs) if conv is None else self.last
 
@@ -137,21 +137,13 @@ def _relu(func: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     return func in (torch.relu_, torch.Tensor.relu_)
 
 
-def _conv(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> _Conv | None:
-    """A call of ``torch.conv2d`` if it can be packed and gains: one pixel has a faster way."""
-    if x.dim() != 4 or x.dtype != torch.float32 or isinstance(padding, str):
+def _conv(call: Conv2d) -> _Conv | None:
+    """The conv if it can be packed and gains by it: for one pixel PyTorch has a faster way."""
+    if call.x.dim() != 4 or call.x.dtype != torch.float32 or isinstance(call.padding, str):
         return None
-    size = [int(n) for n in x.shape]
+    size = [int(n) for n in call.x.shape]
     if size[2] * size[3] == 1:
         return None
-    how = tuple([n, n] if isinstance(n, int) else list(n) for n in (stride, padding, dilation))
-    bias = None if bias is None else bias.detach()
-    return _Conv(weight.detach(), bias, (*how, groups), size)
+    how = tuple([n, n] if isinstance(n, int) else list(n) for n in call[3:6])
+    bias = None if call.bias is None else call.bias.detach()
+    return _Conv(call.weight.detach(), bias, (*how, call.groups), size)
