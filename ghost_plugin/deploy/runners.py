@@ -109,7 +109,7 @@ def of_traced(module: torch.nn.Module) -> Runner:
     """
 
     @functools.lru_cache(maxsize=SHAPES)
-    def frozen(*kinds: tuple[torch.Size, torch.dtype, torch.device]) -> Callable:
+    def frozen(*kinds: tuple[torch.Size, torch.dtype, torch.device]) -> Runner:
         given = _blank(kinds)
         draw = torch.Generator().manual_seed(0)
         noise = [x + torch.rand(x.shape, generator=draw).to(x) for x in given]
@@ -118,10 +118,10 @@ def of_traced(module: torch.nn.Module) -> Runner:
             made = torch.jit.freeze(torch.jit.trace(inside, given, check_trace=False))
             if not differences(made(*noise), module(*noise)).relative <= TRACED:
                 raise ValueError('traced, it computes something else for other values')
-        return made
+        return of_module(made, last=True)
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return of_module(frozen(*((x.shape, x.dtype, x.device) for x in inputs)), last=True)(inputs)
+        return frozen(*((x.shape, x.dtype, x.device) for x in inputs))(inputs)
 
     return run
 

@@ -33,7 +33,6 @@ TOGETHER = {
     torch.add, torch.sub, torch.mul, torch.div, 'add', 'add_', 'sub', 'mul', 'mul_', 'div',
 }  # fmt: skip
 _MEANS, _FLATTENS = {torch.mean, 'mean'}, {torch.flatten, 'flatten'}
-_SIDES = [2, 3]  # axes of height and width
 _FACTS = {'shape', 'dtype', 'device', 'ndim'}  # of a tensor, that tell nothing of its values
 
 
@@ -169,8 +168,12 @@ def _pools(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _sides(node: fx.Node) -> bool:
-    axes = _given(node, 1, 'dim', ())
-    return isinstance(axes, tuple | list) and sorted(axis % 4 for axis in axes) == _SIDES
+    return all_pixels(_given(node, 1, 'dim', ()))
+
+
+def all_pixels(axes: Any) -> bool:
+    """Whether these are the axes of height and width of (N, C, H, W)."""
+    return isinstance(axes, tuple | list) and sorted(axis % 4 for axis in axes) == [2, 3]
 
 
 def _asks(node: fx.Node) -> bool:
