@@ -112,6 +112,9 @@ def convert(
 
     Returns:
         The converted model and its plan.
+
+    Raises:
+        ValueError: As both; where no conv can be converted at all, it counts the reasons.
     """
     known = set(inspect.signature(ConversionPlan.apply).parameters) - {'self', 'model'}
     applied = {name: value for name, value in options.items() if name in known}
