@@ -16,7 +16,7 @@ from ..backbones.g_ghost import GGhostRegNet
 from ..backbones.ghostnet import GhostNet, GhostNetV2, GhostNetV3
 from ..layers.common import init_weights
 from ..specs import FINAL_LEVEL
-from ..weights import PUBLISHED, from_classifier, unwrap
+from ..weights import PUBLISHED, find_weights
 from .timm_door import TimmDoor, chosen_levels
 
 _optional.require('timm')
@@ -122,8 +122,8 @@ default_cfgs = generate_default_cfgs(
 
 
 def checkpoint_filter(state_dict: dict[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Checkpoints of timm, the authors or MMPretrain in timm's names."""
-    return from_classifier(unwrap(state_dict))
+    """Checkpoints of timm, the authors, MMPretrain or a train script in timm's names."""
+    return find_weights(state_dict, model.state_dict()).weights
 
 
 def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
