@@ -480,10 +480,9 @@ _LAYOUTS: tuple[Callable[[StateDict], StateDict], ...] = (
 def _mismatch(lost: tuple[str, ...], found: StateDict, own: StateDict, match: Match) -> str:
     if any('._batch_norm.' in name for name in found):
         return (
-            'this is a file of PaddleClas (PaddlePaddle), with names such as '
-            f'{next(iter(found))!r}; its networks differ in the gates and sizes of '
-            'squeeze-and-excitation, in transposed linear layers and in a norm in the head, and '
-            'are not converted'
+            f'names such as {next(iter(found))!r} are those of PaddleClas (PaddlePaddle), whose '
+            'networks have other gates and sizes of squeeze-and-excitation, transposed linear '
+            'layers and a norm in the head; files of PaddleClas are not converted'
         )
     if not match.names:
         return (
