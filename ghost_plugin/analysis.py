@@ -229,9 +229,14 @@ def call(model: Callable, example_input: Any) -> Any:
         model: What to call.
         example_input: A tensor, a tuple of arguments or a mapping of keyword arguments.
     """
-    with torch.inference_mode(False), torch.no_grad():
-        args, kwargs = owned(as_arguments(example_input))
+    args, kwargs = as_copies(example_input)
     return model(*args, **kwargs)
+
+
+def as_copies(example_input: Any) -> tuple[tuple, dict[str, Any]]:
+    """Positional and keyword arguments of :func:`call`: copies, which ask for no gradient."""
+    with torch.inference_mode(False), torch.no_grad():
+        return owned(as_arguments(example_input))
 
 
 def owned(value: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..analysis import call, constant, evaluating, hooked, tensors
+from ..analysis import as_copies, call, constant, evaluating, hooked, tensors
 from .stations import part_of, pictures, regrouped
 
 _logger = logging.getLogger(__name__)
@@ -44,10 +44,11 @@ def listen(
     ]
     with hooked(*handles), evaluating(model), constant(model):
         for batch in batches:
+            args, kwargs = as_copies(batch)
             # Networks that are not trained any more may write into maps that gradients need.
             with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-                with _Gradients():
-                    leaves = _differentiable(call(model, batch))
+                with Gradients():
+                    leaves = _differentiable(model(*args, **kwargs))
                 for draw in range(draws if leaves else 0):  # a detector may find nothing
                     _projection(leaves).backward(retain_graph=draw < draws - 1)
             heard = heard or bool(leaves)
@@ -57,7 +58,7 @@ def listen(
         raise UnconnectedError('the output is empty or does not depend on the convs by gradients')
 
 
-class _Gradients(TorchFunctionMode):
+class Gradients(TorchFunctionMode):
     """Parts that a network runs without gradients, such as a frozen backbone, have them, too."""
 
     def __torch_function__(

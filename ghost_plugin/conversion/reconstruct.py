@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from ..analysis import copied, owned
 from .convoy import travel
 from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, visit_conv
-from .gradients import covariances
+from .gradients import Gradients, covariances
 from .stations import PART, Arguments, Stream, Visit, both, some, tour
 from .surgery import absorb, swap
 
@@ -195,7 +195,8 @@ def learn(
         chosen = seen[torch.randint(len(seen), (batch,), generator=random)]
         with torch.enable_grad():
             pair = some(given, chosen, number), some(wanted, chosen, number)
-            loss = distance(student, *pair, metric)
+            with Gradients():
+                loss = distance(student, *pair, metric)
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..analysis import as_arguments, evaluating, hooked, owned
+from ..analysis import as_copies, evaluating, hooked
 from ..layers.common import check_module
 from ..layers.ghost import GhostConv2d
 from .stations import pictures
@@ -116,7 +116,7 @@ def _find_held(model: nn.Module, found: dict[int, Found]) -> None:
 def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[int, int]:
     """Fill in what one forward pass tells; the order of the first calls."""
     order: dict[int, int] = {}
-    args, kwargs = owned(as_arguments(example_input))
+    args, kwargs = as_copies(example_input)
     with ExitStack() as stack:
         for record in found.values():
             stack.enter_context(_watched(record, order))

@@ -13,7 +13,7 @@ import torch
 
 from .. import _optional
 from .._torch import full_precision
-from ..analysis import call, keeping
+from ..analysis import call, keeping, own_passes
 from .outputs import differences, tensors
 from .packing import Packed, packable
 
@@ -77,6 +77,7 @@ def of_graph(module: Callable, dtype: torch.dtype = torch.float32) -> Runner:
     turn = threading.Lock()
 
     @functools.lru_cache(maxsize=SHAPES)
+    @own_passes()
     def captured(*kinds: tuple[torch.Size, torch.dtype, torch.device]) -> tuple[Any, ...]:
         given = _blank(kinds)
         for _ in range(3):  # libraries choose, kernels compile
@@ -117,7 +118,7 @@ def of_traced(module: torch.nn.Module) -> Runner:
         given = _blank(kinds)
         draw = torch.Generator().manual_seed(0)
         noise = [x + torch.rand(x.shape, generator=draw).to(x) for x in given]
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), own_passes():
             inside = Packed(module, given).eval() if packable(given) else module
             made = torch.jit.freeze(torch.jit.trace(inside, given, check_trace=False))
             pair = (call(net, tuple(noise)) for net in (made, module))
