@@ -194,7 +194,7 @@ NARROW = {
         'strides': (1,),
         'dilations': (1,),
         'out_indices': (0,),
-    },  # fmt: skip
+    },
     'mmpretrain.MobileNetV2': {'widen_factor': 0.25, 'out_indices': (2,)},
 }
 
