@@ -1,10 +1,12 @@
 """A conversion plan: one row per conv, to be read, edited, saved and applied."""
 
 import copy
+import functools
 import hashlib
 import json
 import logging
 import os
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +18,7 @@ from torch import nn
 
 from .._files import whole_file
 from .._version import __version__
-from ..analysis import copied
+from ..analysis import copied, own_passes
 from ..layers.ghost import GhostConv2d
 from .budget import allocate
 from .fitting import Fit, begin, from_statistics, from_weights, joinable, listed, on_inputs, settle
@@ -140,6 +142,7 @@ class ConversionPlan:
         allocate(plan.rows, {'macs': self.macs, 'params': self.params}, macs=macs, params=params)
         return plan
 
+    @own_passes()
     @torch.inference_mode(False)  # fits need gradients, and the new weights shall learn
     def apply(
         self,
@@ -262,16 +265,33 @@ def _copied(model: nn.Module, rows: list[Row]) -> nn.Module:
     """A copy; convs that will be replaced are the original's own, as they are only read.
 
     Raises:
-        ValueError: A module has a forward of its own that would go on calling the original.
+        ValueError: A module has a forward of its own that would go on calling the original, or
+            the model holds something that cannot be copied.
     """
+    check_forwards(model)
+    convs = [model.get_submodule(row.name) for row in rows]
+    return copied(
+        model,
+        {id(conv): conv for conv in convs},
+        instead='use inplace=True, which copies nothing',
+    )
+
+
+def check_forwards(model: nn.Module) -> None:
+    """Raise when a module has a forward of its own that would go on calling the original."""
     for name, module in model.named_modules():
-        if getattr(vars(module).get('forward'), '__closure__', None):  # functions are not copied
+        if _holds(vars(module).get('forward')):
             raise ValueError(
                 f'{name!r} ({type(module).__name__}) has a forward of its own, which a copy would '
                 'share with the original; use inplace=True, or give it the forward in a subclass'
             )
-    convs = [model.get_submodule(row.name) for row in rows]
-    return copied(model, {id(conv): conv for conv in convs})
+
+
+def _holds(function: Any) -> bool:
+    """Whether a function holds what copies of it would go on holding."""
+    if isinstance(function, functools.partial):
+        return any(map(_holds, (function.func, *function.args, *function.keywords.values())))
+    return bool(isinstance(function, weakref.ref) or getattr(function, '__closure__', None))
 
 
 def _check_options(reconstruct: str | None, steps: int, inherit: bool) -> None:

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..analysis import call, evaluating, hooked, tensors
+from ..analysis import as_copies, evaluating, hooked, tensors
 from ..layers.common import check_module
 from ..layers.ghost import GhostConv2d
 from .stations import pictures
@@ -159,13 +159,14 @@ def _find_held(model: nn.Module, found: dict[int, Found]) -> None:
 def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[int, int]:
     """Fill in what one forward pass tells; the order of the first calls."""
     order: dict[int, int] = {}
+    args, kwargs = as_copies(example_input)
     with ExitStack() as stack:
         for record in found.values():
             stack.enter_context(_watched(record, order))
-        given = [*model.parameters(), *model.buffers(), *pytree.tree_flatten(example_input)[0]]
+        given = [*model.parameters(), *model.buffers(), *pytree.tree_flatten((args, kwargs))[0]]
         maps = stack.enter_context(_norms(model, list(found.values()), given))
         stack.enter_context(evaluating(model))
-        for leaf in pytree.tree_flatten(call(model, example_input))[0]:
+        for leaf in pytree.tree_flatten(model(*args, **kwargs))[0]:
             for record in maps.makers_of(leaf) or ():
                 record.last = True
     return order

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .._torch import full_precision
 from .common import check_module
 from .norm import PooledBatchNorm2d
 
@@ -97,6 +98,7 @@ class Foldable:
                 module.training = training.get(module, mode)
 
 
+@full_precision()
 def fold(model: nn.Module, beside: Mapping[nn.Module, nn.Module | None] | None = None) -> Folding:
     """Merge the branches and fold the norms of every part of ``model``, in place.
 
@@ -137,6 +139,7 @@ def _alone(
     return foldable(conv, norm) and known and places[conv] <= 1 and places[norm] <= 1
 
 
+@full_precision()
 def merge_branches(model: nn.Module) -> None:
     """Merge the parallel branches of every part of ``model``, in place; norms behind stay."""
     for part in list(model.modules()):
