@@ -21,6 +21,7 @@ def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, free: FreeAxes, opse
     """By the exporter that traces one call."""
     _optional.require('onnx')
     dynamic_axes = {name: axes for name, axes in (free.inputs | free.outputs).items() if axes}
+    flat(*inputs)  # what a network makes for a new size, and keeps, is no step of it
     with _without_graphs():
         torch.onnx.export(
             flat,
