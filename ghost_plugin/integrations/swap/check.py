@@ -75,7 +75,7 @@ def _prepare_trial(node: Any) -> None:
         init = node.get('init_cfg')
         if isinstance(init, Mapping) and init.get('type') == 'Pretrained':
             node['init_cfg'] = None
-        if 'pretrained' in node:
+        if node.get('pretrained'):
             node['pretrained'] = None if isinstance(node['pretrained'], str) else False
         if node.get('type') in _NORMS_OF_PROCESSES:
             node['type'] = 'BN'
@@ -235,8 +235,8 @@ def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str,
         side: Of the made-up images, pixels; pose estimators have theirs in their config.
 
     Returns:
-        One row per part with ``part``, ``side``, ``params``, ``macs``, ``new_params`` and
-        ``new_macs``.
+        One row per part with ``part``, ``side`` (HEIGHTxWIDTH where they differ), ``params``,
+        ``macs``, ``new_params`` and ``new_macs``.
 
     Raises:
         ValueError: One of them cannot be built, or the new one does not run.
@@ -258,9 +258,10 @@ def compare(old: Config, new: Config, side: int | None = None) -> list[dict[str,
             f'the new model runs, the config as it was does not: {reason(error)}'
         ) from error
     rows = []
+    side = side if height == width else f'{height}x{width}'
     for name in [*(key for key in {**before, **after} if key != 'whole'), 'whole']:
         was, now = (group.get(name, Cost(name, 0, 0)) for group in (before, after))
-        rows.append({'part': name, 'side': side if height == width else f'{height}x{width}', 'params': was.params, 'macs': was.macs,
+        rows.append({'part': name, 'side': side, 'params': was.params, 'macs': was.macs,
                      'new_params': now.params, 'new_macs': now.macs})  # fmt: skip
     return rows
 

@@ -80,10 +80,11 @@ def _neck_change(neck: Any, backbone: _Source) -> Any:
     wanted = _mapped(first['in_channels'], backbone)
     if wanted is None:
         return None
-    change = {'in_channels': wanted}
     if type_of(first) == 'SSDNeck':  # its first outputs are its inputs
-        count = len(backbone.new)
-        change['out_channels'] = [*backbone.new, *first['out_channels'][count:]]
+        others = first['out_channels'][len(backbone.new) :]
+        change = {'in_channels': wanted, 'out_channels': [*backbone.new, *others]}
+    else:  # JPU insists on a tuple
+        change = {'in_channels': type(first['in_channels'])(wanted)}
     if first is neck:
         return change
     return [{**first, **change}, *(dict(other) for other in neck[1:])]
