@@ -24,6 +24,7 @@ from mmengine.registry import MODELS, init_default_scope
 # What a Runner tells losses that change while a model trains.
 _PROGRESS = {'iter': 0, 'epoch': 0, 'max_iters': 1000, 'max_epochs': 12}
 _NORMS_OF_PROCESSES = ('SyncBN', 'MMSyncBN', 'naiveSyncBN')  # they train on GPUs only
+_REGIONS = 32  # that a head learns from in one trial step
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Cost:
 def build(cfg: Config) -> tuple[nn.Module, Mapping]:
     """The model of a config without pretrained weights, and its config.
 
-    What hinders a small trial goes: norms over several processes, fixed sizes of padded images,
-    augmentations that make small images large.
+    Whatever hinders a small trial goes: norms over several processes, fixed sizes of padded
+    images, augmentations that make small images large, hundreds of sampled regions.
 
     Raises:
         ValueError: It cannot be built.
@@ -70,7 +71,7 @@ def build(cfg: Config) -> tuple[nn.Module, Mapping]:
 
 
 def _prepare_trial(node: Any) -> None:
-    """Take weights to load and norms over several processes out of a config, in place."""
+    """Make a config light in place: no weights to load, no norms over processes, few regions."""
     if isinstance(node, Mapping):
         init = node.get('init_cfg')
         if isinstance(init, Mapping) and init.get('type') == 'Pretrained':
@@ -79,6 +80,9 @@ def _prepare_trial(node: Any) -> None:
             node['pretrained'] = None if isinstance(node['pretrained'], str) else False
         if node.get('type') in _NORMS_OF_PROCESSES:
             node['type'] = 'BN'
+        sampler = node.get('sampler')
+        if isinstance(sampler, Mapping) and isinstance(sampler.get('num'), int):
+            sampler['num'] = min(sampler['num'], _REGIONS)
         for value in node.values():
             _prepare_trial(value)
     elif isinstance(node, list | tuple):
