@@ -39,7 +39,7 @@ class Shift(nn.Module):
             padded[..., i::8, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
             for i, (down, right) in enumerate(NEIGHBOURS)
         ]
-        return torch.stack(moved, dim=-3).flatten(-4, -3).narrow(-3, 0, channels)
+        return torch.stack(moved, dim=-3).flatten(-4, -3)[..., :channels, :, :]
 
     def extra_repr(self) -> str:
         return f'copies={self.copies}'
