@@ -36,6 +36,8 @@ def main() -> None:
     add('--opset', type=int, default=17, help='of ONNX (%(default)s)')
     add('--exporter', default='auto', help='auto, trace or dynamo')
     add('--split', action='store_true', help='halves of Ghost layers stay apart (onnx, xml)')
+    add('--indexed', action='store_true', help='channel permutations by indexing: faster in ONNX '
+        'Runtime, misread by the converter of ncnn')  # fmt: skip
     add('--tolerance', type=above, default=1e-4, help='share of the largest output (%(default)s)')
     add('--json', action='store_true', help='print JSON only')
     args = parser.parse_args()
@@ -47,6 +49,7 @@ def main() -> None:
     source = source.adjusted(args.size and tuple(args.size * 2)[:2])
     model = converted(source.model, args.plan, args.weights) if args.plan else source.model
     options = {name: getattr(args, name) for name in ('opset', 'exporter', 'split', 'tolerance')}
+    options['portable'] = not args.indexed
     found = gp.export(model, source.example(), args.out, dynamic=FREE[args.free], **options)
     show(json.dumps(found.as_dict(), indent=1) if args.json else text(found))
 

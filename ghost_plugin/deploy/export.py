@@ -11,9 +11,10 @@ from torch import nn
 
 from .._files import check_target, whole_files
 from ..layers.folding import check_inference
-from .fuse import fuse
+from .fuse import copied, fuse
 from .inputs import arguments
 from .outputs import Difference, Flat, allowance, differences
+from .permutations import make_constant
 from .runners import Runner, of_module, quiet
 from .writers import DYNAMIC, FORMATS, Format
 
@@ -65,6 +66,7 @@ def export(
     exporter: str = 'auto',
     fused: bool = True,
     split: bool = False,
+    portable: bool = True,
     tolerance: float = TOLERANCE,
 ) -> ExportReport:
     """Write a model as a file of another runtime, and compare both before it takes its place.
@@ -86,6 +88,10 @@ def export(
         split: Let the halves of Ghost layers go their own ways instead of being joined where maps
             of the example's batch and size are large, in ``.onnx`` and ``.xml``. Whether that is
             faster, :func:`ghost_plugin.optimize` finds out.
+        portable: In ``.onnx`` and ``.pt``, write a channel permutation that is left in a converted
+            model as convolutions, which all runtimes and converters read. False writes an indexing,
+            which is faster in ONNX Runtime but which pnnx, the converter of ncnn, misreads without
+            an error. The other formats have one runtime and always hold the indexing.
         tolerance: Largest difference allowed, as a share of the largest value of its output; more
             where float32 itself loses more (:func:`ghost_plugin.deploy.outputs.allowance`).
 
@@ -108,7 +114,9 @@ def export(
     if any(value.device.type != 'cpu' for value in example):
         raise ValueError('export works on the CPU; move model and example_input there first')
     want = Flat(model, example_input)
-    net = Flat(fuse(model) if fused else model, example_input)
+    written = fuse(model) if fused else copied(model)
+    make_constant(written, portable and kind.converted)
+    net = Flat(written, example_input)
     trials, refused = _trials(want, example, dynamic)
     task = _Task(path, kind, net, want, trials, dynamic, opset, split, tolerance)
     problems = []

@@ -73,7 +73,7 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
 
 def _fused(model: nn.Module) -> nn.Module:
     check_inference(model)
-    fused = _copied(model)
+    fused = copied(model)
     _drop(fused)
     report = _fold_behind(fused, fold(fused, beside(fused)))
     report = replace(report, orders=settle(fused))
@@ -82,7 +82,12 @@ def _fused(model: nn.Module) -> nn.Module:
     return fused
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        ValueError: A tensor that was computed with gradients hangs on the model.
+    """
     try:
         return copy.deepcopy(model)
     except RuntimeError as error:
@@ -158,7 +163,7 @@ def _rounds(model: nn.Module, example_input: Any) -> bool:
         return True  # it draws its outputs anew each time
     wide = pytree.tree_map(_double, example_input)
     try:
-        exact = _copied(model).double()
+        exact = copied(model).double()
         return _difference(exact, _fused(exact), wide).relative <= _GROSS
     except Exception:  # some networks know no float64
         return False

@@ -135,9 +135,9 @@ def quantize(
 def _export(model: nn.Module, example_input: Any, path: Path) -> None:
     """As ONNX, of free sizes where the model takes them."""
     try:
-        export(model, example_input, path, exporter='trace')
+        export(model, example_input, path, exporter='trace', portable=False)
     except ValueError:
-        export(model, example_input, path, exporter='trace', dynamic='batch')
+        export(model, example_input, path, exporter='trace', portable=False, dynamic='batch')
 
 
 def _times(runners: dict[str, Runner], batch: list[torch.Tensor]) -> dict[str, float]:

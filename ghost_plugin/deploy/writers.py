@@ -131,6 +131,7 @@ class Format:
         others: Suffixes of files that belong to it.
         of_onnx: Makes it of an ONNX file, where the exporters write that.
         splits: Whether halves of Ghost layers can go their own ways in it.
+        converted: Whether people make files of other runtimes from it.
     """
 
     name: str
@@ -139,16 +140,21 @@ class Format:
     others: tuple[str, ...] = ()
     of_onnx: Callable[[Path, Path], None] | None = None
     splits: bool = False
+    converted: bool = False
 
 
 # By the end of the file's name.
 FORMATS = {
     '.onnx': Format(
-        'onnx', {'trace': onnx_by_tracing, 'dynamo': onnx_by_export}, of_onnx, splits=True
+        'onnx',
+        {'trace': onnx_by_tracing, 'dynamo': onnx_by_export},
+        of_onnx,
+        splits=True,
+        converted=True,
     ),
     '.xml': Format(
         'openvino', {'trace': onnx_by_tracing}, of_openvino, ('.bin',), openvino_ir, splits=True
     ),
-    '.pt': Format('torchscript', {'trace': torchscript}, of_torchscript),
+    '.pt': Format('torchscript', {'trace': torchscript}, of_torchscript, converted=True),
     '.pt2': Format('program', {'dynamo': program}, of_program),
 }
