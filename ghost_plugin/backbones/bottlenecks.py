@@ -7,12 +7,12 @@ from torch import nn
 
 from ..layers.attention import SqueezeExcite
 from ..layers.branches import Branch, Branches, joinable, joint_sum
-from ..layers.common import DropPath, init_weights
+from ..layers.common import DropPath, draw_weights
 from ..layers.folding import Foldable
 from ..layers.ghost import GhostModule, GhostModuleV2
-from ..layers.reparam import GhostModuleV3, Reparameterized, merge
+from ..layers.reparam import GhostModuleV3, Reparameterized, draw_branches, merge
 from ..specs import Block, make_divisible
-from .parts import Norm, Parts, depthwise_norm
+from .parts import BRANCH, Norm, Parts, depthwise_norm
 
 
 class GhostBottleneck(Foldable, nn.Module):
@@ -52,6 +52,39 @@ class GhostBottleneck(Foldable, nn.Module):
                 norm_layer(block.out_channels),
             )
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.zero_init_residual = parts.zero_init_residual
+
+    def initialize(self, moment: float = 1.0) -> float:
+        """Draw first weights; the branch adds a variance of one half to that of the shortcut.
+
+        A shortcut with convs has the other half, one without has the variance of the input.
+
+        Args:
+            moment: Mean square of the inputs.
+
+        Returns:
+            Mean square of the outputs.
+        """
+        inner = self.ghost1.initialize(moment)
+        inner = self._initialize_depthwise(inner)
+        if isinstance(self.se, SqueezeExcite):
+            inner = self.se.initialize(inner)
+        branch = self.ghost2.initialize(inner, BRANCH)
+        if self.zero_init_residual:
+            branch = 0.0
+            self.start_as_shortcut()
+        if isinstance(self.shortcut, nn.Sequential):
+            draw_weights(self.shortcut[0], moment)
+            moment = 1.0 if self.zero_init_residual else 1.0 - BRANCH
+            draw_weights(self.shortcut[2], 1.0, moment)
+        return moment + branch
+
+    def _initialize_depthwise(self, moment: float) -> float:
+        """Draw what stands between the Ghost modules; returns the mean square of its outputs."""
+        if isinstance(self.conv_dw, nn.Identity):
+            return moment
+        draw_weights(self.conv_dw, moment)
+        return 1.0
 
     def _expand(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
         ghost = GhostModuleV2 if block.attention else GhostModule
@@ -100,7 +133,12 @@ class GhostBottleneckV3(Reparameterized, GhostBottleneck):
         super().__init__(block, parts, drop_path)
         if not block.downsample:
             self.dw_rpr_conv = self.dw_rpr_scale = None
-        init_weights(self)
+
+    def _initialize_depthwise(self, moment: float) -> float:
+        if self.dw_rpr_conv is None:
+            return moment
+        draw_branches([*self.dw_rpr_conv, self.dw_rpr_scale], moment, 1.0)
+        return 1.0
 
     def _expand(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
         sizes = (block.in_channels, block.mid_channels)

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from ..layers.common import DropPath, activation, check_positive, init_weights
+from ..layers.common import DropPath, activation, check_positive, draw_weights, second_moment
 from ..layers.folding import Foldable
 from ..layers.norm import pooled_norm
 from ..specs import check_out_indices, check_rate, check_strides, find
-from .parts import Act, Norm, Parts, Stages, drop_path_rates
+from .parts import BRANCH, Act, Norm, Parts, Stages, drop_path_rates
 
 CHEAP_WIDTH = 0.75  # group width inside a ghost stage, of that outside
 
@@ -63,6 +63,24 @@ class RegNetBottleneck(Foldable, nn.Module):
             shortcut = nn.Conv2d(in_channels, width, 1, stride, bias=False)
             self.downsample = nn.Sequential(shortcut, norm_layer(width))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def initialize(self, moment: float) -> float:
+        """Draw first weights; the branch adds a variance of one half to that of the shortcut.
+
+        Args:
+            moment: Mean square of the inputs.
+
+        Returns:
+            Mean square of the outputs.
+        """
+        inner = second_moment(self.relu, 1.0)
+        draw_weights(self.conv1, moment)
+        draw_weights(self.conv2, inner)
+        draw_weights(self.conv3, inner, BRANCH)
+        if isinstance(self.downsample, nn.Sequential):
+            draw_weights(self.downsample[0], moment, 1.0 - BRANCH)
+            return inner
+        return second_moment(self.relu, BRANCH, moment)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         branch = self.relu(self.bn1(self.conv1(x)))
@@ -133,6 +151,21 @@ class GhostStage(Foldable, nn.Module):
         self.layers = nn.Sequential(
             *(RegNetBottleneck(raw, raw, inner, parts, 1, after, rate) for rate in drop_paths[1:-1])
         )
+
+    def initialize(self, moment: float) -> float:
+        """Draw first weights for inputs of a mean square; returns that of the outputs."""
+        first = maps = self.base.initialize(moment)
+        moments = [first]
+        for block in self.layers:
+            maps = block.initialize(maps)
+            moments.append(maps)
+        draw_weights(self.merge[1], sum(moments) / len(moments))
+        draw_weights(self.merge[4], second_moment(self.merge[3], 1.0), 0.5)
+        draw_weights(self.cheap[0], first, 0.5)
+        cheap = second_moment(self.cheap_relu, 1.0)
+        raw = self.layers[0].conv1.in_channels
+        rest = self.cheap[0].in_channels
+        return self.end.initialize((raw * maps + rest * cheap) / (raw + rest))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first = self.base(x)
@@ -218,7 +251,15 @@ class GGhostRegNet(Foldable, Stages):
             reached *= stride
             stage = self._stage(level, cheap_ratio, parts, stride, (before, dilation), rates)
             self.add_module(f'layer{level}', stage)
-        init_weights(self)
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Draw first weights with which every block has outputs of a variance of order one."""
+        draw_weights(self.conv1)
+        moment = second_moment(self.relu, 1.0)
+        for stage in list(self)[self.first_stage :]:
+            for block in [stage] if isinstance(stage, GhostStage) else stage:
+                moment = block.initialize(moment)
 
     def _stage(
         self,

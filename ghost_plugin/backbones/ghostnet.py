@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers.common import activation, check_positive, init_weights
+from ..layers.common import activation, check_positive, draw_weights, second_moment
 from ..layers.folding import Foldable, merge_branches
 from ..specs import (
     FINAL_LEVEL,
@@ -27,6 +27,9 @@ from .parts import Act, ConvNormAct, Norm, Parts, Stages, drop_path_rates
 
 class GhostNet(Foldable, nn.Module):
     """GhostNet that returns features at the levels asked for.
+
+    First weights keep variances near 1 from block to block in eval mode, see
+    :func:`ghost_plugin.layers.common.draw_weights`.
 
     Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), table 1.
 
@@ -89,12 +92,17 @@ class GhostNet(Foldable, nn.Module):
         self.conv_stem = nn.Conv2d(in_channels, self.layout.stem, 3, stem_stride, 1, bias=False)
         self.bn1 = norm_layer(self.layout.stem)
         self.act1 = activation(act_layer)
-        parts = Parts(norm_layer, act_layer, ratio, dw_size, cheap, se)
+        parts = Parts(norm_layer, act_layer, ratio, dw_size, cheap, se, zero_init_residual)
         self.blocks = Stages(*self._stages(parts, drop_path_rate))
-        init_weights(self)
-        for part in self.modules() if zero_init_residual else ():
-            if isinstance(part, GhostBottleneck):
-                part.start_as_shortcut()
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Draw first weights with which every block has outputs of a variance of order one."""
+        draw_weights(self.conv_stem)
+        moment = second_moment(self.act1, 1.0)
+        for stage in self.blocks:
+            for block in stage:
+                moment = block.initialize(moment)
 
     def _stages(self, parts: Parts, drop_path_rate: float) -> list[nn.Module]:
         """Stages up to the deepest tap; the final conv is one more stage behind the blocks."""

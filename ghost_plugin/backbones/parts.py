@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from ..layers.checkpointing import checkpointed
-from ..layers.common import activation, same_padding
+from ..layers.common import activation, draw_weights, same_padding, second_moment
 from ..layers.folding import Foldable
 
 Norm = Callable[[int], nn.Module]
 Act = Callable[..., nn.Module]
+BRANCH = 0.5  # variance that the branch of a block adds to its shortcut, with first weights
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Parts:
     dw_size: int = 3
     cheap: str = 'depthwise'
     se: bool = True
+    zero_init_residual: bool = False
 
     def ghost(self) -> dict[str, Any]:
         """Keyword arguments of every Ghost module."""
@@ -53,6 +55,11 @@ class ConvNormAct(Foldable, nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.bn1 = norm_layer(out_channels)
         self.act1 = activation(act_layer)
+
+    def initialize(self, moment: float = 1.0) -> float:
+        """Draw first weights for inputs of a mean square; returns that of the outputs."""
+        draw_weights(self.conv, moment)
+        return second_moment(self.act1, 1.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act1(self.bn1(self.conv(x)))

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from ..layers.cheap import build_cheap
-from ..layers.common import init_weights
 from ..layers.ghost import GhostConv2d
 from .loading import adopt
 from .selection import REASONS, unfit
@@ -31,7 +30,7 @@ def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
         conv_layer=type(conv),
         **settings,
     )
-    init_weights(ghost)
+    _draw(ghost.primary_conv, conv)
     ghost.to(conv.weight).train(conv.training)
     for name, parameter in ghost.named_parameters():
         like = conv.bias if name.endswith('bias') and conv.bias is not None else conv.weight
@@ -43,6 +42,15 @@ def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
         if name not in _OWN and not hasattr(ghost, name):
             setattr(ghost, name, value)
     return ghost
+
+
+@torch.no_grad()
+def _draw(primary: nn.Conv2d, conv: nn.Conv2d) -> None:
+    """Draw first weights as large as those of a conv, whose outputs then vary as much."""
+    scale = conv.weight.float().square().mean().sqrt()
+    primary.weight.normal_().mul_(scale.to(primary.weight))
+    if primary.bias is not None:
+        primary.bias.zero_()
 
 
 def fits(ghost: GhostConv2d, settings: Mapping[str, Any]) -> bool:

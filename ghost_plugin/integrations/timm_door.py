@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import _optional
-from ..layers.common import init_weights
 from ..specs import FINAL_LEVEL, check_out_indices, out_strides
 from ..weights import drop_counters, load_weights
 
@@ -188,7 +187,8 @@ class TimmDoor:
         classifier = nn.Identity()
         if num_classes > 0:
             classifier = nn.Linear(self.head_hidden_size, num_classes)
-            init_weights(classifier)
+            nn.init.normal_(classifier.weight, std=0.01)
+            nn.init.zeros_(classifier.bias)
             classifier.to(self.get_submodule(self.stem[0]).weight)
         setattr(self, self.classifier_name, classifier)
         for part in (self.global_pool, self.flatten, classifier):

@@ -14,7 +14,7 @@ from torch import nn
 from .. import _optional
 from ..backbones.g_ghost import GGhostRegNet
 from ..backbones.ghostnet import GhostNet, GhostNetV2, GhostNetV3
-from ..layers.common import init_weights
+from ..layers.common import draw_weights
 from ..specs import FINAL_LEVEL
 from ..weights import PUBLISHED, find_weights
 from .timm_door import TimmDoor, chosen_levels
@@ -46,7 +46,7 @@ class TimmGhostNet(TimmDoor, GhostNet):
         self.head_hidden_size = self.spec.hidden
         self.conv_head = nn.Conv2d(self.num_features, self.head_hidden_size, 1)
         self.act2 = nn.ReLU(inplace=True)
-        init_weights(self.conv_head)
+        draw_weights(self.conv_head, moment=0.5)  # of a ReLU's outputs
 
 
 class TimmGhostNetV2(TimmGhostNet, GhostNetV2):

@@ -7,8 +7,10 @@ import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
-from .common import activation
+from .common import activation, draw_weights, second_moment
 from .norm import pooled_norm
+
+GATES = 0.03  # variance in front of the gates of squeeze-excite, with first weights
 
 
 class SqueezeExcite(nn.Module):
@@ -34,6 +36,17 @@ class SqueezeExcite(nn.Module):
         self.act1 = activation(act_layer)
         self.conv_expand = nn.Conv2d(reduced, channels, 1)
         self.gate = nn.Hardsigmoid()
+        self.initialize()
+
+    def initialize(self, moment: float = 1.0) -> float:
+        """Draw first weights for inputs of a mean square; returns that of the outputs.
+
+        No norm follows, so the gates start near one half: a gate far from it would let what the
+        running statistics lag behind grow from block to block.
+        """
+        draw_weights(self.conv_reduce, moment)
+        draw_weights(self.conv_expand, second_moment(self.act1, 1.0), GATES)
+        return moment * second_moment(self.gate, GATES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
@@ -88,6 +101,13 @@ class DFCAttention(nn.Sequential):
             strip(5, 1),
             pooled_norm(norm_layer, out_channels),
         )
+        self.initialize()
+
+    def initialize(self, moment: float = 1.0) -> float:
+        """Draw first weights for inputs of a mean square; returns that of the gate."""
+        for index, conv in enumerate((self[0], self[2], self[4])):
+            draw_weights(conv, 1.0 if index else moment)
+        return second_moment(nn.Sigmoid(), 1.0)
 
     def forward(self, x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         gate = half_size(x)

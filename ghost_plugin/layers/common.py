@@ -1,6 +1,7 @@
 """Small parts that every layer shares: activations, padding, init, stochastic depth."""
 
 import inspect
+import math
 from collections.abc import Callable
 from numbers import Integral
 
@@ -39,18 +40,56 @@ def check_module(model: nn.Module) -> None:
         raise TypeError(f'a model must be a torch.nn.Module, got {given}; build it first')
 
 
-def init_weights(module: nn.Module) -> None:
-    """Kaiming normal by fan-out for convs, zero bias; small normal for classifiers.
+# Quantiles of a Laplace distribution of variance 1: channels differ in their variance, so that the
+# values of a feature map are more often small or large than normal ones.
+_SHARES = [(index + 0.5) / 64 for index in range(64)]
+_QUANTILES = [math.copysign(math.log(1 - 2 * abs(s - 0.5)) / 1.37, 0.5 - s) for s in _SHARES]
 
-    Source: He et al., ICCV 2015 (arXiv 1502.01852). Norm layers keep torch's ones and zeros.
+
+@torch.no_grad()
+def draw_weights(layer: nn.Conv2d | nn.Linear, moment: float = 1.0, variance: float = 1.0) -> None:
+    """Draw first weights that give outputs of a chosen variance; the bias becomes zero.
+
+    The networks of this package start by one rule: the variance that running statistics start
+    with, 1, is about the one that every norm sees, so that eval mode works before training and
+    after few steps. Random weights of mean 0 turn inputs into outputs whose variance is the mean
+    square of the inputs times the squared length of a kernel. Each conv therefore gets the mean
+    square that its place implies: one half behind a ReLU, a quarter of it behind a gate, more
+    behind a shortcut. Convs whose outputs are summed share the variance of the sum.
+
+    Source: He et al., ICCV 2015 (arXiv 1502.01852). Changed against it: the fan-in of groups, the
+    mean square by place, kernels of equal length.
+
+    Args:
+        layer: Whose weights are drawn, in place.
+        moment: Mean square of its inputs.
+        variance: Of its outputs.
     """
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode='fan_out', nonlinearity='relu')
-        elif isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=0.01)
-        if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
-            nn.init.zeros_(part.bias)
+    weight = nn.init.normal_(layer.weight)
+    axes = tuple(range(1, weight.ndim))
+    length = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
+    weight.mul_(math.sqrt(variance / moment) / length)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def second_moment(act: nn.Module, variance: float, shortcut: float = 0.0) -> float:
+    """Mean square of what an activation makes of random values with mean 0.
+
+    Args:
+        act: Works on single values.
+        variance: Of the values.
+        shortcut: Mean square of what is added to them, itself the output of such an activation.
+    """
+    parameter = next(act.parameters(), None)
+    if parameter is not None and parameter.is_meta:
+        return (variance + shortcut) / 2
+    like = torch.empty(0, device='cpu') if parameter is None else parameter
+    values = like.new_tensor(_QUANTILES)
+    made = act(values.view(1, 1, -1, 1).clone())
+    made = made * math.sqrt(shortcut / made.square().mean().item())
+    return act(math.sqrt(variance) * values + made).square().mean().item()
 
 
 class DropPath(nn.Module):

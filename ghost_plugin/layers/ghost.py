@@ -16,7 +16,7 @@ from torch.nn.modules.utils import _pair
 
 from .attention import DFCAttention
 from .cheap import build_cheap
-from .common import activation, check_positive, init_weights, same_padding
+from .common import activation, check_positive, draw_weights, same_padding, second_moment
 from .permutation import Permuted
 
 
@@ -149,7 +149,24 @@ class GhostModule(Ghost):
             ghosts = primary * copies
             cheap_op = nn.Sequential(cheap_op, norm_layer(ghosts), activation(act))
         self.cheap_operation = cheap_op
-        init_weights(self)
+        GhostModule.initialize(self)  # a subclass is not complete yet
+
+    def initialize(self, moment: float = 1.0, variance: float = 1.0) -> float:
+        """Draw first weights that keep the variance, see :func:`draw_weights`.
+
+        Args:
+            moment: Mean square of the inputs.
+            variance: Of the maps in front of the activation.
+
+        Returns:
+            Mean square of the outputs.
+        """
+        conv, _, act = self.primary_conv
+        draw_weights(conv, moment, variance)
+        made = second_moment(act, variance)
+        if self.copies and isinstance(self.cheap_operation[0], nn.Conv2d):
+            draw_weights(self.cheap_operation[0], made, variance)
+        return made
 
 
 class GhostModuleV2(GhostModule):
@@ -177,7 +194,10 @@ class GhostModuleV2(GhostModule):
     ) -> None:
         super().__init__(in_channels, out_channels, *args, norm_layer=norm_layer, **kwargs)
         self.short_conv = DFCAttention(in_channels, out_channels, norm_layer)
-        init_weights(self.short_conv)
+
+    def initialize(self, moment: float = 1.0, variance: float = 1.0) -> float:
+        """As :meth:`GhostModule.initialize`, with the attention."""
+        return super().initialize(moment, variance) * self.short_conv.initialize(moment)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.short_conv(x, self.maps(x))
@@ -260,6 +280,8 @@ class GhostConv2d(Ghost, Permuted):
         self.cheap_operation = build_cheap(
             cheap, served, copies, dw_size, bias=bias, padding_mode=padding_mode
         )
+        if isinstance(self.cheap_operation, nn.Conv2d):
+            draw_weights(self.cheap_operation)  # ghosts vary as much as what they are made from
         self.order = torch.arange(out_channels) if permuted else None
         self.to(device, dtype)
 

@@ -15,9 +15,22 @@ from torch import nn
 from .attention import DFCAttention
 from .branches import NUMBER, Branch, Branches, Norm, joinable, joint_sum
 from .cheap import check_dw_size
-from .common import activation, check_positive, init_weights
+from .common import activation, check_positive, draw_weights, second_moment
 from .folding import Foldable, kernel_and_bias, scale_and_shift, with_weights
 from .ghost import Ghost, split_channels
+
+
+def draw_branches(branches: Iterable[Branch], moment: float, variance: float) -> None:
+    """Draw first weights of convs whose outputs are summed.
+
+    Args:
+        branches: Whose weights are drawn, in place.
+        moment: Mean square of their inputs.
+        variance: Of the sum of their outputs.
+    """
+    branches = list(branches)
+    for branch in branches:
+        draw_weights(branch.conv, moment, variance / len(branches))
 
 
 def merge(branches: Iterable[Branch], skip: nn.Module | None = None) -> nn.Conv2d:
@@ -172,7 +185,25 @@ class GhostModuleV3(Reparameterized, Ghost):
             self.cheap_rpr_scale = Branch(primary, ghosts, 1, norm_layer, groups=primary)
             self.cheap_activation = activation(act)
         self.short_conv = DFCAttention(in_channels, out_channels, norm_layer) if attention else None
-        init_weights(self)
+        self.initialize()
+
+    def initialize(self, moment: float = 1.0, variance: float = 1.0) -> float:
+        """Draw first weights that keep the variance: branches share it, so that sums have it.
+
+        Args, Returns: As :meth:`GhostModule.initialize`.
+        """
+        draw_branches(self.primary_rpr_conv, moment, variance)
+        made = second_moment(self.primary_activation, variance)
+        mean = made
+        if self.copies:
+            cheap = [*self.cheap_rpr_conv, self.cheap_rpr_scale]
+            share = variance / (len(cheap) + 1)  # the norm of the maps themselves is one more
+            draw_branches(cheap, made, share * len(cheap))
+            ghosts = second_moment(self.cheap_activation, share * len(cheap), made)
+            mean = (self.primary * made + (self.out_channels - self.primary) * ghosts) / (
+                self.out_channels
+            )
+        return mean if self.short_conv is None else mean * self.short_conv.initialize(moment)
 
     @property
     def branched(self) -> bool:
