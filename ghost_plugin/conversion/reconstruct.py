@@ -20,6 +20,7 @@ from ..analysis import copied
 from .convoy import travel
 from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, visit_conv
 from .gradients import covariances
+from .refit import num_held
 from .stations import PART, Arguments, Stream, Visit, both, some, tour
 from .surgery import absorb, swap
 
@@ -180,10 +181,13 @@ def learn(
     Returns:
         Squared error relative to the targets' variance on the held pictures.
     """
+    # The last images, which the fits that came before have held back, too.
+    seen, held = torch.arange(number).split(
+        [number - num_held(number, HELD), num_held(number, HELD)]
+    )
+    if not len(held):
+        return _error(student, given, wanted, seen, number, metric)
     random = torch.Generator().manual_seed(seed)
-    order = torch.randperm(number, generator=random)
-    held, seen = order[: number // HELD], order[number // HELD :]
-    held = held if len(held) else seen
     flags = {parameter: parameter.requires_grad for parameter in student.parameters()}
     student.eval().requires_grad_(True)
     optimizer = torch.optim.Adam(student.parameters(), RATE)
