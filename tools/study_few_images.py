@@ -83,7 +83,7 @@ def main() -> None:
                 options = MODES[mode] if number else {}
                 errors.append(error(model, plan.apply(model, calibration=data, **options), new))
             rises = sum(b > RISE * a for a, b in itertools.pairwise(errors))
-            figures = ' | '.join(f'{e:.3f}' for e in errors)
+            figures = ' | '.join(f'{e:.3g}' for e in errors)
             seconds = time.perf_counter() - start
             print(f'| {name} | {size} | {mode} | {figures} | {rises} | {seconds:.0f} |', flush=True)
 

@@ -25,6 +25,8 @@ from .correlations import every, shifted, solve
 STEPS = 6  # of conjugate gradients; on ResNet-20 a second round of both problems gained nothing
 EXACT = 1e-12  # error below which there is nothing to fit
 HOLDOUT_DIVISOR = 5  # one image in so many is held back
+# Up to so many images all of them are held back in turn, in so many parts, and the fits averaged.
+CROSS_IMAGES, CROSS_FOLDS = 16, 4
 MIN_ROWS = 4  # rows of a single image's feature map from which a part of them is held back
 POOLED_POSITIONS = 16  # held-back positions at which a channel's own step counts as all others'
 DAMPING = 1e-3  # of the inputs' mean energy, at the least, on a step of the primary kernels
@@ -62,22 +64,29 @@ class Task:
         """Rows of the targets that count."""
         return slice(self.start, self.stop)
 
-    def split(self) -> tuple['Task', 'Task'] | None:
-        """What to fit to, and what is held back to see how far a fit carries.
+    def folds(self) -> list[tuple['Task', 'Task']]:
+        """Pairs of what to fit to and what is held back to see how far a fit carries.
 
         Returns:
-            Two tasks: of different images, or of different rows of a single image. None where a
-            single image has too few rows.
+            One pair, or where images are few several, each of which holds back others. Of a
+            single image some rows are held back; no pair where it has too few.
         """
         number, height = len(self.x), self.y.shape[2]
-        if number > 1:
-            seen = number - num_held(number, HOLDOUT_DIVISOR)
-            parts = slice(seen), slice(seen, None)
-            return tuple(replace(self, x=self.x[p], y=self.y[p]) for p in parts)
-        if height < MIN_ROWS:
-            return None
-        seen = height - height // MIN_ROWS
-        return replace(self, stop=seen), replace(self, start=seen)
+        if number > CROSS_IMAGES:
+            parts = [torch.arange(number - num_held(number, HOLDOUT_DIVISOR), number)]
+        elif number > 1:
+            parts = torch.arange(number).tensor_split(min(number, CROSS_FOLDS))
+        elif height < MIN_ROWS:
+            return []
+        else:
+            seen = height - height // MIN_ROWS
+            return [(replace(self, stop=seen), replace(self, start=seen))]
+        seen = [torch.ones(number, dtype=torch.bool).index_fill(0, part, False) for part in parts]
+        return [(self._some(mask), self._some(~mask)) for mask in seen]
+
+    def _some(self, chosen: torch.Tensor) -> 'Task':
+        chosen = chosen.to(self.x.device)
+        return replace(self, x=self.x[chosen], y=self.y[chosen])
 
     @property
     def positions(self) -> int:
@@ -127,23 +136,43 @@ def refit(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> F
     task = _by_place(ghost, x, y, free or ghost.primary_conv.bias is not None)
     energy = _energy(task)
     shift = torch.zeros_like(task.wanted)
-    parts = task.split()
-    if parts is None:
+    start = _parameters(ghost)
+    fits = []
+    for seen, held in task.folds():
+        fits.append((_fit(ghost, seen, held, energy), _parameters(ghost)))
+        _set_parameters(ghost, start)
+    if not fits:
         return Fitted(shift[ghost.order], _measure(ghost, task, shift, energy).error)
-    seen, held = parts
-    best = _measure(ghost, held, shift, energy)
+    found = [parameters for _, parameters in fits]
+    _set_parameters(ghost, {name: sum(p[name] for p in found) / len(fits) for name in start})
+    shift = _match_means(ghost, task, sum(one.shift for one, _ in fits) / len(fits))
+    return Fitted(shift[ghost.order], sum(one.error for one, _ in fits) / len(fits))
+
+
+def _parameters(ghost: GhostConv2d) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in ghost.named_parameters()}
+
+
+def _set_parameters(ghost: GhostConv2d, values: dict[str, torch.Tensor]) -> None:
+    for name, parameter in ghost.named_parameters():
+        parameter.copy_(values[name])
+
+
+def _fit(ghost: GhostConv2d, seen: Task, held: Task, energy: torch.Tensor) -> Fitted:
+    """Fit in place to what is seen; each step stays that lowers the error on what was held back."""
+    best = _measure(ghost, held, torch.zeros_like(seen.wanted), energy)
     for fit_kernels in (None, _fit_primary):
         if best.error < EXACT:
             break
-        state = {name: tensor.clone() for name, tensor in ghost.state_dict().items()}
+        before = _parameters(ghost)
         if fit_kernels is not None:
             fit_kernels(ghost, seen, held, best.shift)
         after = _measure(ghost, held, _fit_cheap(ghost, seen, held, best.shift), energy)
         if after.error < best.error:
             best = after
         else:
-            ghost.load_state_dict(state)
-    return replace(best, shift=best.shift[ghost.order])
+            _set_parameters(ghost, before)
+    return best
 
 
 def _energy(task: Task) -> torch.Tensor:
@@ -227,10 +256,51 @@ def _fit_primary(ghost: GhostConv2d, seen: Task, held: Task, shift: torch.Tensor
     bent = _pull(ghost, held, delta.to(conv.weight).view_as(conv.weight))
     delta = delta * _shares(held, (delta * wanted).sum(1), (delta * bent).sum(1))[:, None]
     conv.weight += delta.to(conv.weight).view_as(conv.weight)
-    if conv.bias is not None:
-        means, known = (_gap(ghost, t)[:, : len(conv.bias)].mean((0, 2, 3)) for t in (seen, held))
-        share = _shares(held, (means * known).sum()[None], means.square().sum()[None])
-        conv.bias += share.to(means) * means
+
+
+def _match_means(ghost: GhostConv2d, task: Task, shift: torch.Tensor) -> torch.Tensor:
+    """Bring the means of the channels to those of their targets, by biases in place or by a shift.
+
+    Args:
+        ghost: Its biases take the change, if it has any.
+        task: What the means are taken over.
+        shift: (places,) What is added to the channels by now.
+
+    Returns:
+        (places,) The shift afterwards.
+    """
+    if not task.free:
+        return shift
+    if ghost.primary_conv.bias is None:
+        return shift + _mean_gap(_gap(ghost, task, shift)) * task.wanted
+    size = len(ghost.primary_conv.bias)
+    for conv, part in (
+        (ghost.primary_conv, slice(size)),
+        (ghost.cheap_operation, slice(size, None)),
+    ):
+        conv.bias += (_mean_gap(_gap(ghost, task)) * task.wanted)[part].to(conv.bias)
+    return shift
+
+
+def _mean_gap(gap: torch.Tensor) -> torch.Tensor:
+    """Mean of each channel, less as the images disagree about it.
+
+    All means are multiplied by the share of them that is best when each image in turn is
+    predicted from the others; rows stand for images where there is only one.
+
+    Args:
+        gap: (N, C, H, W).
+
+    Returns:
+        (C,) in float64.
+    """
+    parts = gap.split(1) if len(gap) > 1 else gap.tensor_split(MIN_ROWS, dim=2)
+    means = torch.stack([p.mean((0, 2, 3), dtype=torch.float64) for p in parts if p.numel()])
+    if len(means) == 1:
+        return torch.zeros_like(means[0])
+    others = (means.sum(0) - means) / (len(means) - 1)
+    share = (means * others).sum() / others.square().sum().clamp_min(1e-30)
+    return share.clamp(0, 1) * means.mean(0)
 
 
 def _pull(
@@ -340,12 +410,7 @@ def _fit_cheap(ghost: GhostConv2d, seen: Task, held: Task, shift: torch.Tensor) 
     cheap.weight += shares.to(kernels)[:, None, None, None] * kernels
     if cheap.bias is not None:
         cheap.bias += (shares * delta[:, -1]).to(cheap.bias)
-    if not seen.free:
-        return shift
-    means, known = (
-        _gap(ghost, t, shift).mean((0, 2, 3), dtype=torch.float64) * t.wanted for t in (seen, held)
-    )
-    return shift + means * _shares(held, (means * known).sum()[None], means.square().sum()[None])
+    return _match_means(ghost, seen, shift)
 
 
 def _best_filters(
