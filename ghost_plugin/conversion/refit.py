@@ -283,22 +283,25 @@ def _match_means(ghost: GhostConv2d, task: Task, shift: torch.Tensor) -> torch.T
 
 
 def _mean_gap(gap: torch.Tensor) -> torch.Tensor:
-    """Mean of each channel, less as the images disagree about it.
+    """(C,) :func:`shared_mean` of (N, C, H, W); rows stand for images where there is only one."""
+    parts = gap.split(1) if len(gap) > 1 else gap.tensor_split(MIN_ROWS, dim=2)
+    means = [p.mean((0, 2, 3), dtype=torch.float64) for p in parts if p.numel()]
+    return shared_mean(torch.stack(means))
 
-    All means are multiplied by the share of them that is best when each image in turn is
-    predicted from the others; rows stand for images where there is only one.
+
+def shared_mean(means: torch.Tensor) -> torch.Tensor:
+    """The mean of some estimates, less as they disagree.
+
+    All channels are multiplied by the share that is best when each estimate in turn is predicted
+    from the others; it is 0 for a single one.
 
     Args:
-        gap: (N, C, H, W).
+        means: (n, C) one estimate for each image.
 
     Returns:
-        (C,) in float64.
+        (C,)
     """
-    parts = gap.split(1) if len(gap) > 1 else gap.tensor_split(MIN_ROWS, dim=2)
-    means = torch.stack([p.mean((0, 2, 3), dtype=torch.float64) for p in parts if p.numel()])
-    if len(means) == 1:
-        return torch.zeros_like(means[0])
-    others = (means.sum(0) - means) / (len(means) - 1)
+    others = (means.sum(0) - means) / max(1, len(means) - 1)
     share = (means * others).sum() / others.square().sum().clamp_min(1e-30)
     return share.clamp(0, 1) * means.mean(0)
 
