@@ -1,7 +1,8 @@
-"""A guarded pickle for checkpoints, for torch before 2.6, whose own takes no stand-ins.
+"""A guarded pickle for checkpoints: for torch before 2.6, whose own takes no stand-ins, and for
+pickles of numpy arrays, which are no files of torch (PaddlePaddle's ``.pdparams``).
 
-It finds what torch's guarded one finds, boxes for what is inert, and nothing else. ``torch.load``
-takes this module as its ``pickle_module``.
+It finds what torch's guarded one finds, stand-ins for numpy's arrays, boxes for what is inert, and
+nothing else. ``torch.load`` takes this module as its ``pickle_module``.
 """
 
 import pickle
@@ -11,8 +12,8 @@ from typing import Any, BinaryIO
 import torch
 
 # What checkpoints of training scripts hold besides tensors: read as empty boxes, never run.
-# mmengine's log buffers name their own methods by getattr, numpy's scalars their bytes by encode.
-INERT = ('argparse.Namespace', 'builtins.getattr', '_codecs.encode', 'mmengine.', 'numpy.')
+# mmengine's log buffers name their own methods by getattr.
+INERT = ('argparse.Namespace', 'builtins.getattr', 'mmengine.', 'numpy.', 'ml_dtypes.')
 
 
 class Box:
@@ -23,6 +24,94 @@ class Box:
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+class DType:
+    """Stands for ``numpy.dtype``: its code, such as ``'<f4'``; bfloat16 is ``'|V2'``."""
+
+    def __init__(self, kind: Any = '', *flags: Any) -> None:
+        self.kind = 'V2' if kind is BFloat16 else kind
+        self.order = '|'
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+    @property
+    def code(self) -> str:
+        """Byte order, kind and bytes per element."""
+        known = isinstance(self.kind, str) and isinstance(self.order, str)
+        return self.order + self.kind if known else '|unknown'
+
+
+class BFloat16:
+    """Stands for the type ``ml_dtypes.bfloat16``."""
+
+
+class Array:
+    """Stands for an array or a scalar of numpy: what it is made of, for ``_reading``.
+
+    Attributes:
+        data: Bytes of all elements; of an array of objects a list.
+        dtype: Kind of the elements.
+        shape: Sizes.
+        fortran: Whether the first axis is the fastest.
+    """
+
+    data: Any = b''
+    dtype: DType
+    shape: tuple[int, ...] = ()
+    fortran = False
+
+    def __init__(self, *args: Any) -> None:  # as numpy's _reconstruct
+        self.dtype = DType()
+
+    def __setstate__(self, state: tuple) -> None:
+        _, self.shape, self.dtype, self.fortran, self.data = state
+
+
+class Scalar(Array):
+    """Stands for ``numpy.core.multiarray.scalar``."""
+
+    def __init__(self, dtype: DType, data: Any = b'') -> None:
+        self.dtype, self.data = dtype, data
+
+
+class Buffered(Array):
+    """Stands for ``numpy.core.numeric._frombuffer``, from protocol 5 on."""
+
+    def __init__(self, data: Any, dtype: DType, shape: tuple[int, ...], order: str) -> None:
+        self.data, self.dtype, self.shape, self.fortran = data, dtype, shape, order == 'F'
+
+
+class NDArray:
+    """Stands for the class ``numpy.ndarray``, which arrays only name."""
+
+
+def encode(text: str = '', encoding: str = 'latin1') -> bytes:
+    """Stands for ``_codecs.encode`` and ``bytes``, by which protocol 2 writes bytes."""
+    if encoding not in ('latin1', 'latin-1'):
+        raise pickle.UnpicklingError(f'bytes are written as latin1, not {encoding!r}')
+    return text.encode('latin1')
+
+
+# What arrays are pickled with: full names and stand-ins.
+ARRAYS = {
+    '_codecs.encode': encode,
+    'builtins.bytes': encode,
+    'ml_dtypes.bfloat16': BFloat16,
+    'numpy.dtype': DType,
+    'numpy.ndarray': NDArray,
+    **{
+        f'numpy.{core}.{name}': stand_in
+        for core in ('core', '_core')
+        for name, stand_in in (
+            ('multiarray._reconstruct', Array),
+            ('multiarray.scalar', Scalar),
+            ('numeric._frombuffer', Buffered),
+        )
+    },
+}
+_CONTAINERS = {f'builtins.{kind.__name__}': kind for kind in (dict, list, set, tuple)}
 
 
 class Foreign(pickle.UnpicklingError):
@@ -38,15 +127,19 @@ class Unpickler(pickle._Unpickler):  # the one in C lets no state be refused
         from torch._weights_only_unpickler import _get_allowed_globals
 
         full = f'{module}.{name}'.replace('__builtin__.', 'builtins.')
+        if full in ARRAYS:
+            return ARRAYS[full]
         if full.startswith(INERT):
             return Box
+        if full in _CONTAINERS:
+            return _CONTAINERS[full]
         if full not in _get_allowed_globals():
             raise Foreign(full)
         return _get_allowed_globals()[full]
 
     def load_build(self) -> None:
         """Give an object its state; classes and functions would keep it for all."""
-        if not isinstance(self.stack[-2], OrderedDict | torch.Tensor | Box):
+        if not isinstance(self.stack[-2], OrderedDict | torch.Tensor | Box | Array | DType):
             raise pickle.UnpicklingError('it changes what is no tensor')
         super().load_build()
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .analysis import call, evaluating, tensors
+from .analysis import as_arguments, call, evaluating, owned, tensors
 from .layers.common import check_module
 
 # Names of pooling layers; the map in front of the last one stands for a network's features.
@@ -74,7 +74,10 @@ class Distiller:
     def __call__(self, example: Any) -> tuple[Any, torch.Tensor]:
         """The student's output and the distance to the teacher, a scalar, for one batch."""
         with watching(self.student, list(self.pairs)) as seen:
-            output = call(self.student, example)
+            # A copy, so that the teacher gets the same even if the student writes into it; its
+            # gradients go on to the batch.
+            args, kwargs = owned(as_arguments(example))
+            output = self.student(*args, **kwargs)
         with watching(self.teacher, list(self.pairs.values())) as wanted, evaluating(self.teacher):
             target = call(self.teacher, example)
         distance = self.features(seen, wanted)

@@ -5,22 +5,33 @@ Parameter names are timm's.
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ._reading import read, some
+from ._reading import as_tensors, read, some
 
 _logger = logging.getLogger(__name__)
 StateDict = dict[str, torch.Tensor]
 
-# Wrappers around the weights, the first that is there wins: timm's and the authors' averaged
-# weights, then the plain ones. mmengine swaps them before it saves, so that its averaged weights
-# lie under ``state_dict`` and those that were trained under ``ema_state_dict``.
-_WRAPPERS = ('state_dict_ema', 'state_dict', 'ema_state_dict', 'model')
+# Keys of checkpoints that hold averaged weights, and those of plain ones; others come last.
+_AVERAGED = re.compile(r'(^|_)(ema|swa|averaged?|avg)(_|$)')
+_PLAIN = (
+    '', 'state_dict', 'model', 'model_state_dict', 'net', 'network', 'params', 'weights', 'module'
+)  # fmt: skip
+# What containers put into the names of what they hold: compiled, sharded, checkpointed.
+_CONTAINERS = ('_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.')
+# Counters of averaged models, beside their weights.
+_AVERAGE_COUNTERS = ('steps', 'n_averaged')
+# Share of the best number of tensors from which another candidate is as good; and of the smaller
+# of both networks that must agree before a prefix is taken away.
+_RIVAL = 0.9
+_ENOUGH = 0.5
 # Left behind by the thop counter in the authors' files.
 _COUNTERS = ('total_ops', 'total_params')
 # The layers behind the last feature, in timm's and the authors' names and in those of MMPretrain's
@@ -30,6 +41,7 @@ _HEAD = {
     'classifier.': 'head.layers.1.fc.',
     'fc.': 'head.fc.',
 }
+_BATCHES = 'num_batches_tracked'
 _CLASSIFIERS = ('classifier.', 'fc.', 'head.layers.1.fc.', 'head.fc.')
 
 _RELEASES = 'https://github.com/huawei-noah/Efficient-AI-Backbones/releases/download/'
@@ -100,40 +112,90 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load left over.
+    """Where the weights were found, and what a load left over.
 
     Attributes:
-        missing: Tensors of the model that the source did not hold, or a classifier of another
-            number of classes.
+        missing: Tensors of the model, or of ``submodule`` where one was found, that the source did
+            not hold, or a classifier of another number of classes.
         unused: Tensors of the source that the model has no place for.
         adapted: Tensors that were fitted to another number of input channels.
+        wrapper: Keys of the source that the weights lay under, joined by dots.
+        prefix: What all names of the source begin with and those of the model do not.
+        submodule: The part of the model that the weights are of, if not all of it.
     """
 
     missing: tuple[str, ...]
     unused: tuple[str, ...]
     adapted: tuple[str, ...] = ()
+    wrapper: str = ''
+    prefix: str = ''
+    submodule: str = ''
+
+
+@dataclass(frozen=True)
+class Match:
+    """The weights of a checkpoint that belong to a model.
+
+    Attributes:
+        weights: The tensors in the model's names, those that it has no place for besides.
+        names, shapes: How many of them the model has, and has in that shape.
+        size: How many tensors the model, or its ``submodule``, has.
+        literal: Whether the names were not changed.
+        wrapper, prefix, submodule: As :class:`LoadReport`.
+    """
+
+    weights: StateDict
+    names: int
+    shapes: int
+    size: int
+    literal: bool
+    wrapper: str
+    prefix: str
+    submodule: str
+
+    @property
+    def score(self) -> int:
+        """How well it fits."""
+        return self.names + self.shapes
+
+    @property
+    def place(self) -> str:
+        """Where the weights lie and where they go, for messages."""
+        wrapper = f'under {self.wrapper!r}' if self.wrapper else ''
+        prefix = f'with names that begin with {self.prefix!r}' if self.prefix else ''
+        into = f'into {self.submodule!r} of the model' if self.submodule else ''
+        return ' '.join(part for part in ('those', wrapper, prefix, into) if part)
 
 
 def load_weights(
     model: nn.Module,
-    source: str | os.PathLike | Mapping[str, torch.Tensor],
+    source: str | os.PathLike | Mapping[str, Any],
     strict: bool = True,
 ) -> LoadReport:
-    """Load a checkpoint of timm, of the authors or of OpenMMLab into a model of any door.
+    """Load a checkpoint of timm, of the authors, of OpenMMLab or of a train script into a model.
+
+    Names may have a prefix in the source, as Lightning and containers write it, and the network
+    may be a part of the model; either is found by the names and told in the report.
 
     Args:
-        model: A backbone, a timm model or an OpenMMLab classifier or detector.
-        source: A file (of torch, or ``.safetensors``) or a state dict, also one wrapped in
-            ``state_dict``. Averaged weights win where there are any.
-        strict: Raise when a tensor of the model is not in the source. What may always be left
-            over, and is logged: the head when the model has none, and a classifier of another
-            number of classes, which keeps its init. Another number of input channels is adapted as
-            timm does.
+        model: A backbone, a timm model or an OpenMMLab classifier or detector, or any model that
+            has one of these as a part.
+        source: A file (of torch, ``.safetensors``, ``.npz``, or a pickle of numpy arrays), or a
+            state dict of tensors or numpy arrays, also under keys such as ``state_dict``. Averaged
+            weights win where there are any.
+        strict: Raise when a tensor of the model is not in the source; where the source is one part
+            of the model, a tensor of that part. What may always be left over, and is logged: the
+            head when the model has none, and a classifier of another number of classes, which
+            keeps its init. Another number of input channels is adapted as timm does.
+
+    Returns:
+        What was loaded from where, and what is left over.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not a checkpoint, or nothing of it fits, or (strict) tensors are missing or have
-            another shape; the model is untouched then.
+        ValueError: Not a checkpoint, or nothing of it fits, or several networks in it or in the
+            model fit equally well, or (strict) tensors are missing or have another shape; the
+            model is untouched then.
         TypeError: ``source`` is neither a file nor a state dict.
     """
     content = read(source) if isinstance(source, str | os.PathLike) else source
@@ -142,32 +204,211 @@ def load_weights(
             f'source must be a file or a state dict, got a {type(content).__name__}; of a model '
             'give its state_dict()'
         )
-    weights = unwrap(content)
-    own = model.state_dict()
-    names = (rename(weights) for rename in _LAYOUTS)
-    best = max(names, key=lambda candidate: len(own.keys() & candidate.keys()))
+    state = model.state_dict()
+    names = {_plain_name(name): name for name in state}
+    match = find_weights(content, state)
+    best, start = dict(match.weights), _dotted(match.submodule)
+    own = {plain: state[name] for plain, name in names.items() if plain.startswith(start)}
     for name, part in model.named_modules():
         if hasattr(part, 'accept'):  # knows other forms of its own weights
-            part.accept(best, f'{name}.' if name else '')
+            part.accept(best, _plain_name(_dotted(name)))
     adapted = adapt_input(best, own)
     fitting = {k: v for k, v in best.items() if k in own and v.shape == own[k].shape}
-    missing = tuple(k for k in own if k not in fitting and not k.endswith('num_batches_tracked'))
+    missing = tuple(k for k in own if k not in fitting and not k.endswith(_BATCHES))
     unused = tuple(k for k in best if k not in fitting)
-    lost = tuple(k for k in missing if not (k in best and _is_classifier(k)))
-    nothing = all(k.endswith('num_batches_tracked') for k in fitting)
+    lost = tuple(k for k in missing if not (k in best and _is_classifier(k, start)))
+    nothing = all(k.endswith(_BATCHES) for k in fitting)
     if lost and (strict or nothing):
-        raise ValueError(_mismatch(lost, best, own))
-    model.load_state_dict({**own, **fitting})
+        raise ValueError(_mismatch(lost, best, own, match))
+    model.load_state_dict({**state, **{names[plain]: v for plain, v in fitting.items()}})
+    report = LoadReport(missing, unused, adapted, match.wrapper, match.prefix, match.submodule)
+    if match.wrapper or match.prefix or match.submodule:
+        _logger.info('loaded %s', match.place)
     if missing or unused or adapted:
         _logger.warning(
-            'not loaded: %s; not used: %s; adapted: %s',
-            *(some(names) for names in (missing, unused, adapted)),
+            'not loaded: %s; not used: %s; adapted: %s', some(missing), some(unused), some(adapted)
         )
-    return LoadReport(missing, unused, adapted)
+    return report
 
 
-def _is_classifier(name: str) -> bool:
-    return name.startswith(_CLASSIFIERS)
+def find_weights(content: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> Match:
+    """The weights of a model in a checkpoint, by the names and shapes of both.
+
+    Args:
+        content: A checkpoint: tensors or arrays by name, also some mappings deep.
+        own: The model's state dict.
+
+    Returns:
+        The best match. Where nothing fits it is the tensors of the checkpoint as they are.
+
+    Raises:
+        ValueError: Several networks fit equally well.
+    """
+    own = {_plain_name(name): tensor for name, tensor in own.items()}
+    places = list(_places(as_tensors(content))) or [('', 2, {})]
+    fits = [fit for place, _, weights in places for fit in _matches(place, weights, own)]
+    best = max(fit.score for fit in fits)
+    rivals = [fit for fit in fits if fit.score >= _RIVAL * best]
+    ranks = {place: rank for place, rank, _ in places}
+    rank = min(ranks[fit.wrapper] for fit in rivals)
+    rivals = [fit for fit in rivals if ranks[fit.wrapper] == rank]
+    chosen = max(rivals, key=lambda fit: (fit.score, fit.literal, -fit.size))
+    rivals = [
+        fit for fit in rivals
+        if not (chosen.literal and fit.wrapper == chosen.wrapper) and not _is_same(chosen, fit)
+    ]  # fmt: skip
+    if rivals and best:
+        raise ValueError(_ambiguous(chosen, rivals))
+    return chosen
+
+
+def _places(
+    content: Mapping, place: str = '', beside: Mapping | None = None
+) -> Iterator[tuple[str, int, StateDict]]:
+    """Every mapping of a checkpoint that holds tensors: its place, its rank and its tensors.
+
+    Ranks are 0 for averaged weights, 1 for plain ones, 2 for others. ``beside`` is the mapping
+    around this one.
+    """
+    weights = unwrapped(content)
+    if weights:
+        yield place, _rank(place, beside), weights
+    for key, value in content.items():
+        if isinstance(value, Mapping) and isinstance(key, str):
+            yield from _places(value, f'{_dotted(place)}{key}', content)
+
+
+def _rank(place: str, beside: Mapping | None) -> int:
+    key, beside = place.rpartition('.')[2], beside or {}
+    # mmengine swaps them before it saves, so that its averaged weights lie under state_dict.
+    swapped = 'meta' in beside and 'ema_state_dict' in beside
+    if swapped and key in ('state_dict', 'ema_state_dict'):
+        return 0 if key == 'state_dict' else 2
+    if _AVERAGED.search(place.replace('.', '_')):
+        return 0
+    return 1 if key in _PLAIN else 2
+
+
+def unwrapped(weights: Mapping) -> StateDict:
+    """The tensors of a mapping, without counters and what containers add to names."""
+    return {
+        _plain_name(name): tensor
+        for name, tensor in weights.items()
+        if isinstance(name, str)
+        and isinstance(tensor, torch.Tensor)
+        and not name.endswith(_COUNTERS)
+        and name not in _AVERAGE_COUNTERS
+    }
+
+
+def _plain_name(name: str) -> str:
+    for container in _CONTAINERS:
+        name = name.replace(container, '')
+    return name
+
+
+def _dotted(name: str) -> str:
+    return f'{name}.' if name else ''
+
+
+def _matches(place: str, weights: StateDict, own: Mapping[str, torch.Tensor]) -> list[Match]:
+    """Every way to bring the names of a state dict to those of a model, with what it gives."""
+    whole = [_match(place, weights, own, layout, '', '') for layout in _LAYOUTS]
+    if any(fit.shapes == fit.size for fit in whole):  # nothing can be better
+        return whole
+    fits = [
+        _match(place, weights, own, layout, *pair)
+        for pair in _prefixes(weights, own)
+        for layout in _LAYOUTS
+    ]
+    sizes = (sum(not name.endswith(_BATCHES) for name in names) for names in (weights, own))
+    enough = _ENOUGH * min(sizes)
+    return [*whole, *(fit for fit in fits if fit.names >= enough)]
+
+
+def _match(
+    place: str,
+    weights: StateDict,
+    own: Mapping[str, torch.Tensor],
+    layout: Callable[[StateDict], StateDict],
+    prefix: str,
+    start: str,
+) -> Match:
+    """What one prefix of the source, one of the model (``start``) and one layout give."""
+    inner = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    found = {start + name: tensor for name, tensor in layout(inner).items()}
+    counted = [name for name in found if name in own and not name.endswith(_BATCHES)]
+    shapes = sum(found[name].shape == own[name].shape for name in counted)
+    size = sum(name.startswith(start) and not name.endswith(_BATCHES) for name in own)
+    literal = layout is dict and not prefix and not start
+    return Match(found, len(counted), shapes, size, literal, place, prefix, start.rstrip('.'))
+
+
+def _prefixes(weights: StateDict, own: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
+    """Pairs of what to take from the names of a source and from those of a model, best first.
+
+    Each name of the source votes for the pairs that leave the longest common rest. A rest such as
+    ``weight`` alone tells a layer of the model from no other.
+    """
+    ends = defaultdict(list)
+    for name in map(_flat, own):
+        for start, rest in _splits(name):
+            if '.' in rest or not start:
+                ends[rest].append(start)
+    votes: Counter = Counter()
+    for name in map(_flat, weights):
+        start, rest = next((pair for pair in _splits(name) if pair[1] in ends), ('', ''))
+        votes.update((start, other) for other in ends.get(rest, ()))
+    pairs = [pair for pair, _ in votes.most_common(16)]
+    # Layouts take the backbone's name away, and add it, by themselves: with the head beside it.
+    outer = [
+        (start.removesuffix('backbone.'), other.removesuffix('backbone.')) for start, other in pairs
+    ]
+    halves = [(a, other) for (a, _), (_, other) in zip(outer, pairs, strict=True)]
+    halves += [(start, b) for (_, b), (start, _) in zip(outer, pairs, strict=True)]
+    return list(dict.fromkeys([*pairs, *halves]))
+
+
+def _flat(name: str) -> str:
+    """A name as in the network that timm's ``features_only=True`` takes features from."""
+    return name.replace('blocks_', 'blocks.', 1)
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Every prefix of whole parts and its rest, the longest rest first."""
+    end = 0
+    while True:
+        yield name[:end], name[end:]
+        end = name.find('.', end) + 1
+        if not end:
+            return
+
+
+def _is_same(one: Match, other: Match) -> bool:
+    """Whether two matches put the same tensors into the same places."""
+    shared = [
+        (one.weights[name], other.weights[name])
+        for name in one.weights.keys() & other.weights.keys()
+    ]
+    same = all(
+        a is b or (a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
+        for a, b in shared
+    )
+    return same and len(shared) >= _ENOUGH * one.names
+
+
+def _ambiguous(chosen: Match, rivals: list[Match]) -> str:
+    candidates = dict.fromkeys(fit.place for fit in (chosen, *rivals))
+    return (
+        f'several networks fit equally well: {"; ".join(candidates)}. Give the one that is meant: '
+        "of the source the part's own state dict ({k.removeprefix(prefix): v for k, v in "
+        'state.items() if k.startswith(prefix)}), of the model the submodule '
+        '(load_weights(model.part, ...))'
+    )
+
+
+def _is_classifier(name: str, start: str) -> bool:
+    return name.removeprefix(start).startswith(_CLASSIFIERS)
 
 
 def adapt_input(found: StateDict, own: StateDict) -> tuple[str, ...]:
@@ -181,19 +422,6 @@ def adapt_input(found: StateDict, own: StateDict) -> tuple[str, ...]:
     repeated = weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
     found[name] = weight.sum(1, keepdim=True) if channels == 1 else repeated
     return (name,)
-
-
-def unwrap(checkpoint: Mapping) -> StateDict:
-    """The tensors of a checkpoint, without wrappers, counters and what containers add to names."""
-    for wrapper in _WRAPPERS:
-        if isinstance(checkpoint.get(wrapper), Mapping):
-            checkpoint = checkpoint[wrapper]
-            break
-    return {
-        name.replace('_orig_mod.', '').removeprefix('module.'): tensor  # compiled, data parallel
-        for name, tensor in checkpoint.items()
-        if isinstance(tensor, torch.Tensor) and not name.endswith(_COUNTERS) and name != 'steps'
-    }
 
 
 def drop_counters(weights: StateDict) -> None:
@@ -249,15 +477,29 @@ _LAYOUTS: tuple[Callable[[StateDict], StateDict], ...] = (
 )  # fmt: skip
 
 
-def _mismatch(missing: tuple[str, ...], found: StateDict, own: StateDict) -> str:
-    name = missing[0]
+def _mismatch(lost: tuple[str, ...], found: StateDict, own: StateDict, match: Match) -> str:
+    if any('._batch_norm.' in name for name in found):
+        return (
+            f'names such as {next(iter(found))!r} are those of PaddleClas (PaddlePaddle), whose '
+            'networks have other gates and sizes of squeeze-and-excitation, transposed linear '
+            'layers and a norm in the head; files of PaddleClas are not converted'
+        )
+    if not match.names:
+        return (
+            'no tensor of the source has the name of one of the model: there '
+            f'{some(tuple(found))}, here {some(tuple(own))}; give the weights of this network, '
+            'as a file or a state dict'
+        )
+    name = lost[0]
     if name in found:
         example = f'{name} is {tuple(found[name].shape)} there and {tuple(own[name].shape)} here'
     else:
         example = f'{name} is not there'
     if name.endswith('.bias') and f'{name[:-5]}.weight' in found:
         example += '; where norms were folded in, load before that'
+    changed = match.wrapper or match.prefix or match.submodule
+    of = f'; the nearest weights are {match.place}' if changed else ''
     return (
-        f'{len(missing)} of {len(own)} tensors of the model do not come from this checkpoint '
-        f'({example}); check family and width, or load with strict=False what fits'
+        f'{len(lost)} of {len(own)} tensors of the model do not come from this checkpoint '
+        f'({example}){of}; check family and width, or load with strict=False what fits'
     )

@@ -45,6 +45,7 @@ def config(args: argparse.Namespace, meter: Meter) -> Result:
     check_files(args.out, args.model, args.checkpoint)
     source = load(args)
     made, model = planned(args, source, meter), None
+    made.check_conversions()  # before anything is written
     if args.checkpoint:
         model = made.apply(source.model, **calibration(args, source, meter))
     files = write_converted(args.out, args.model, made, model)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .rows import Row
+from .rows import Row, kept
 
 RATIOS = (1.0625, 1.125, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 _UNITS = {'k': 1e3, 'M': 1e6, 'G': 1e9}
@@ -93,7 +93,7 @@ def allocate(
         options = {row.name: choices(row, _cost(row, place)) for row in open_rows(rows)}
         if number:
             options = {row.name: no_lower(options[row.name], row) for row in open_rows(rows)}
-        decide(rows, spend(options, limit - fixed, what, fixed))
+        decide(rows, spend(options, limit - fixed, what, fixed, rows))
 
 
 def no_lower(options: list[Choice], row: Row) -> list[Choice]:
@@ -124,12 +124,23 @@ def choices(row: Row, cost: Callable[[float], float]) -> list[Choice]:
 
 
 def spend(
-    options: Mapping[str, list[Choice]], limit: float, what: str, fixed: float = 0.0
+    options: Mapping[str, list[Choice]],
+    limit: float,
+    what: str,
+    fixed: float = 0.0,
+    rows: Sequence[Row] = (),
 ) -> dict[str, Choice]:
     """One choice for every name with a total cost of at most ``limit`` and little harm.
 
     The step that does least harm for what it saves is taken until the limit is met; then steps
     are taken back, the most harmful first, where the limit allows.
+
+    Args:
+        options: What can be chosen for each name.
+        limit: Of all chosen costs.
+        what: The budget's name, for the message.
+        fixed: Cost of all else, for the message.
+        rows: Of the plan, whose reasons the message counts.
 
     Raises:
         ValueError: Even the smallest choices cost more.
@@ -139,7 +150,7 @@ def spend(
         raise ValueError(
             f'{what} can be brought to {_readable(least + fixed)} at the least, the budget is '
             f'{_readable(limit + fixed)}; allow more, or convert more nn.Conv2d (include, '
-            'keep_first, keep_last); the plan without a budget says why each stays'
+            f'keep_first, keep_last); {_stay(rows)}the plan without a budget says why each stays'
         )
     chosen = {name: own[0] for name, own in options.items()}
     total = sum(choice.cost for choice in chosen.values())
@@ -154,6 +165,11 @@ def spend(
         total += other.cost - chosen[name].cost
         chosen[name] = other
     return _take_back(options, chosen, limit - total)
+
+
+def _stay(rows: Sequence[Row]) -> str:
+    stays = [row for row in rows if row.reason not in ('', 'budget')]
+    return f'of {len(rows)} convolutions stay: {kept(stays)}; ' if stays else ''
 
 
 def _price(now: Choice, other: Choice) -> float:

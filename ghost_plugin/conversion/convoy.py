@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import as_arguments, call, evaluating, hooked
+from ..analysis import as_arguments, call, evaluating, hooked, owned
 from .stations import (
     Arguments,
     Stream,
@@ -29,6 +29,7 @@ from .stations import (
     regrouped,
     stationed,
     together,
+    visited,
 )
 
 HELD = 6  # maps that are held at a time, of the largest that is still to come: three a stream
@@ -104,7 +105,10 @@ class Convoy:
         """Both streams' outputs of a station, for each traveller."""
         numbers = [t.number for t in here]
         forwards, *streams = zip(*(t.brought for t in here), strict=True)
-        outputs = self.stations[name](forwards[0], *(Stream(s, numbers) for s in streams))
+        streams = [Stream(stream, numbers) for stream in streams]
+        outputs = self.stations[name](forwards[0], *streams)
+        for stream in streams:
+            stream.write()
         return zip(*(_shared(stream, numbers) for stream in outputs), strict=True)
 
     def _stop(self, name: str, forward: Callable) -> Callable:
@@ -114,7 +118,7 @@ class Convoy:
             if streams is None:  # not pictures of both, such as boxes of unequal number
                 return forward(*args, **kwargs)
             if name in self.visited:
-                return both(*self.stations[name](forward, *alone(streams, traveller.number)))
+                return visited(self.stations[name], forward, alone(streams, traveller.number))
             return traveller.wait(name, (forward, *streams))
 
         return run
@@ -126,7 +130,8 @@ class _Traveller(threading.Thread):
     def __init__(self, model: nn.Module, batch: Any) -> None:
         super().__init__(daemon=True)
         self.model, self.number = model, pictures(batch)
-        self.streams: Arguments = as_arguments(together([batch, batch]))
+        # Two copies, because the model may write into images that it gets in a list.
+        self.streams: Arguments = as_arguments(together([owned(batch), owned(batch)]))
         self.place, self.brought, self.got = '', None, None
         self.arrived = self.over = False
         self.error: BaseException | None = None

@@ -1,8 +1,12 @@
 """What a conv costs, and what its Ghost would."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import nn
 
 from ..layers.ghost import served_channels, split_channels
 from .tracing import Found
@@ -13,13 +17,15 @@ class Shape:
     """A conv in numbers.
 
     Attributes:
-        in_channels, out_channels, kernel_size, groups, bias: As in ``nn.Conv2d``.
-        pixels: Of all its output maps in one forward pass, per picture.
+        in_channels, out_channels, groups, bias: As in ``nn.Conv2d``.
+        kernel_size: One number per dimension.
+        pixels: Of an output channel in one forward pass, all calls, per picture; of an input
+            channel where the conv is transposed.
     """
 
     in_channels: int
     out_channels: int
-    kernel_size: tuple[int, int]
+    kernel_size: tuple[int, ...]
     groups: int
     bias: bool
     pixels: int
@@ -31,23 +37,23 @@ class Shape:
         return cls(
             conv.in_channels,
             conv.out_channels,
-            tuple(conv.kernel_size),
-            conv.groups,
-            conv.bias is not None,
+            _sizes(conv.kernel_size),
+            getattr(conv, 'groups', 1),
+            _has_bias(conv),
             found.pixels,
         )
 
     @property
     def kind(self) -> str:
         """In words."""
-        rows, columns = self.kernel_size
+        sizes = 'x'.join(map(str, self.kernel_size))
         groups = f' groups {self.groups}' if self.groups > 1 else ''
-        return f'{self.in_channels} to {self.out_channels}, {rows}x{columns}{groups}'
+        return f'{self.in_channels} to {self.out_channels}, {sizes}{groups}'
 
     @property
     def taps(self) -> int:
         """Weights of one output map."""
-        return self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
+        return self.in_channels // self.groups * math.prod(self.kernel_size)
 
     def dense(self) -> tuple[int, int]:
         """(parameters, multiply-adds per picture) of the conv."""
@@ -78,3 +84,14 @@ class Shape:
         """Whether ghosts can stay in the group of their primary map."""
         primary = split_channels(self.out_channels, settings['ratio'], self.groups)[0]
         return self.groups == 1 or self.out_channels % primary == 0 == primary % self.groups
+
+
+def _sizes(kernel_size: Any) -> tuple[int, ...]:
+    """A kernel size per dimension; convs of other libraries may hold one number."""
+    return (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
+
+
+def _has_bias(conv: nn.Module) -> bool:
+    bias = getattr(conv, 'bias', None)
+    bias = bias() if callable(bias) else bias  # quantized convs have a method
+    return isinstance(bias, torch.Tensor)

@@ -1,6 +1,5 @@
 """All Ghost convs of a conversion, fitted one after the other on what really reaches them."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..analysis import call, evaluating, hooked
+from ..analysis import call, copied, evaluating, hooked, owned
 from ..layers.ghost import GhostConv2d
 from .convoy import HELD, largest_ahead, travel
 from .correlations import Correlations, Statistics, from_kernels
@@ -179,7 +178,7 @@ def _refit(fit: Fit, name: str, given: Stream, wanted: torch.Tensor, taken: bool
     if not isinstance(ghost.cheap_operation, nn.Conv2d):
         return none
     exact = torch.float64 if wanted.dtype == torch.float64 else torch.float32
-    work = copy.deepcopy(ghost).to(exact).requires_grad_(False)
+    work = copied(ghost, share=True).to(exact).requires_grad_(False)
     number = min(given.number, enough(work, given.first(1)[0][0], wanted))
     (x, *_), _ = given.first(number)
     found = refit(work, x.to(exact), wanted[:number].to(exact), taken)
@@ -230,6 +229,7 @@ def joinable(batches: list[Any]) -> bool:
 def bytes_per_picture(model: nn.Module, given: Arguments) -> int:
     """What both streams hold at the widest place of a call: three maps of the largest size each."""
     sizes = [0]
+    args, kwargs = owned(given)
     with maps_seen(model, sizes.append), evaluating(model):
-        model(*given[0], **given[1])
+        model(*args, **kwargs)
     return HELD * max(sizes)

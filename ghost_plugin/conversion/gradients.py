@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..analysis import call, constant, evaluating, hooked, tensors
+from ..analysis import as_copies, call, constant, evaluating, hooked, tensors
 from .stations import part_of, pictures, regrouped
 
 _logger = logging.getLogger(__name__)
@@ -45,8 +45,11 @@ def listen(
     ]
     with hooked(*handles), evaluating(model), constant(model):
         for batch in batches:
-            with torch.enable_grad(), _Gradients():
-                leaves = _differentiable(call(model, batch))
+            args, kwargs = as_copies(batch)
+            # Networks that are not trained any more may write into maps that gradients need.
+            with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+                with Gradients():
+                    leaves = _differentiable(model(*args, **kwargs))
                 for draw in range(draws if leaves else 0):  # a detector may find nothing
                     _projection(leaves).backward(retain_graph=draw < draws - 1)
             heard = heard or bool(leaves)
@@ -56,13 +59,15 @@ def listen(
         raise UnconnectedError('the output is empty or does not depend on the convs by gradients')
 
 
-class _Gradients(TorchFunctionMode):
+class Gradients(TorchFunctionMode):
     """Parts that a network runs without gradients, such as a frozen backbone, have them, too."""
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        return None if func is torch._C._set_grad_enabled else func(*args, **(kwargs or {}))
+        if func is torch._C._set_grad_enabled and args == (False,):
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 def covariances(
@@ -124,7 +129,9 @@ def _adder(name: str, sums: dict[str, torch.Tensor], positions: Counter[str]) ->
 
 def _hook(listener: Listener) -> Callable:
     def hook(module: nn.Module, inputs: tuple, maps: Any) -> Any:
-        if not isinstance(maps, torch.Tensor):
+        # Functions of autograd that run modules switch gradients off, and run them again in the
+        # backward pass, with gradients.
+        if not isinstance(maps, torch.Tensor) or not torch.is_grad_enabled():
             return maps
         with torch._C.DisableTorchFunction():  # listeners may go without gradients
             heard = listener(module, inputs, maps)

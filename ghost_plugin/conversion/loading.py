@@ -1,16 +1,17 @@
 """Weights of the dense network into the converted one, while they load."""
 
-import copy
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..analysis import copied, own_passes
 from ..layers.ghost import GhostConv2d
 from .correlations import from_kernels
 from .inherit import cheap_side, inherit
 
 
+@own_passes()
 def adopt(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
     """Replace a dense conv's tensors in a state dict by those of its Ghost, fitted without data.
 
@@ -34,7 +35,7 @@ def adopt(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
 
 def _twin(ghost: GhostConv2d, weight: torch.Tensor) -> GhostConv2d:
     """A copy to be filled, where the weight lies, as assigned tensors stay there."""
-    like = copy.deepcopy(ghost)
+    like = copied(ghost, share=True)
     if like.primary_conv.weight.is_meta:
         like.to_empty(device=weight.device)
         like.order.copy_(torch.arange(like.out_channels))

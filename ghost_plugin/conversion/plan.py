@@ -1,10 +1,12 @@
 """A conversion plan: one row per conv, to be read, edited, saved and applied."""
 
 import copy
+import functools
 import hashlib
 import json
 import logging
 import os
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,13 +18,13 @@ from torch import nn
 
 from .._files import whole_file
 from .._version import __version__
-from ..analysis import copied
+from ..analysis import copied, own_passes
 from ..layers.ghost import GhostConv2d
 from .budget import allocate
 from .fitting import Fit, begin, from_statistics, from_weights, joinable, listed, on_inputs, settle
 from .reconstruct import STEPS, Reconstruction
 from .report import draw, table
-from .rows import Row
+from .rows import Row, kept
 from .selection import FINAL, REASONS
 from .surgery import build_ghosts, fits, repair, swap
 from .tracing import check_root
@@ -140,6 +142,7 @@ class ConversionPlan:
         allocate(plan.rows, {'macs': self.macs, 'params': self.params}, macs=macs, params=params)
         return plan
 
+    @own_passes()
     @torch.inference_mode(False)  # fits need gradients, and the new weights shall learn
     def apply(
         self,
@@ -170,8 +173,8 @@ class ConversionPlan:
             The converted model. Rows hold the error of each conv's maps afterwards.
 
         Raises:
-            ValueError: The model is another one, or a row asks for what cannot be; the model is
-                untouched then.
+            ValueError: The model is another one, a row asks for what cannot be, or no conv can be
+                converted at all; the model is untouched then.
             TypeError: The model is wrapped (DataParallel, compiled, scripted).
         """
         check_root(model)
@@ -182,6 +185,7 @@ class ConversionPlan:
             _logger.warning('%s is converted by this plan already; nothing changes', self.model)
             return model
         self._check(model, chosen)
+        self.check_conversions()
         model = model if inplace else _copied(model, chosen)
         ghosts = build_ghosts(model, {row.name: row.settings for row in chosen}, self.seed)
         fit = Fit(model, ghosts, {row.name: row.norm for row in chosen})
@@ -198,7 +202,38 @@ class ConversionPlan:
             )
         for row in self.rows:
             row.error = fit.errors.get(row.name)
+        if inherit and getattr(model, 'is_init', None) is False:  # of MMEngine
+            _logger.warning(
+                'init_weights of this %s was not called yet: a Runner calls it when training '
+                'begins and then replaces the inherited weights, unless load_from or resume brings '
+                'them; call it before the conversion, or set is_init = True',
+                self.model,
+            )
         return model
+
+    def check_conversions(self) -> None:
+        """Raise where nothing can be converted; say so where all convs stay by choice.
+
+        Raises:
+            ValueError: No row converts, and neither patterns, a ratio of 1, a budget nor an edit
+                of the plan wanted that; the error counts the reasons.
+        """
+        if any(row.converts for row in self.rows):
+            return
+        if not self.rows:
+            raise ValueError(
+                f'{self.model} has no convolution, so there is nothing to convert; leave it as it '
+                'is, or give the part that has nn.Conv2d'
+            )
+        said = f'of the {len(self.rows)} convolutions of {self.model} none is converted: '
+        if any(row.chosen for row in self.rows):
+            _logger.warning('%s', said + kept(self.rows))
+            return
+        raise ValueError(
+            f'{said}{kept(self.rows)}. Only an nn.Conv2d can become a Ghost conv: change what '
+            'keeps these (keep_first=False, keep_last=False, another include, hooks and computed '
+            'weights removed), or leave this network as it is; report() of gp.plan lists every conv'
+        )
 
     def _check(self, model: nn.Module, chosen: list[Row]) -> None:
         for row in chosen:
@@ -230,16 +265,33 @@ def _copied(model: nn.Module, rows: list[Row]) -> nn.Module:
     """A copy; convs that will be replaced are the original's own, as they are only read.
 
     Raises:
-        ValueError: A module has a forward of its own that would go on calling the original.
+        ValueError: A module has a forward of its own that would go on calling the original, or
+            the model holds something that cannot be copied.
     """
+    check_forwards(model)
+    convs = [model.get_submodule(row.name) for row in rows]
+    return copied(
+        model,
+        {id(conv): conv for conv in convs},
+        instead='use inplace=True, which copies nothing',
+    )
+
+
+def check_forwards(model: nn.Module) -> None:
+    """Raise when a module has a forward of its own that would go on calling the original."""
     for name, module in model.named_modules():
-        if getattr(vars(module).get('forward'), '__closure__', None):  # functions are not copied
+        if _holds(vars(module).get('forward')):
             raise ValueError(
                 f'{name!r} ({type(module).__name__}) has a forward of its own, which a copy would '
                 'share with the original; use inplace=True, or give it the forward in a subclass'
             )
-    convs = [model.get_submodule(row.name) for row in rows]
-    return copied(model, {id(conv): conv for conv in convs})
+
+
+def _holds(function: Any) -> bool:
+    """Whether a function holds what copies of it would go on holding."""
+    if isinstance(function, functools.partial):
+        return any(map(_holds, (function.func, *function.args, *function.keywords.values())))
+    return bool(isinstance(function, weakref.ref) or getattr(function, '__closure__', None))
 
 
 def _check_options(reconstruct: str | None, steps: int, inherit: bool) -> None:

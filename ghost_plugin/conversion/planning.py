@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..analysis import count
+from ..analysis import count, own_passes
 from .budget import allocate, open_rows, ratios_of
 from .fitting import listed
 from .latency import meet_latency
@@ -18,6 +18,7 @@ from .stations import pictures
 from .timing import Ready, eager
 
 
+@own_passes()
 def plan(
     model: nn.Module,
     example_input: Any,
@@ -101,6 +102,7 @@ def _close(rows: list[Row], ratios: dict[str, list[float]]) -> None:
             row.decision, row.reason = 'keep', 'no_gain'
 
 
+@own_passes()
 def convert(
     model: nn.Module, example_input: Any, **options: Any
 ) -> tuple[nn.Module, ConversionPlan]:
@@ -112,6 +114,9 @@ def convert(
 
     Returns:
         The converted model and its plan.
+
+    Raises:
+        ValueError: As both; where no conv can be converted at all, it counts the reasons.
     """
     known = set(inspect.signature(ConversionPlan.apply).parameters) - {'self', 'model'}
     applied = {name: value for name, value in options.items() if name in known}

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import copied
+from ..analysis import copied, owned
 from .convoy import travel
 from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, visit_conv
-from .gradients import covariances
+from .gradients import Gradients, covariances
 from .refit import num_held
 from .stations import PART, Arguments, Stream, Visit, both, some, tour
 from .surgery import absorb, swap
@@ -119,7 +119,7 @@ class Reconstruction:
 
     def _block(self, name: str, inside: list[str]) -> Visit:
         # A copy, because the block itself is a station on the tour.
-        student = copied(self.fit.model.get_submodule(name)).eval()
+        student = copied(self.fit.model.get_submodule(name), share=True).eval()
 
         def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
             wanted = old.through(forward)
@@ -199,7 +199,8 @@ def learn(
         chosen = seen[torch.randint(len(seen), (batch,), generator=random)]
         with torch.enable_grad():
             pair = some(given, chosen, number), some(wanted, chosen, number)
-            loss = distance(student, *pair, metric)
+            with Gradients():
+                loss = distance(student, *pair, metric)
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
@@ -224,7 +225,8 @@ def distance(
         student, given, wanted: As in :func:`learn`.
         metric: (C, C) of the one output (N, C, H, W), in which both are measured.
     """
-    outputs = pytree.tree_flatten(student(*given[0], **given[1]))[0]
+    args, kwargs = owned(given)  # a block may write into its inputs
+    outputs = pytree.tree_flatten(student(*args, **kwargs))[0]
     losses = [
         _relative(mine - theirs, theirs, metric)
         for mine, theirs in zip(outputs, pytree.tree_flatten(wanted)[0], strict=True)

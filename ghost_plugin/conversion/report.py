@@ -10,7 +10,15 @@ from .selection import REASONS
 
 
 def table(rows: Sequence[Row], totals: Mapping[str, int]) -> str:
-    """In Markdown, with the whole model's totals and what the reasons mean."""
+    """In Markdown, with the whole model's totals and what the reasons mean.
+
+    Args:
+        rows: Of a plan.
+        totals: Of the whole model.
+
+    Returns:
+        The table; below it the reasons, and which share of the multiply-adds no row has.
+    """
     lines = [
         '| Conv | Kind | Decision | Ratio | Params (k) | MACs (M) | Error |',
         '| --- | --- | --- | --- | --- | --- | --- |',
@@ -19,7 +27,14 @@ def table(rows: Sequence[Row], totals: Mapping[str, int]) -> str:
     params, macs = _change(totals, 'params', 1e3), _change(totals, 'macs', 1e6)
     lines.append(f'| whole model | | | | {params} | {macs} | |')
     codes = sorted({row.reason for row in rows if row.reason})
-    return '\n'.join([*lines, *(f'{code}: {REASONS.get(code, code)}' for code in codes)])
+    lines += [f'{code}: {REASONS.get(code, code)}' for code in codes]
+    elsewhere = totals['macs_before'] - sum(row.costs['macs_before'] for row in rows)
+    if elsewhere > 0.0005 * totals['macs_before']:
+        lines.append(
+            f'{100 * elsewhere / totals["macs_before"]:.1f} % of the multiply-adds stand in no '
+            'row: nn.Linear and convolutions that are called as functions (F.conv2d)'
+        )
+    return '\n'.join(lines)
 
 
 def _change(numbers: Mapping[str, Any], what: str, unit: float) -> str:

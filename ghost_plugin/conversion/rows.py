@@ -1,10 +1,12 @@
 """One row of a conversion plan: what it says about one conv, and what that costs."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .costs import Shape
-from .selection import SETTINGS, checked
+from .selection import FINAL, REASONS, SETTINGS, checked
 from .tracing import Found
 
 
@@ -56,6 +58,13 @@ class Row:
         return self.decision == 'convert'
 
     @property
+    def chosen(self) -> bool:
+        """Whether the conv stays as it is because somebody or a budget wanted that."""
+        if self.converts or self.reason in FINAL:
+            return self.reason == 'converted'
+        return self.ratio == 1 or self.reason in ('', 'excluded', 'budget', 'slower')
+
+    @property
     def costs(self) -> dict[str, int]:
         """Parameters and multiply-adds, before and after."""
         before = self.shape.dense()
@@ -98,3 +107,12 @@ class Row:
         except (TypeError, ValueError) as error:
             raise ValueError(f'{row.name!r}: {error}') from error
         return row
+
+
+def kept(rows: Sequence[Row]) -> str:
+    """How many convs stay for which reason, in words."""
+    counts = Counter(row.reason or 'edited' for row in rows if not row.converts)
+    return '; '.join(
+        f'{number} x {code}' + (f' ({REASONS[code]})' if code in REASONS else '')
+        for code, number in counts.most_common()
+    )

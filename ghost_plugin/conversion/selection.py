@@ -14,7 +14,7 @@ from ..layers.cheap import build_cheap
 from ..layers.folding import plain
 from ..layers.ghost import split_channels
 from .costs import Shape
-from .tracing import Found, find_convs
+from .tracing import Found, find_convs, other_conv
 
 Pattern = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 # What a pattern may set for the convs that it matches, and the default of each.
@@ -27,6 +27,11 @@ REASONS = {
     'not_included': 'no pattern of include matches',
     'excluded': 'a pattern of exclude matches',
     'subclass': 'not a plain nn.Conv2d',
+    '1d': 'an nn.Conv1d, and Ghost convs stand for nn.Conv2d only',
+    '3d': 'an nn.Conv3d, and Ghost convs stand for nn.Conv2d only',
+    'transposed': 'a transposed conv, and Ghost convs stand for nn.Conv2d only',
+    'custom': 'a convolution of a class of its own (deformable, sparse, quantized, with weights '
+    'per input)',
     'no_gain': 'its Ghost would cost as much or more',
     'groups': 'its groups do not divide the convolved maps',
     'parametrized': 'its weight is computed (parametrize, weight norm, pruning): remove that first',
@@ -44,8 +49,8 @@ REASONS = {
 }
 # Of these no edit of a plan can make a Ghost conv.
 FINAL = (
-    'subclass', 'groups', 'parametrized', 'hooks', 'tied', 'weight_read', 'held', 'padding',
-    'converted',
+    'subclass', '1d', '3d', 'transposed', 'custom', 'groups', 'parametrized', 'hooks', 'tied',
+    'weight_read', 'held', 'padding', 'converted',
 )  # fmt: skip
 
 
@@ -107,7 +112,7 @@ def select(
 def unfit(conv: nn.Module) -> str:
     """Why a conv cannot be replaced, as it stands; '' if it can."""
     if not isinstance(conv, nn.Conv2d):
-        return 'subclass'
+        return other_conv(conv) or 'subclass'
     if is_parametrized(conv) or 'weight' not in conv._parameters:
         return 'parametrized'
     if not plain(conv):
@@ -201,8 +206,8 @@ def _check_matches(pattern: Pattern, model: nn.Module, convs: list[Found]) -> No
     modules = dict(model.named_modules())
     if pattern in modules:
         raise ValueError(
-            f'{pattern!r} is a {type(modules[pattern]).__name__} without any nn.Conv2d, and these '
-            'alone can become Ghost convs'
+            f'{pattern!r} is a {type(modules[pattern]).__name__} without any convolution; '
+            'nn.Conv2d alone can become Ghost convs'
         )
     names = [name for name in modules if name]
     near = difflib.get_close_matches(str(pattern).removeprefix('re:'), names, n=3, cutoff=0.3)

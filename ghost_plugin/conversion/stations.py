@@ -9,14 +9,15 @@ one by one and cannot tell. So one pass fits all, nothing is stored, and any top
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import evaluating, hooked, tensors
+from .._torch import autocasts, full_precision
+from ..analysis import evaluating, hooked, owned, tensors
 
 Arguments = tuple[tuple, dict[str, Any]]
 PART = 16  # pictures that a module runs on at a time when nothing is learnt
@@ -24,15 +25,18 @@ PART = 16  # pictures that a module runs on at a time when nothing is learnt
 
 @dataclass(frozen=True)
 class Stream:
-    """What a module is called with for many pictures, in parts, which are joined only on demand.
+    """What a module is called with for many images, in parts, which are joined only on demand.
+
+    The module gets copies, because it may write into what it is called with.
 
     Attributes:
-        parts: Arguments of some pictures each.
-        numbers: Pictures of each part.
+        parts: Arguments of some images each.
+        numbers: Images of each part.
     """
 
     parts: Sequence[Arguments]
     numbers: Sequence[int]
+    _written: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
 
     @property
     def number(self) -> int:
@@ -49,8 +53,24 @@ class Stream:
         return _joined(chosen, axes=2)
 
     def through(self, run: Callable) -> Any:
-        """The outputs for all pictures, made for ``PART`` at a time."""
-        return both(*(run(*args, **kwargs) for args, kwargs in self._pieces()))
+        """The outputs for all images, made for ``PART`` at a time."""
+        self._written.clear()
+        return both(*(self._run(run, piece) for piece in self._pieces()))
+
+    def _run(self, run: Callable, piece: Arguments) -> Any:
+        args, kwargs = own = owned(piece)
+        pairs = list(zip(tensors(piece), tensors(own), strict=True))
+        before = [copy._version for _, copy in pairs]
+        output = run(*args, **kwargs)
+        self._written.extend(
+            pair for pair, version in zip(pairs, before, strict=True) if pair[1]._version > version
+        )
+        return output
+
+    def write(self) -> None:
+        """Write into the caller's own tensors what the last run wrote into their copies."""
+        for place, copy in self._written:
+            place.copy_(copy)
 
     def _pieces(self) -> Iterator[Arguments]:
         for part, own in zip(self.parts, self.numbers, strict=True):
@@ -162,12 +182,21 @@ def tour(model: nn.Module, streams: Arguments, number: int, stations: Mapping[st
             both_streams = halves((args, kwargs), number)
             if both_streams is None:
                 return forward(*args, **kwargs)
-            return both(*stations[name](forward, *alone(both_streams, number)))
+            return visited(stations[name], forward, alone(both_streams, number))
 
         return run
 
+    args, kwargs = owned(streams)
     with stationed(model, stations, stop), evaluating(model):
-        return model(*streams[0], **streams[1])
+        return model(*args, **kwargs)
+
+
+def visited(visit: Visit, forward: Callable, streams: Sequence[Stream]) -> Any:
+    """Both streams' outputs of a station, as one."""
+    outputs = visit(forward, *streams)
+    for stream in streams:
+        stream.write()
+    return both(*outputs)
 
 
 @contextmanager
@@ -179,13 +208,31 @@ def stationed(
     own = {name: vars(module).get('forward') for name, module in modules.items()}
     try:
         for name, module in modules.items():
-            module.forward = stop(name, module.forward)
+            module.forward = _widened(module, stop(name, module.forward))
         yield
     finally:
         for name, module in modules.items():
             vars(module).pop('forward', None)
             if own[name] is not None:
                 module.forward = own[name]
+
+
+def _widened(module: nn.Module, forward: Callable) -> Callable:
+    """A forward without the autocast of the network that calls it, in the module's own dtype."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+    def widen(leaf: Any) -> Any:
+        floating = isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+        return leaf.to(dtype) if floating else leaf
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not autocasts():
+            return forward(*args, **kwargs)
+        args, kwargs = pytree.tree_map(widen, (args, kwargs))
+        with full_precision():
+            return forward(*args, **kwargs)
+
+    return run
 
 
 def alone(streams: tuple[Arguments, Arguments], number: int) -> list[Stream]:

@@ -80,7 +80,10 @@ def build_ghosts(
             raise ValueError(f'{name!r}, a {kind}, cannot be converted ({code}): {REASONS[code]}')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {name: build_ghost(conv, settings[name]) for name, conv in convs.items()}
+        ghosts = {name: build_ghost(conv, settings[name]) for name, conv in convs.items()}
+    for name, ghost in ghosts.items():
+        ghost.place = name
+    return ghosts
 
 
 def swap(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:

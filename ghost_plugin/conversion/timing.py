@@ -6,10 +6,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..analysis import TURN, call, copied, evaluating, hooked, time_together
+from ..analysis import (
+    TURN,
+    as_arguments,
+    call,
+    copied,
+    evaluating,
+    hooked,
+    keeping,
+    time_together,
+)
 from ..layers.ghost import GhostConv2d
 from ..layers.streams import settle
-from .plan import ConversionPlan
+from .plan import ConversionPlan, check_forwards
 from .rows import Row
 from .surgery import build_ghost, build_ghosts, swap
 
@@ -21,11 +30,13 @@ Ready = Callable[[nn.Module, Any], Callable[[], Any]]
 
 
 def eager(module: nn.Module, example_input: Any) -> Callable[[], Any]:
-    """A call of a module as it is."""
+    """A call of a module as it is, with the same values each time."""
+    args, kwargs = as_arguments(example_input)
+    kept = keeping(module)
 
     def run() -> None:
         with torch.no_grad():
-            call(module, example_input)
+            kept(*args, **kwargs)
 
     return run
 
@@ -37,14 +48,17 @@ def measure(
     turns: int = WHOLE,
 ) -> dict[str, float]:
     """Median milliseconds of each, in turns."""
-    tasks = {name: ready(copied(net).eval(), example_input) for name, net in nets.items()}
+    tasks = {
+        name: ready(copied(net, share=True).eval(), example_input) for name, net in nets.items()
+    }
     timings = time_together(tasks, turns, WARMUP, ready is not eager, TURN)
     return {t.name: t.median for t in timings}
 
 
 def converted(model: nn.Module, plan: ConversionPlan) -> nn.Module:
     """The plan's network with fresh weights, and with orders as inheritance would leave them."""
-    net = plan.apply(model, inherit=False)
+    check_forwards(model)
+    net = plan.apply(copied(model, share=True), inherit=False, inplace=True, optimizers=[])
     _shuffle(net.get_submodule(row.name) for row in plan.rows if row.converts)
     return net
 
@@ -87,7 +101,7 @@ def _inputs(model: nn.Module, example_input: Any, names: Iterable[str]) -> dict[
 
 def _settled(model: nn.Module, rows: list[Row]) -> set[str]:
     """Convs whose Ghosts lose their order in a network that is fused, all of them converted."""
-    net = copied(model)
+    net = copied(model, share=True)
     ghosts = build_ghosts(net, {row.name: {**row.settings, 'ratio': 2} for row in rows}, seed=0)
     _shuffle(ghosts.values())
     settle(swap(net, ghosts))

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..analysis import call, evaluating, hooked
+from ..analysis import as_copies, evaluating, hooked, tensors
 from ..layers.common import check_module
 from ..layers.ghost import GhostConv2d
 from .stations import pictures
@@ -38,15 +38,25 @@ _FINISHING = frozenset(
 )
 
 
+# Convolutions of torch that are no nn.Conv2d, and their codes of REASONS.
+_OTHERS = {
+    nn.Conv1d: '1d',
+    nn.Conv3d: '3d',
+    nn.ConvTranspose1d: 'transposed',
+    nn.ConvTranspose2d: 'transposed',
+    nn.ConvTranspose3d: 'transposed',
+}
+
+
 @dataclass
 class Found:
     """A conv of a network and what one forward pass told about it."""
 
     name: str
-    conv: nn.Conv2d
+    conv: nn.Module
     aliases: tuple[str, ...] = ()
     norm: str = ''  # the norm that takes this conv's maps, and nobody else's
-    pixels: int = 0  # output pixels of all calls, per picture of the example
+    pixels: int = 0  # where its kernels are applied in all calls, per picture of the example
     calls: int = 0
     smallest: int = 0  # side of its smallest map, pixels
     read: bool = False  # somebody but the conv itself looked at its weight or bias
@@ -77,19 +87,52 @@ def check_root(model: nn.Module) -> None:
         raise ValueError(f'{kind} has lazy modules; call the model once before it is converted')
 
 
+def other_conv(module: nn.Module) -> str | None:
+    """The reason code of a convolution that is no ``nn.Conv2d``.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        A code of ``REASONS``; ``''`` for an ``nn.Conv2d``; None where it is no convolution.
+    """
+    if isinstance(module, nn.Conv2d):
+        return ''
+    for kind, code in _OTHERS.items():
+        if isinstance(module, kind):
+            return code
+    # Deformable, sparse and quantized convs, those with weights per input, and so on. Blocks such
+    # as mmcv's ConvModule describe themselves like a conv, too, but the weight is that of a part.
+    channels = [getattr(module, name, None) for name in ('in_channels', 'out_channels')]
+    described = all(isinstance(number, int) and number > 0 for number in channels)
+    described = described and isinstance(getattr(module, 'kernel_size', None), int | list | tuple)
+    scripted = isinstance(module, torch.jit.ScriptModule)  # takes no hooks
+    return 'custom' if described and _has_weight(module) and not scripted else None
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Whether a module has a weight of its own; a computed one is not computed for that."""
+    own = 'weight' in module._parameters or 'weight' in vars(module)
+    return own or hasattr(type(module), 'weight')
+
+
 def find_convs(model: nn.Module, example_input: Any) -> list[Found]:
-    """All convs in the order in which the forward pass calls them, those never called last."""
+    """All convs in the order in which the forward pass calls them, those never called last.
+
+    Convolutions that are no ``nn.Conv2d`` have their reason already.
+    """
     check_root(model)
     found: dict[int, Found] = {}
     ghosts = [m for m in model.modules() if isinstance(m, GhostConv2d)]
     inside = {id(part) for ghost in ghosts for part in ghost.modules()}
     for name, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, nn.Conv2d):
+        code = other_conv(module)
+        if code is None:
             continue
         if id(module) in found:
             found[id(module)].aliases += (name,)
         else:
-            found[id(module)] = Found(name, module)
+            found[id(module)] = Found(name, module, reason=code)
         if id(module) in inside:
             found[id(module)].reason = 'converted'
     _find_held(model, found)
@@ -116,13 +159,14 @@ def _find_held(model: nn.Module, found: dict[int, Found]) -> None:
 def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[int, int]:
     """Fill in what one forward pass tells; the order of the first calls."""
     order: dict[int, int] = {}
+    args, kwargs = as_copies(example_input)
     with ExitStack() as stack:
         for record in found.values():
             stack.enter_context(_watched(record, order))
-        given = [*model.parameters(), *model.buffers(), *pytree.tree_flatten(example_input)[0]]
+        given = [*model.parameters(), *model.buffers(), *pytree.tree_flatten((args, kwargs))[0]]
         maps = stack.enter_context(_norms(model, list(found.values()), given))
         stack.enter_context(evaluating(model))
-        for leaf in pytree.tree_flatten(call(model, example_input))[0]:
+        for leaf in pytree.tree_flatten(model(*args, **kwargs))[0]:
             for record in maps.makers_of(leaf) or ():
                 record.last = True
     return order
@@ -132,20 +176,27 @@ def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[
 def _watched(record: Found, order: dict[int, int]) -> Iterator[None]:
     conv = record.conv
 
-    def seen(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    def seen(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         order.setdefault(id(module), len(order))
-        side = min(output.shape[-2:])
-        record.smallest = side if not record.calls else min(side, record.smallest)
+        # A transposed conv applies its kernel to every pixel of its input.
+        transposed = getattr(module, 'transposed', False)
+        maps = (tensors((args, kwargs)) if transposed else tensors(output))[:1]
+        channels = module.in_channels if transposed else module.out_channels
+        # Not the map's size alone: boxes or windows may stand where the pictures stood. Sparse
+        # tensors of other libraries have no pixels.
+        record.pixels += sum(each.numel() for each in maps) // channels
+        if isinstance(module, nn.Conv2d):
+            side = min(output.shape[-2:])
+            record.smallest = side if not record.calls else min(side, record.smallest)
         record.calls += 1
-        # Not the map's size alone: boxes or windows may stand where the pictures stood.
-        record.pixels += output.numel() // module.out_channels
 
-    with _spied(conv, record), hooked(conv.register_forward_hook(seen)):
+    seeing = conv.register_forward_hook(seen, with_kwargs=True)
+    with _spied(conv, record), hooked(seeing):
         yield
 
 
 @contextmanager
-def _spied(conv: nn.Conv2d, record: Found) -> Iterator[None]:
+def _spied(conv: nn.Module, record: Found) -> Iterator[None]:
     """Note when somebody reads the conv's weight while the conv itself is not running."""
     if type(conv) is not nn.Conv2d:
         yield  # left alone by its class, or known to read no other conv

@@ -1,6 +1,5 @@
 """The ways to run a model on this machine, one row each."""
 
-import copy
 import functools
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .. import _optional
+from ..analysis import copied
 from . import lazy
 from .export import export
 from .fuse import fuse
@@ -64,13 +64,13 @@ class Forms:
     @functools.cached_property
     def last(self) -> Flat:
         """That one channels-last."""
-        model = copy.deepcopy(self.fused.model).to(memory_format=torch.channels_last)
+        model = copied(self.fused.model).to(memory_format=torch.channels_last)
         return Flat(model, self.example_input)
 
     @functools.cached_property
     def apart(self) -> Flat:
         """That one with the halves of Ghost layers apart where that pays for the example."""
-        model = copy.deepcopy(self.last.model)
+        model = copied(self.last.model)
         joiner = lazy.keep_apart(model)
         flat = Flat(model, self.example_input)  # it calls the model
         flat.register_forward_hook(lambda _, __, outputs: lazy.joined(outputs))
@@ -133,7 +133,7 @@ def _half(model: nn.Module, example_input: Any) -> Flat:
         floating = isinstance(x, torch.Tensor) and x.is_floating_point()
         return channels_last(x.bfloat16()) if floating else x
 
-    return Flat(copy.deepcopy(model).bfloat16(), pytree.tree_map(half, example_input))
+    return Flat(copied(model).bfloat16(), pytree.tree_map(half, example_input))
 
 
 @dataclass(frozen=True)

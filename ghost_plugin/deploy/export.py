@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .._files import check_target, whole_files
+from ..analysis import own_passes, owned
 from ..layers.folding import check_inference
 from .fuse import fuse
 from .inputs import arguments
@@ -55,6 +56,7 @@ class ExportReport:
         return {**asdict(self), 'path': str(self.path)}
 
 
+@own_passes()
 def export(
     model: nn.Module,
     example_input: Any,
@@ -169,7 +171,7 @@ class _Task:
         return found, size
 
     def _write(self, exporter: str, path: Path) -> None:
-        traced = [_traced(x, self.dynamic) for x in self.trials[0]]
+        traced = owned([_traced(x, self.dynamic) for x in self.trials[0]])
         made = path.with_suffix('.onnx') if self.kind.of_onnx else path
         with quiet(), torch.no_grad():
             self.kind.exporters[exporter](self.net, traced, made, self.dynamic, self.opset)

@@ -1,6 +1,5 @@
 """Branches merged, norms folded, orders moved: the same network with fewer steps."""
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -8,11 +7,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import call, evaluating
+from ..analysis import call, copied, evaluating, own_passes
 from ..layers.chains import beside, norms_behind
 from ..layers.folded import fold_ghost, foldable_ghost
 from ..layers.folding import (
-    PERMANENT,
     Folding,
     check_inference,
     fixed,
@@ -26,9 +24,14 @@ from .outputs import Difference, differences
 # Share of the largest output that float32 seldom loses; beyond it float64 is asked.
 _GROSS = 0.01
 _DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_INSTEAD = (
+    'set it to None while the model is copied, give its class a __deepcopy__, or leave fuse out '
+    '(gp.export(..., fused=False) copies nothing)'
+)
 _DROP_NAMES = {'DropPath', 'DropBlock', 'DropBlock2d', 'StochasticDepth'}  # every library's own
 
 
+@own_passes()
 def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
     """A copy for inference in which every branch is merged and every norm folded into its conv.
 
@@ -54,8 +57,8 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
 
     Raises:
         ValueError: A part of the model is in training mode, its branches end in norms that cannot
-            be folded or have hooks or computed weights, it cannot be copied, or the copy gives
-            something else for ``example_input``.
+            be folded or have hooks or computed weights, it holds something that cannot be copied
+            (the error names it), or the copy gives something else for ``example_input``.
     """
     fused = _fused(model)
     if example_input is not None:
@@ -73,28 +76,13 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
 
 def _fused(model: nn.Module) -> nn.Module:
     check_inference(model)
-    fused = _copied(model)
+    fused = copied(model, instead=_INSTEAD)
     _drop(fused)
     report = _fold_behind(fused, fold(fused, beside(fused)))
     report = replace(report, orders=settle(fused))
     left = tuple(name for name, module in fused.named_modules() if fixed(module))
     fused.folding = replace(report, left=left)
     return fused
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:
-        for name, module in model.named_modules():
-            for key, value in vars(module).items():
-                if isinstance(value, torch.Tensor) and not value.is_leaf:
-                    raise ValueError(
-                        f'{type(model).__name__} cannot be copied: {f"{name}.{key}".lstrip(".")!r} '
-                        f'is computed with gradients; if torch.nn.utils did that, {PERMANENT}, '
-                        'else call the model under torch.no_grad() once'
-                    ) from error
-        raise
 
 
 def _fold_behind(model: nn.Module, report: Folding) -> Folding:
@@ -158,7 +146,7 @@ def _rounds(model: nn.Module, example_input: Any) -> bool:
         return True  # it draws its outputs anew each time
     wide = pytree.tree_map(_double, example_input)
     try:
-        exact = _copied(model).double()
+        exact = copied(model, share=True).double()
         return _difference(exact, _fused(exact), wide).relative <= _GROSS
     except Exception:  # some networks know no float64
         return False

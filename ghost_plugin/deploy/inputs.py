@@ -2,12 +2,17 @@
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..analysis import as_arguments, call, evaluating
+from .._torch import is_compiling
+from ..analysis import as_arguments, call, evaluating, owned
+
+# What cannot hold a tensor, and is not changed by a call.
+PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device)
 
 
 def arguments(example_input: Any) -> list[torch.Tensor]:
@@ -94,12 +99,18 @@ class Inputs:
                 yield f'{_word(name)} is not known'
 
     def filled(self, tensors: Iterable[torch.Tensor]) -> Any:
-        """The example with other tensors in it."""
+        """The example with other tensors in it, and with copies of its lists and objects."""
         given = dict(zip(self.slots, tensors, strict=True))
+
+        def part(key: Any, value: Any) -> Any:
+            if key in given:
+                return given[key]
+            return value if isinstance(value, PLAIN) or is_compiling() else owned(value)
+
         if isinstance(self.example, Mapping):
-            return {key: given.get(key, value) for key, value in self.example.items()}
+            return {key: part(key, value) for key, value in self.example.items()}
         if isinstance(self.example, tuple | list):
-            return tuple(given.get(index, value) for index, value in enumerate(self.example))
+            return tuple(part(index, value) for index, value in enumerate(self.example))
         return given[0]
 
     def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[Any, Any]:

@@ -1,18 +1,16 @@
 """Outputs of any nesting as lists of tensors, and how far two of them lie apart."""
 
-import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..analysis import call, evaluating
-from .inputs import Inputs
+from ..analysis import as_arguments, call, copied, evaluating
+from .inputs import PLAIN, Inputs
 
 
 @dataclass(frozen=True)
@@ -134,15 +132,11 @@ def allowance(model: 'Flat', inputs: Sequence[torch.Tensor], tolerance: float) -
     wide = [x.double() if x.is_floating_point() else x for x in inputs]
     try:
         with torch.no_grad():
-            exact = Flat(copy.deepcopy(model.model).double(), model.inputs.filled(wide))
-            lost = differences(model(*inputs), exact(*wide)).relative
+            exact = Flat(copied(model.model, share=True).double(), model.inputs.filled(wide))
+            lost = differences(call(model, tuple(inputs)), call(exact, tuple(wide))).relative
     except Exception:  # some networks know no float64
         return tolerance
     return max(tolerance, min(10 * lost, 0.01))
-
-
-# Outputs that cannot hold a tensor.
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device)
 
 
 class Flat(nn.Module):
@@ -171,7 +165,7 @@ class Flat(nn.Module):
         with evaluating(model):
             outputs = call(model, example_input)
         found, self.build = leaves(outputs), nesting(outputs)
-        strange = [x for x in found if not isinstance(x, (torch.Tensor, *_PLAIN))]
+        strange = [x for x in found if not isinstance(x, (torch.Tensor, *PLAIN))]
         self.where = [i for i, leaf in enumerate(found) if isinstance(leaf, torch.Tensor)]
         if strange or not self.where:
             raise _not_outputs(strange[0] if strange else outputs)
@@ -181,7 +175,9 @@ class Flat(nn.Module):
         self.train(model.training)
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        found = leaves(call(self.model, self.inputs.filled(inputs)))
+        # No copies here, they would become a part of every file; runners take care of that.
+        args, kwargs = as_arguments(self.inputs.filled(inputs))
+        found = leaves(self.model(*args, **kwargs))
         if len(found) != len(self.rest):
             raise ValueError(
                 f'the model gives {len(found)} outputs here and {len(self.rest)} for the example'

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import _optional
 from .._files import check_target, whole_files
-from ..analysis import TURN, time_together
+from ..analysis import TURN, own_passes, time_together
 from .export import export
 from .inputs import of_calibration
 from .outputs import Difference, differences
@@ -67,6 +67,7 @@ class QuantReport:
         return '\n'.join(['| Layer | Error of its maps |', '| --- | --- |', *rows])
 
 
+@own_passes()
 def quantize(
     model: nn.Module,
     calibration: Iterable[Any],

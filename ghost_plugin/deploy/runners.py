@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from .. import _optional
+from .._torch import full_precision
+from ..analysis import call, keeping, own_passes
 from .outputs import differences, tensors
 from .packing import Packed, packable
 
@@ -35,7 +37,7 @@ def quiet() -> Iterator[None]:
 
 
 def of_module(module: Callable, dtype: torch.dtype = torch.float32, last: bool = False) -> Runner:
-    """PyTorch itself.
+    """PyTorch itself; what it is given stays as it is, also where the module writes into it.
 
     Args:
         module: Takes tensors, gives tensors.
@@ -43,15 +45,17 @@ def of_module(module: Callable, dtype: torch.dtype = torch.float32, last: bool =
         last: Hand pictures over channels-last.
     """
 
+    kept = keeping(module)
+
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision():
             if last:
                 inputs = [channels_last(x) for x in inputs]
             if dtype == torch.float32:
-                outputs = tensors(module(*inputs))
+                outputs = tensors(kept(*inputs))
             else:
                 with torch.autocast(inputs[0].device.type, dtype):
-                    outputs = _floats(tensors(module(*inputs)))
+                    outputs = _floats(tensors(kept(*inputs)))
         return [value.clone() for value in outputs]  # learners take no tensors of inference mode
 
     return run
@@ -73,6 +77,7 @@ def of_graph(module: Callable, dtype: torch.dtype = torch.float32) -> Runner:
     turn = threading.Lock()
 
     @functools.lru_cache(maxsize=SHAPES)
+    @own_passes()
     def captured(*kinds: tuple[torch.Size, torch.dtype, torch.device]) -> tuple[Any, ...]:
         given = _blank(kinds)
         for _ in range(3):  # libraries choose, kernels compile
@@ -113,10 +118,11 @@ def of_traced(module: torch.nn.Module) -> Runner:
         given = _blank(kinds)
         draw = torch.Generator().manual_seed(0)
         noise = [x + torch.rand(x.shape, generator=draw).to(x) for x in given]
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), own_passes():
             inside = Packed(module, given).eval() if packable(given) else module
             made = torch.jit.freeze(torch.jit.trace(inside, given, check_trace=False))
-            if not differences(made(*noise), module(*noise)).relative <= TRACED:
+            pair = (call(net, tuple(noise)) for net in (made, module))
+            if not differences(*pair).relative <= TRACED:
                 raise ValueError('traced, it computes something else for other values')
         return of_module(made, last=True)
 

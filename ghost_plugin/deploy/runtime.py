@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..analysis import TURN, Timing, time_together
+from ..analysis import TURN, Timing, own_passes, time_together
 from ..layers.common import check_positive
 from ..layers.folding import check_inference
 from .backends import BACKENDS, Backend, Forms
@@ -110,6 +110,7 @@ class Optimized:
         return self._forms.flat.nested(self._run(inputs))
 
 
+@own_passes()
 def optimize(
     model: nn.Module,
     example_input: Any,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import _optional, _torch
+from ..analysis import call
 from .outputs import Flat
 from .runners import Runner, of_onnx, of_openvino, of_program, of_torchscript
 
@@ -44,7 +45,8 @@ def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset:
     """By the exporter that traces one call."""
     _optional.require('onnx')
     names = input_names(inputs)
-    free = _named_axes([*names, *flat.names], [*inputs, *flat(*inputs)], dynamic)
+    outputs = call(flat, tuple(inputs))
+    free = _named_axes([*names, *flat.names], [*inputs, *outputs], dynamic)
     with _without_graphs():
         torch.onnx.export(
             flat,

@@ -1,16 +1,20 @@
-"""Checkpoints that a killed run leaves whole."""
+"""Checkpoints that a killed run leaves whole, and those of other libraries."""
 
 import os
 from typing import Any
 
+from torch import nn
+
 from .. import _optional
 from .._files import whole_file
 from ..registry import HOOKS
+from ..weights import LoadReport, load_weights
 
 _optional.require('mmengine')
 
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.runner import CheckpointLoader
 
 _NAME = 'ghost_plugin_whole_files'
 
@@ -45,3 +49,18 @@ class WholeCheckpointHook(CheckpointHook):
         if backend_args is None and '://' not in str(kwargs.get('out_dir')):
             backend_args = {'backend': _NAME}
         super().__init__(*args, max_keep_ckpts=keep, backend_args=backend_args, **kwargs)
+
+
+def load_fitting(model: nn.Module, source: str) -> LoadReport:
+    """Load what fits of a checkpoint by :func:`ghost_plugin.load_weights`.
+
+    Args:
+        model: Any.
+        source: File, or an address as everywhere in OpenMMLab.
+
+    Raises:
+        ValueError: As ``load_weights``.
+    """
+    local = os.path.isfile(source)
+    content = source if local else CheckpointLoader.load_checkpoint(source, map_location='cpu')
+    return load_weights(model, content, strict=False)

@@ -8,6 +8,7 @@ initialises and loads; dense checkpoints are converted while they load, by ``loa
 
 import copy
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ _optional.require('mmengine', 'mmcv')
 from mmengine.logging import print_log
 
 from .configs import called, initialise, mode_of
+from .initialization import init_weights
 
 
 @MODELS.register_module(name='Converted', force=True)
@@ -48,7 +50,10 @@ def converted(
     inner = MODELS.build({**defaults, **model})
     made = _plan(inner, plan, (size, size) if isinstance(size, int) else tuple(size))
     print_log(f'{type(inner).__name__}, converted:\n{made.report()}', logger='current')
-    return made.apply(inner, inherit=False, inplace=True, optimizers=[])
+    model = made.apply(inner, inherit=False, inplace=True, optimizers=[])
+    if hasattr(model, 'init_weights'):
+        model.init_weights = partial(init_weights, model)  # not a subclass: the class stays
+    return model
 
 
 def _plan(model: nn.Module, given: Any, size: tuple[int, int]) -> ConversionPlan:

@@ -17,10 +17,9 @@ from .. import _optional
 from ..analysis import evaluating
 from ..distill import Distiller, divergence, find, watching
 from ..registry import MODELS
+from .checkpoints import load_fitting
 
 _optional.require('mmengine', 'mmcv')
-
-from mmengine.runner import load_checkpoint
 
 _logger = logging.getLogger(__name__)
 
@@ -75,14 +74,14 @@ def _class_of(student: type[nn.Module]) -> type[nn.Module]:
 
 
 def _load(model: nn.Module, checkpoint: str) -> None:
-    """As mmengine, which alone takes the checkpoint of another model, too."""
-    before = [p._version for p in model.parameters()]  # goes up with all that is written into it
-    load_checkpoint(model, checkpoint, map_location='cpu')
-    if [p._version for p in model.parameters()] == before:
+    """What fits of a checkpoint, also of another model's."""
+    try:
+        load_fitting(model, checkpoint)
+    except ValueError as error:
         raise ValueError(
-            f'teacher_checkpoint {checkpoint!r} holds nothing of the teacher, a '
-            f'{type(model).__name__} with names such as {next(iter(model.state_dict()))!r}'
-        )
+            f'teacher_checkpoint {checkpoint!r} does not load into the teacher, a '
+            f'{type(model).__name__}: {error}'
+        ) from error
 
 
 def _random_parts(model: nn.Module, cfg: Mapping) -> list[str]:

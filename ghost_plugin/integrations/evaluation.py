@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..analysis import call, count, evaluating, time_together
+from ..analysis import as_arguments, count, evaluating, keeping, own_passes, time_together
 from .feeding import Feed, Tick, silent
 
 
@@ -110,6 +110,7 @@ def costs(model: nn.Module, example_input: Any) -> dict[str, int]:
     return {'params': counted.params, 'macs': counted.macs}
 
 
+@own_passes()
 def expenses(model: nn.Module, example_input: Any, rounds: int = 30) -> dict[str, Any]:
     """What one call costs in eval mode on the model's device.
 
@@ -118,8 +119,10 @@ def expenses(model: nn.Module, example_input: Any, rounds: int = 30) -> dict[str
         ``latency_high``, ``setup`` (how that was measured, in words).
     """
     counted = costs(model, example_input)
+    args, kwargs = as_arguments(example_input)
+    kept = keeping(model)
     with evaluating(model):
-        timing = time_together({'model': lambda: call(model, example_input)}, rounds)[0]
+        timing = time_together({'model': lambda: kept(*args, **kwargs)}, rounds)[0]
     parameter, (batch, _, *size) = next(model.parameters()), _pictures(example_input).shape
     return {
         **counted,

@@ -7,7 +7,6 @@ names work without their scope too.
 
 import copy
 import logging
-import os
 from functools import partial
 from types import NoneType
 from typing import Any
@@ -20,14 +19,14 @@ from .. import _optional
 from ..backbones import g_ghost, ghostnet
 from ..layers.ghost import GhostConv2d
 from ..registry import MODELS, ROOT
-from ..weights import adapt_input, drop_counters, load_weights, to_classifier
+from ..weights import adapt_input, drop_counters, to_classifier
 from . import conversion, distillation, levels  # noqa: F401  register what they define
+from .checkpoints import load_fitting
 
 _optional.require('mmengine', 'mmcv')
 
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule, PretrainedInit, update_init_info
-from mmengine.runner import CheckpointLoader
 
 _logger = logging.getLogger(__name__)
 _PRETRAINED = ('Pretrained', PretrainedInit)
@@ -134,9 +133,7 @@ class OpenMMLabDoor:
             self._load_foreign(row['checkpoint'])
 
     def _load_foreign(self, source: str) -> None:
-        local = os.path.isfile(source)
-        content = source if local else CheckpointLoader.load_checkpoint(source, map_location='cpu')
-        load_weights(self, content, strict=False)
+        load_fitting(self, source)
         if hasattr(self, '_params_init_info'):  # a model around this one reports its init
             update_init_info(self, init_info=f'load_weights: {source}')
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from .._reading import read
 from ..conversion import ConversionPlan
+from ..weights import find_weights
 
 
 def converted(model: nn.Module, plan: str | os.PathLike, weights: str | os.PathLike) -> nn.Module:
@@ -27,12 +28,13 @@ def converted(model: nn.Module, plan: str | os.PathLike, weights: str | os.PathL
 
 
 def load_exactly(model: nn.Module, path: str | os.PathLike) -> None:
-    """Load a state dict that has all of a model's tensors and no others.
+    """Load a state dict that has all of a model's tensors and no others, under any prefix.
 
     Raises:
         FileNotFoundError: No such file. ValueError: It has others.
     """
-    found, own = read(path), model.state_dict()
+    own = model.state_dict()
+    found = find_weights(read(path), own).weights
     lost = [name for name in own if _shape(found.get(name)) != own[name].shape]
     more = [name for name in found if name not in own]
     if lost or more:

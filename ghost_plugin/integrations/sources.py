@@ -86,6 +86,8 @@ def load(
     source = build(rest, num_classes, pretrained)
     if checkpoint is not None:
         load_weights(source.model, checkpoint)
+        if hasattr(source.model, 'is_init'):  # OpenMMLab's init_weights would replace them
+            source.model.is_init = True
     source.model.eval()  # on its own line: many of OpenMMLab's return None here
     return source
 

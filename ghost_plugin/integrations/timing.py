@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import _optional
-from ..analysis import TURN, time_together
+from ..analysis import TURN, own_passes, time_together
 from ..conversion import ConversionPlan, convert
 from ..deploy.backends import TIMED, Forms
 from ..deploy.runners import Runner
@@ -50,6 +50,7 @@ class Figure:
         return asdict(self)
 
 
+@own_passes()
 def grid(
     models: Sequence[str],
     backends: Sequence[str],

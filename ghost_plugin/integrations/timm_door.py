@@ -9,9 +9,8 @@ from torch import nn
 
 from .. import _optional
 from ..layers.common import init_weights
-from ..layers.folding import check_inference, fold_pair, foldable
 from ..specs import FINAL_LEVEL, check_out_indices, out_strides
-from ..weights import drop_counters
+from ..weights import drop_counters, load_weights
 
 _optional.require('timm')
 
@@ -89,9 +88,6 @@ class TimmDoor:
         ]
         self._add_head()
         self.reset_classifier(num_classes, global_pool)
-        # timm.utils.reparameterize_model asks children only, and the norm behind the stem
-        # is a child of this module. The conv that both are folded into has no such method.
-        self.get_submodule(self.stem[0]).reparameterize = self._fold_stem
         self.to(device=device, dtype=dtype)
 
     def _add_head(self) -> None:
@@ -100,10 +96,9 @@ class TimmDoor:
         self.conv_head = self.act2 = nn.Identity()
 
     @torch.jit.ignore
-    def _fold_stem(self) -> None:
-        check_inference(self)
-        if foldable(*(self.get_submodule(name) for name in self.stem)):
-            fold_pair(self, *self.stem)
+    def load_pretrained(self, checkpoint_path: str) -> None:
+        """Load a file that timm leaves to the model (``custom_load``, ``.npz``)."""
+        load_weights(self, checkpoint_path)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any

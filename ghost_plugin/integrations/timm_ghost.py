@@ -5,6 +5,7 @@ the authors' G-Ghost. timm lists models under the last part of this module's nam
 is not called ``ghostnet``.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..backbones.g_ghost import GGhostRegNet
 from ..backbones.ghostnet import GhostNet, GhostNetV2, GhostNetV3
 from ..layers.common import init_weights
 from ..specs import FINAL_LEVEL
-from ..weights import PUBLISHED, from_classifier, unwrap
+from ..weights import PUBLISHED, find_weights
 from .timm_door import TimmDoor, chosen_levels
 
 _optional.require('timm')
@@ -25,6 +26,7 @@ from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
     register_model,
+    resolve_pretrained_cfg,
 )
 
 
@@ -120,23 +122,29 @@ default_cfgs = generate_default_cfgs(
 
 
 def checkpoint_filter(state_dict: dict[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Checkpoints of timm, the authors or MMPretrain in timm's names."""
-    return from_classifier(unwrap(state_dict))
+    """Checkpoints of timm, the authors, MMPretrain or a train script in timm's names."""
+    return find_weights(state_dict, model.state_dict()).weights
 
 
 def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build a registered variant; keyword arguments win over the variant's own.
 
+    Args:
+        name: A registered name.
+        pretrained: Load the weights that timm's pretrained cfg names: the published ones, or those
+            that ``pretrained_cfg`` (also by ``hf-hub:`` and ``local-dir:``) or
+            ``pretrained_cfg_overlay`` give.
+        kwargs: As timm's ``build_model_with_cfg`` and the class.
+
     Raises:
-        ValueError: ``pretrained=True`` where nothing is published and no file is given; levels
-            that do not exist.
-        OSError: The published weights cannot be downloaded.
+        ValueError: ``pretrained=True`` where no weights are named, or those of another size;
+            levels that do not exist.
+        OSError: The weights cannot be downloaded.
     """
     model_class, defaults = VARIANTS[name]
-    arguments = {**defaults, **kwargs}
-    local = {**(kwargs.get('pretrained_cfg_overlay') or {})}.get('file')
-    if pretrained and not local:
-        _check_published(name, arguments)
+    overlay = _alone(kwargs.get('pretrained_cfg_overlay') or {})
+    arguments = {**defaults, **kwargs, 'pretrained_cfg_overlay': overlay}
+    source = _source(name, arguments) if pretrained else None
     if arguments.get('features_only') and arguments.get('out_indices') is not None:
         chosen_levels(arguments['out_indices'])  # timm takes them without a look
     try:
@@ -149,13 +157,9 @@ def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
             **arguments,
         )
     except OSError as error:
-        if local or not pretrained:
+        if source is None:
             raise
-        source = ' '.join(PUBLISHED[name].location.values())
         raise OSError(f'cannot download {source}: {error}. {_LOCAL_HINT}') from error
-    if not any(isinstance(part, TimmDoor) for part in model.modules()):
-        for part in model.modules():  # features only: the stem would keep the whole model alive
-            vars(part).pop('reparameterize', None)
     return model
 
 
@@ -164,17 +168,46 @@ _LOCAL_HINT = (
 )
 
 
-def _check_published(name: str, arguments: dict[str, Any]) -> None:
-    if name not in PUBLISHED:
+# Where a pretrained cfg names weights: in this machine, which timm looks at first, and elsewhere.
+_LOCAL = ('state_dict', 'file')
+_REMOTE = ('hf_hub_id', 'url')
+
+
+def _alone(overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """An overlay that names weights, without those that the cfg below it names.
+
+    timm would prefer the hub of the cfg to the address of the overlay.
+    """
+    if any(overlay.get(key) for key in (*_LOCAL, *_REMOTE)):
+        return {**dict.fromkeys((*_LOCAL, *_REMOTE, 'source')), **overlay}
+    return dict(overlay)
+
+
+def _source(name: str, arguments: Mapping[str, Any]) -> str | None:
+    """Where timm will download weights from; None where they are in this machine.
+
+    Raises:
+        ValueError: The resolved cfg names no weights, or published ones of another size.
+    """
+    given = arguments.get('pretrained_cfg')
+    cfg = resolve_pretrained_cfg(name, given, arguments['pretrained_cfg_overlay']).to_dict()
+    if any(cfg.get(key) for key in _LOCAL):
+        return None
+    source = next((cfg[key] for key in _REMOTE if cfg.get(key)), None)
+    if source is None:
+        if name in PUBLISHED:
+            raise ValueError(f'the pretrained_cfg of {name!r} names no weights. {_LOCAL_HINT}')
         known = ', '.join(PUBLISHED)
         raise ValueError(f'no weights are published for {name!r}, only for {known}. {_LOCAL_HINT}')
     size = VARIANTS[name][1]
+    published = PUBLISHED[name].source if name in PUBLISHED else None
     for key in ('width', 'arch'):
-        if key in size and arguments[key] != size[key]:
+        if source == published and key in size and arguments[key] != size[key]:
             raise ValueError(
                 f'the published weights of {name!r} have {key} {size[key]!r}, '
                 f'got {arguments[key]!r}. {_LOCAL_HINT}'
             )
+    return source
 
 
 def _register(name: str) -> None:

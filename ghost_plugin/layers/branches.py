@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from .._torch import has_autocast, is_compiling
 from .common import same_padding
-from .folding import Foldable
+from .folding import Foldable, altered
 
 NUMBER = 3  # convs of full size side by side
 ENOUGH = 1024  # values per channel from which the joint sum measured faster, on CPU
@@ -92,13 +92,27 @@ def joinable(
     if tracing or not pays or _values(x, conv) < ENOUGH:
         return False
     norms = _norms(convs, pixel, skip)
-    plain = all(type(norm) is nn.BatchNorm2d and norm.training for norm in norms)
+    branches = [*convs] if pixel is None else [*convs, pixel]
+    called = [convs, *norms, *branches, *(branch.conv for branch in branches)]
     return (
-        plain
+        all(type(norm) is nn.BatchNorm2d and norm.training for norm in norms)
         and all(norm.affine and norm.track_running_stats for norm in norms)
         and len({(norm.eps, norm.momentum) for norm in norms}) == 1
         and norms[0].momentum is not None
+        and all(_keeps_size(branch.conv, conv.stride) for branch in branches)
+        and len({branch.conv.dilation for branch in convs}) == 1
+        and not any(altered(module) for module in called)
     )
+
+
+def _keeps_size(conv: nn.Module, stride: tuple[int, ...]) -> bool:
+    """Whether a plain conv pads with zeros what its kernel needs, and has the given stride.
+
+    Asked at each call: strides and dilations are changed on finished networks, too.
+    """
+    kept = type(conv) is nn.Conv2d and conv.padding_mode == 'zeros' and conv.stride == stride
+    same = tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    return kept and conv.padding == same
 
 
 def joint_sum(

@@ -12,17 +12,19 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Let norms use the batch's statistics without writing them into their running ones."""
+    """Let norms write their running statistics into copies, which are dropped afterwards.
+
+    Nothing else about the norms changes, so that they take the same way as the first time.
+    """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, (_, tracked) in zip(norms, kept, strict=True):
-        norm.momentum = 0.0
-        norm.num_batches_tracked = None if tracked is None else tracked.clone()
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        norm._buffers.update({k: v if v is None else v.clone() for k, v in buffers.items()})
     try:
         yield
     finally:
-        for norm, (momentum, tracked) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, tracked
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:

@@ -6,7 +6,6 @@ A class says in ``folds`` which of its norms stand directly behind which conv, a
 """
 
 import copy
-import inspect
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .._torch import full_precision
 from .common import check_module
 from .norm import PooledBatchNorm2d
 
@@ -82,10 +82,23 @@ class Foldable:
 
     @torch.jit.ignore
     def reparameterize(self) -> Folding:
-        """:meth:`switch_to_deploy`, as ``timm.utils.reparameterize_model`` calls it."""
-        return fold(self)
+        """:meth:`switch_to_deploy` in any mode, as ``timm.utils.reparameterize_model`` calls it.
+
+        Norms are folded as they are in eval mode. Every part keeps its own mode; what is new has
+        that of this module.
+        """
+        mode = self.training
+        training = {module: module.training for module in self.modules()}
+        for module in training:
+            module.training = False
+        try:
+            return fold(self)
+        finally:
+            for module in self.modules():
+                module.training = training.get(module, mode)
 
 
+@full_precision()
 def fold(model: nn.Module, beside: Mapping[nn.Module, nn.Module | None] | None = None) -> Folding:
     """Merge the branches and fold the norms of every part of ``model``, in place.
 
@@ -126,6 +139,7 @@ def _alone(
     return foldable(conv, norm) and known and places[conv] <= 1 and places[norm] <= 1
 
 
+@full_precision()
 def merge_branches(model: nn.Module) -> None:
     """Merge the parallel branches of every part of ``model``, in place; norms behind stay."""
     for part in list(model.modules()):
@@ -234,14 +248,8 @@ def scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def with_weights(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
-    """A copy of ``conv`` with another weight, and with a bias; dtype and flags stay its own.
-
-    Methods that somebody hung onto ``conv`` are left behind: they hold a whole network, which
-    would be copied with them, and folding is what they are for.
-    """
-    new = copy.copy(conv)
-    held = {key: value for key, value in vars(conv).items() if not inspect.ismethod(value)}
-    new.__dict__ = copy.deepcopy(held)
+    """A copy of ``conv`` with another weight, and with a bias; dtype and flags stay its own."""
+    new = copy.deepcopy(conv)
     new.weight.data.copy_(weight)
     new.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
     return new
@@ -285,7 +293,9 @@ def noise(*convs: nn.Conv2d) -> torch.Tensor:
     """
     side = 1
     for conv in reversed(convs):
-        pads = conv._reversed_padding_repeated_twice
+        # What nn.Conv2d itself reads; the other of the two may be out of date.
+        zeros = conv.padding_mode == 'zeros' and not isinstance(conv.padding, str)
+        pads = conv.padding if zeros else conv._reversed_padding_repeated_twice
         steps = zip(conv.stride, conv.dilation, conv.kernel_size, strict=True)
         reach = max((side - 1) * stride + (size - 1) * wide + 1 for stride, wide, size in steps)
         side = max(reach - 2 * min(pads), 1 if conv.padding_mode == 'zeros' else max(pads) + 1)

@@ -224,6 +224,7 @@ class GhostConv2d(Ghost):
     # What a conversion sets: makes this layer's weights out of those of the dense conv that it
     # stands for, in a state dict, in place.
     adopt: Callable[['GhostConv2d', dict[str, Any], str], None] | None = None
+    place: str = ''  # name of the dense conv in its network, for messages
 
     def __init__(
         self,
@@ -285,10 +286,16 @@ class GhostConv2d(Ghost):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'weight':  # asked for by what folds norms or normalises weights on the fly
+        if name in ('weight', 'bias', 'reset_parameters'):
             raise AttributeError(
-                'a Ghost conv has no single weight, it has one in primary_conv and in '
-                'cheap_operation; switch off what needs it (efficient_conv_bn_eval and the like)'
+                (f'the Ghost conv {self.place!r} ' if self.place else 'a Ghost conv ')
+                + f'has no {name} of its own, there is one in primary_conv and in cheap_operation. '
+                'What asks for it is mostly: weight initialisation by class names '
+                "('Conv' in type(m).__name__) or by init_weights of OpenMMLab; weight decay "
+                'groups; spectral and weight norm; efficient_conv_bn_eval. Ask for isinstance(m, '
+                'nn.Conv2d) instead, which finds the convs inside; initialise (init_weights) '
+                'before the conversion; exclude this conv from the plan; or switch off what needs '
+                'it (efficient_conv_bn_eval)'
             )
         return super().__getattr__(name)
 

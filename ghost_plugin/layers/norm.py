@@ -11,26 +11,47 @@ from torch import nn
 @torch.fx.wrap  # it looks at sizes, which a symbolic trace cannot
 def _normed(
     x: torch.Tensor,
-    mean: torch.Tensor,
-    var: torch.Tensor,
-    weight: Optional[torch.Tensor],  # noqa: UP045  TorchScript of torch 2.1 knows no other
+    mean: Optional[torch.Tensor],  # noqa: UP045  TorchScript of torch 2.1 knows no other
+    var: Optional[torch.Tensor],  # noqa: UP045
+    weight: Optional[torch.Tensor],  # noqa: UP045
     bias: Optional[torch.Tensor],  # noqa: UP045
-    counter: torch.Tensor,
+    counter: Optional[torch.Tensor],  # noqa: UP045
     training: bool,
-    momentum: float,
+    tracked: bool,
+    momentum: Optional[float],  # noqa: UP045
     eps: float,
 ) -> torch.Tensor:
-    """Batch norm; in training by the batch where it has more than one value per channel."""
-    batch = training and x.shape[0] * x.shape[2] * x.shape[3] > 1
-    if batch:
+    """Batch norm as ``nn.BatchNorm2d`` computes it, but for one value per channel.
+
+    Args:
+        x: (N, C, H, W).
+        mean, var: Running statistics, (C,) each, or None.
+        weight, bias: (C,) each, or None.
+        counter: Number of batches so far, counted on in place, or None.
+        training, tracked, momentum, eps: The attributes of ``nn.BatchNorm2d`` at this call.
+            Momentum None averages over all batches.
+
+    Returns:
+        (N, C, H, W), by the running statistics where a batch has one value per channel.
+    """
+    updates = training and tracked
+    if updates and mean is not None and x.shape[0] * x.shape[2] * x.shape[3] <= 1:
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+    share = 0.0 if momentum is None else momentum
+    if updates and counter is not None:
         counter.add_(1)
-    return F.batch_norm(x, mean, var, weight, bias, batch, momentum, eps)
+        if momentum is None:
+            share = 1.0 / float(counter)
+    by_batch = training or (mean is None and var is None)
+    if training and not tracked:
+        mean, var = None, None
+    return F.batch_norm(x, mean, var, weight, bias, by_batch, share, eps)
 
 
 class PooledBatchNorm2d(nn.BatchNorm2d):
     """``nn.BatchNorm2d`` that takes its running statistics where a batch has only one value.
 
-    One picture pooled to one pixel has no variance, and torch refuses to train on it.
+    One image pooled to one pixel has no variance, and torch refuses to train on it.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W)
@@ -45,6 +66,7 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
             self.bias,
             self.num_batches_tracked,
             self.training,
+            self.track_running_stats,
             self.momentum,
             self.eps,
         )
@@ -53,6 +75,6 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
 def pooled_norm(norm_layer: Callable[[int], nn.Module], channels: int) -> nn.Module:
     """The norm that ``norm_layer`` makes; a plain batch norm becomes :class:`PooledBatchNorm2d`."""
     norm = norm_layer(channels)
-    if type(norm) is nn.BatchNorm2d and norm.track_running_stats and norm.momentum is not None:
+    if type(norm) is nn.BatchNorm2d:
         norm.__class__ = PooledBatchNorm2d  # keeps all that the caller has set on it
     return norm

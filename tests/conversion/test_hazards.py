@@ -238,7 +238,8 @@ def test_deformable_convs_are_left_alone():
 
     model = Deformable().eval()
     converted, plan = gp.convert(model, X, calibration=[X], **ALL)
-    assert [row.name for row in plan.rows] == ['offset']
+    said = {row.name: row.reason for row in plan.rows}
+    assert said == {'offset': '', 'conv': 'custom'}
     assert type(converted.conv) is ops.DeformConv2d
     torch.testing.assert_close(converted(X), model(X))
 
@@ -277,6 +278,6 @@ def test_maps_too_small_for_their_padding_mode_stay(pad, side):
     assert reason(conv, torch.randn(1, 8, side, side), dw_size=5) == 'padding'
 
 
-def test_transposed_and_other_convs_are_no_rows():
+def test_transposed_convs_stay():
     model = nn.Sequential(nn.ConvTranspose2d(8, 8, 3), nn.Conv2d(8, 16, 3))
-    assert decided(model) == {'1': 'converted'}
+    assert decided(model) == {'0': 'transposed', '1': 'converted'}

@@ -98,7 +98,7 @@ def test_a_teacher_without_weights_is_named(master, caplog):
 
 def test_a_checkpoint_of_another_model_is_no_teachers(tmp_path):
     torch.save({'conv9.weight': torch.zeros(3)}, tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match=r'other\.pth.* holds nothing of the teacher'):
+    with pytest.raises(ValueError, match=r'other\.pth.* does not load into the teacher'):
         distilled(teacher_checkpoint=str(tmp_path / 'other.pth'))
 
 

@@ -34,6 +34,9 @@ def net(num_classes=3):
 
 def other():
     return nn.Conv2d(3, 8, 3)
+
+def transposed():
+    return nn.Sequential(nn.ConvTranspose2d(3, 8, 2, 2), nn.ConvTranspose2d(8, 8, 2, 2))
 """
 
 
@@ -55,6 +58,13 @@ def made(ok, model, tmp_path):
 
 def training(pictures, out, *more):
     return ['--data', pictures, '--val', pictures, '--batch', 12, '-o', out, *more]
+
+
+def test_a_plan_that_converts_nothing_is_shown_but_not_applied(ok, refused, model, tmp_path):
+    name, plan, out = f'{tmp_path}/nets.py:transposed', tmp_path / 'plan.json', tmp_path / 'c.pth'
+    assert 'keep (transposed)' in ok('plan', name, *model[1:], '-o', plan)
+    assert '2 x transposed' in refused('apply', name, plan, *model[1:], '-o', out)
+    assert not out.exists()
 
 
 def test_plan_shows_and_saves(ok, model, tmp_path):
