@@ -37,6 +37,8 @@ def main() -> None:
     add('--exporter', default='auto', help='auto, trace or dynamo')
     add('--split', action='store_true', help='halves of Ghost layers stay apart (onnx, xml)')
     add('--tolerance', type=above, default=1e-4, help='share of the largest output (%(default)s)')
+    add('--input-names', nargs='+', metavar='NAME', help='of the file, one per tensor (onnx, xml)')
+    add('--output-names', nargs='+', metavar='NAME', help='of the file, one per tensor (onnx, xml)')
     add('--json', action='store_true', help='print JSON only')
     args = parser.parse_args()
     if bool(args.plan) != bool(args.weights):
@@ -46,7 +48,8 @@ def main() -> None:
     source = sources.load(args.model, args.num_classes, args.checkpoint, args.pretrained)
     source = source.adjusted(args.size and tuple(args.size * 2)[:2])
     model = converted(source.model, args.plan, args.weights) if args.plan else source.model
-    options = {name: getattr(args, name) for name in ('opset', 'exporter', 'split', 'tolerance')}
+    chosen = ('opset', 'exporter', 'split', 'tolerance', 'input_names', 'output_names')
+    options = {name: getattr(args, name) for name in chosen}
     found = gp.export(model, source.example(), args.out, dynamic=FREE[args.free], **options)
     show(json.dumps(found.as_dict(), indent=1) if args.json else text(found))
 
@@ -54,10 +57,14 @@ def main() -> None:
 def text(found: gp.ExportReport) -> str:
     """The report as a table."""
     shapes = ', '.join('x'.join(map(str, shape)) for shape in found.checked)
+    free = '; '.join(
+        f'{name}: {", ".join(axes.values()) or "nothing"}' for name, axes in found.free.items()
+    )
     return table(
-        ['File', 'Format', 'Exporter', 'MB', 'Largest difference', 'of the largest value', 'Tried'],
+        ['File', 'Format', 'Exporter', 'MB', 'Largest difference', 'of the largest value', 'Free',
+         'Tried'],
         [[str(found.path), found.format, found.exporter, f'{found.size / 1e6:.2f}',
-          f'{found.max_abs_diff:.1e}', f'{found.max_rel_diff:.1e}', shapes]],
+          f'{found.max_abs_diff:.1e}', f'{found.max_rel_diff:.1e}', free, shapes]],
     )  # fmt: skip
 
 

@@ -266,6 +266,8 @@ class GGhostRegNet(Foldable, Stages):
         """The first ``depth`` children; the outputs of those in ``taps``."""
         return self.run(x, taps, depth, self.first_stage if self.grad_checkpointing else depth)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, x: torch.Tensor):
         _, features = self.trunk(x, self.taps, self.taps[-1] + 1)
+        if torch.jit.is_scripting():  # there it is a list; no type of it is a tuple of any length
+            return features
         return tuple(features)

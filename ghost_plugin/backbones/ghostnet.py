@@ -126,8 +126,10 @@ class GhostNet(Foldable, nn.Module):
         x = self.act1(self.bn1(self.conv_stem(x)))
         return self.blocks.run(x, taps, depth, 0 if self.grad_checkpointing else depth)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, x: torch.Tensor):
         _, features = self.trunk(x, self.taps, self.taps[-1] + 1)
+        if torch.jit.is_scripting():  # there it is a list; no type of it is a tuple of any length
+            return features
         return tuple(features)
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import contains
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,17 @@ from torch import nn
 from .._files import check_target, whole_files
 from ..analysis import own_passes, owned
 from ..layers.folding import check_inference
+from .free_axes import FreeAxes, find_free_axes
 from .fuse import fuse
 from .inputs import arguments
 from .outputs import Difference, Flat, allowance, differences
 from .runners import Runner, of_module, quiet
-from .writers import DYNAMIC, FORMATS, Format
+from .writers import DYNAMO_OPSET, FORMATS, Format
 
 OPSET = 17
+OLDEST_OPSET = 11
+DYNAMIC = (True, False, 'batch')
 TOLERANCE = 1e-4
-# What a dynamic file is tried with besides the example: batch, and pixels more in height and width.
-_TRIALS = ((1, 0, 0), (3, 0, 0), (1, 64, 0), (3, 32, 96), (2, 17, 5))
-_TRACED = 224  # least side that is traced where the size is free, pixels
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class ExportReport:
         format: ``'onnx'``, ``'openvino'``, ``'torchscript'`` or ``'program'``.
         exporter: ``'trace'`` or ``'dynamo'``.
         dynamic: As given.
+        free: Axes of any size by the name of the input, as names by their index; what is not
+            there has the example's size.
         max_abs_diff: Largest difference of a value of an output, over all inputs that were tried.
         max_rel_diff: The same as a share of the largest value of that output.
         checked: Shapes of the first argument that were tried.
@@ -45,6 +48,7 @@ class ExportReport:
     format: str
     exporter: str
     dynamic: bool | str
+    free: dict[str, dict[int, str]]
     max_abs_diff: float
     max_rel_diff: float
     checked: tuple[tuple[int, ...], ...]
@@ -68,6 +72,8 @@ def export(
     fused: bool = True,
     split: bool = False,
     tolerance: float = TOLERANCE,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
 ) -> ExportReport:
     """Write a model as a file of another runtime, and compare both before it takes its place.
 
@@ -79,10 +85,12 @@ def export(
         path: File to write; one that is there stays whole until the new one is checked. Its end
             tells the format: ``.onnx``, ``.xml`` (OpenVINO's IR), ``.pt`` (TorchScript) or ``.pt2``
             (``torch.export``).
-        dynamic: True frees batch, height and width of (N, C, H, W) inputs, ``'batch'`` the batch
-            only, False nothing.
-        opset: Of ONNX, 17 or newer; the ``'dynamo'`` exporter writes 18 at least. One that no
-            exporter writes is refused.
+        dynamic: True frees the batch, and height and width of images, ``'batch'`` the batch only,
+            False nothing. Which axes these are is found by trying the model
+            (:func:`ghost_plugin.deploy.free_axes.find_free_axes`), those of (N, C, H, W) first;
+            what the model takes in one size only is fixed. The report says what is free.
+        opset: Of ONNX, 11 or newer. The ``'dynamo'`` exporter writes 18 at least, and is asked for
+            17 or newer. An operator that this opset does not have is refused.
         exporter: ``'trace'``, ``'dynamo'``, or ``'auto'``, which takes the first that works.
         fused: Fold norms and merge branches first (:func:`ghost_plugin.fuse`).
         split: Let the halves of Ghost layers go their own ways instead of being joined where maps
@@ -90,13 +98,17 @@ def export(
             faster, :func:`ghost_plugin.optimize` finds out.
         tolerance: Largest difference allowed, as a share of the largest value of its output; more
             where float32 itself loses more (:func:`ghost_plugin.deploy.outputs.allowance`).
+        input_names, output_names: Names in ``.onnx`` and ``.xml`` files, one for each tensor of
+            ``example_input`` and of what the model gives, in their order. Without them these are
+            ``input`` and ``output``, numbered from 0 where there are several.
 
     Returns:
         What was written, and the largest difference.
 
     Raises:
-        ValueError: The model is in training mode; an option that cannot be; no exporter takes the
-            model; the file computes something else. Nothing is written then.
+        ValueError: The model is in training mode; an option that cannot be; an image of the only
+            size that the model takes, with ``dynamic=True``; no exporter takes the model; the file
+            computes something else. Nothing is written then.
         TypeError: The example holds no tensor, or the outputs are something else than tensors,
             tuples, mappings or dataclasses of these. Of outputs the file holds the tensors.
         ImportError: What the format needs is not installed.
@@ -111,10 +123,11 @@ def export(
         raise ValueError('export works on the CPU; move model and example_input there first')
     want = Flat(model, example_input)
     net = Flat(fuse(model) if fused else model, example_input)
-    trials, refused = _trials(want, example, dynamic)
-    task = _Task(path, kind, net, want, trials, dynamic, opset, split, tolerance)
+    names = _chosen_names(kind, want, example, input_names, output_names)
+    free = find_free_axes(want, example, dynamic, *names)
+    task = _Task(path, kind, net, want, free, opset, split, tolerance)
     problems = []
-    for name in kind.exporters if exporter == 'auto' else [exporter]:
+    for name in _exporters(kind, exporter, opset):
         try:
             found, size = task.run(name)
         except ImportError:
@@ -125,12 +138,11 @@ def export(
             problems.append(f'{name}: {_line(error)}')
             continue
         figures = (found.absolute, found.relative)
-        shapes = [tuple(tuple(trial[0].shape) for trial in some) for some in (trials, refused)]
-        return ExportReport(path, kind.name, name, dynamic, *figures, *shapes, size)
-    hint = "; dynamic='batch' (--free batch) asks for less" if dynamic is True else ''
+        shapes = [tuple(tuple(x[0].shape) for x in some) for some in (free.taken, free.refused)]
+        return ExportReport(path, kind.name, name, dynamic, free.inputs, *figures, *shapes, size)
     raise ValueError(
         f'{type(model).__name__} cannot be written as {kind.name}, nothing was written; '
-        f'{"; ".join(problems)}{hint}'
+        f'{"; ".join(problems)}{_hint(kind, opset, dynamic, free)}'
     )
 
 
@@ -147,6 +159,26 @@ def export_onnx(
     return export(model, example_input, path, dynamic=dynamic, **options)
 
 
+def _hint(kind: Format, opset: int, dynamic: bool | str, free: FreeAxes) -> str:
+    """What else to try."""
+    hints = []
+    if kind.name == 'onnx' and opset < OPSET:
+        hints.append(f'; opset {OPSET} (--opset {OPSET}) has more operators than {opset}')
+    if dynamic is True and any(len(axes) > 1 for axes in free.inputs.values()):
+        hints.append("; dynamic='batch' (--free batch) asks for less")
+    elif any(free.inputs.values()):
+        hints.append('; dynamic=False (--free none) asks for less')
+    return ''.join(hints)
+
+
+def _exporters(kind: Format, exporter: str, opset: int) -> list[str]:
+    """The exporters to try; none writes another opset than an older one that was asked for."""
+    if exporter != 'auto':
+        return [exporter]
+    old = kind.name == 'onnx' and opset < OPSET
+    return [name for name in kind.exporters if not (old and name == 'dynamo')]
+
+
 @dataclass(frozen=True)
 class _Task:
     """One file to write, whichever exporter does it."""
@@ -155,8 +187,7 @@ class _Task:
     kind: Format
     net: Flat
     want: Flat
-    trials: list[list[torch.Tensor]]
-    dynamic: bool | str
+    free: FreeAxes
     opset: int
     split: bool
     tolerance: float
@@ -165,22 +196,29 @@ class _Task:
         """Write, compare, put in place; the difference and the bytes."""
         with whole_files(self.path, *self.kind.others) as partial:
             self._write(exporter, partial)
-            found = compare(self.kind.read(partial), self.want, self.trials, self.tolerance)
+            found = compare(self.kind.read(partial), self.want, self.free.taken, self.tolerance)
             suffixes = (partial.suffix, *self.kind.others)
             size = sum(partial.with_suffix(suffix).stat().st_size for suffix in suffixes)
         return found, size
 
     def _write(self, exporter: str, path: Path) -> None:
-        traced = owned([_traced(x, self.dynamic) for x in self.trials[0]])
+        traced = owned(self.free.traced)
         made = path.with_suffix('.onnx') if self.kind.of_onnx else path
         with quiet(), torch.no_grad():
-            self.kind.exporters[exporter](self.net, traced, made, self.dynamic, self.opset)
+            self.kind.exporters[exporter](self.net, traced, made, self.free, self.opset)
         if self.split:
             from .halves import split  # it needs onnx
 
-            split(made, made, [x.shape for x in self.trials[0]])
+            split(made, made, [x.shape for x in self.free.taken[0]])
         if self.kind.of_onnx:
             self.kind.of_onnx(made, path)
+        wanted = [*self.free.inputs, *self.free.outputs]
+        found = self.kind.names(path) if self.kind.names else [{name} for name in wanted]
+        if len(found) != len(wanted) or not all(map(contains, found, wanted)):
+            raise ValueError(
+                f'the file would have the inputs and outputs {[min(names) for names in found]}'
+                f' instead of {wanted}; choose other names (input_names, output_names)'
+            )
 
 
 def compare(
@@ -216,68 +254,80 @@ def _checked(path: Path, dynamic: bool | str, opset: int, exporter: str, split: 
         raise ValueError(f'the end of the name tells the format: {known}; got {str(path)!r}')
     if dynamic not in DYNAMIC:
         raise ValueError(f"dynamic must be True, False or 'batch', got {dynamic!r}")
-    if not isinstance(opset, int) or opset < OPSET:
-        raise ValueError(f'opset must be {OPSET} or newer, got {opset!r}')
+    if not isinstance(opset, int) or opset < OLDEST_OPSET:
+        raise ValueError(f'opset must be {OLDEST_OPSET} or newer, got {opset!r}')
     known = ['auto', *kind.exporters]
     if exporter not in known:
         raise ValueError(f'exporter of {kind.name} must be one of {known}, got {exporter!r}')
+    if kind.name == 'onnx' and exporter == 'dynamo' and opset < OPSET:
+        raise ValueError(
+            f"the 'dynamo' exporter writes opset {DYNAMO_OPSET} or newer, got {opset}; leave opset "
+            "out, or give exporter='trace'"
+        )
     if split and not kind.splits:
         own = [suffix for suffix, other in FORMATS.items() if other.splits]
         raise ValueError(f'split (--split) works for {own}, got {str(path)!r}')
     return kind
 
 
-Trials = list[list[torch.Tensor]]
+def _chosen_names(
+    kind: Format,
+    want: Flat,
+    example: list[torch.Tensor],
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> tuple[list[str], list[str]]:
+    """The names that a file's inputs and outputs get.
 
-
-def _trials(
-    want: nn.Module, example: list[torch.Tensor], dynamic: bool | str
-) -> tuple[Trials, Trials]:
-    """Inputs to compare with, the example first, and those that the model itself refuses."""
-    given = _TRIALS if dynamic is True else [(batch, 0, 0) for batch, *_ in _TRIALS[:2]]
-    taken, refused = [example], []
-    for change in given if dynamic else ():
-        trial = [_resized(x, *change) for x in example]
-        try:
-            of_module(want)(trial)
-        except Exception:  # a model of fixed size says so in its own way
-            refused.append(trial)
-        else:
-            taken.append(trial)
-    if dynamic is True and len(refused) == len([g for g in given if any(g[1:])]):
-        raise ValueError(
-            "the model takes no other size than the example's; give dynamic='batch' (--free batch)"
-        )
-    return taken, refused
-
-
-def _traced(x: torch.Tensor, dynamic: bool | str) -> torch.Tensor:
-    """What is traced: torch.export takes a batch of one, or a map of one pixel, for a constant."""
-    if not dynamic:
-        return x
-    sides = x.shape[2:] if dynamic is True and x.dim() == 4 else (_TRACED, _TRACED)
-    return _resized(x, 2, *(max(0, _TRACED - side) for side in sides))
-
-
-def _resized(x: torch.Tensor, batch: int, height: int, width: int) -> torch.Tensor:
-    """An input of another batch: a picture as noise, with more pixels, else rows of the example.
-
-    What is no picture may hold indices, such as the picture of a box, and some code reads whatever
-    memory a wrong one points at; so it is at most made smaller, each row by a factor of its own.
+    Raises:
+        ValueError: Names that it cannot have. TypeError: What is no list of names.
     """
-    if not x.dim():
-        return x
-    if x.dim() != 4 or not x.is_floating_point():
-        rows = x[torch.arange(batch) % len(x)] if len(x) else x
-        if not x.is_floating_point():
-            return rows
-        return rows * torch.linspace(0.9, 0.6, len(rows)).view(-1, *[1] * (x.dim() - 1)).to(x)
-    shape = [batch, x.shape[1], x.shape[2] + height, x.shape[3] + width]
-    generator = torch.Generator().manual_seed(sum(shape))
-    spread = x.std() if x.numel() > 1 else 0.1 * x.abs().mean()  # one number has no deviation
-    return torch.randn(shape, generator=generator).to(x) * spread + x.mean()
+    if not kind.names and (input_names is not None or output_names is not None):
+        own = [suffix for suffix, other in FORMATS.items() if other.names]
+        raise ValueError(
+            f'{kind.name} files hold no names of inputs and outputs; leave input_names and '
+            f'output_names (--input-names, --output-names) out, or write one of {own}'
+        )
+    number = len(example)
+    inputs = _named(
+        'input_names (--input-names)',
+        input_names,
+        ['input'] if number == 1 else [f'input_{i}' for i in range(number)],
+        [f'{name} {tuple(x.shape)}' for name, x in zip(want.inputs.names, example, strict=True)],
+    )
+    shapes = [tuple(x.shape) for x in of_module(want)(example)]
+    outputs = _named(
+        'output_names (--output-names)',
+        output_names,
+        want.names,
+        [f'{name} {shape}' for name, shape in zip(want.names, shapes, strict=True)],
+    )
+    if both := sorted({*inputs} & {*outputs}):
+        raise ValueError(f'inputs and outputs need names of their own, both are called {both}')
+    return inputs, outputs
 
 
-def _line(error: Exception) -> str:
+def _named(
+    option: str, given: Sequence[str] | None, default: list[str], described: list[str]
+) -> list[str]:
+    """Names that were given for inputs or outputs, else the default ones."""
+    if given is None:
+        return default
+    there = f'the model has {len(described)}: {", ".join(described)}'
+    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f'{option} must be a list of names, got {given!r}; {there}')
+    given = list(given)
+    if len(given) != len(default):
+        raise ValueError(f'{option} must hold a name for each, got {given}; {there}')
+    if not all(name.strip() for name in given):
+        raise ValueError(f'{option} must not hold empty names, got {given}; {there}')
+    if len(set(given)) < len(given):
+        raise ValueError(f'{option} must hold different names, got {given}; {there}')
+    return given
+
+
+def _line(error: BaseException) -> str:
+    if type(error).__module__.startswith('torch.onnx') and error.__cause__:
+        error = error.__cause__  # what the exporter says around it are its own steps
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f'{type(error).__name__}: {lines[0] if lines else ""}'

@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,8 @@ def quantize(
     path: str | os.PathLike,
     *,
     depthwise: str = 'auto',
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
 ) -> QuantReport:
     """Write a model in int8, with a scale per output channel of its weights.
 
@@ -85,6 +87,7 @@ def quantize(
         path: ``.onnx`` quantises with ONNX Runtime, ``.xml`` with NNCF for OpenVINO.
         depthwise: Whether depthwise convs become int8 or stay in float32; ``'auto'`` tries both
             and takes int8 only where it is faster here.
+        input_names, output_names: As in :func:`ghost_plugin.export`.
 
     Returns:
         What was written, how far it lies from the model, and how fast it is here.
@@ -112,7 +115,7 @@ def quantize(
     with tempfile.TemporaryDirectory(prefix='ghost_plugin-') as name:
         folder = Path(name)
         plain = folder / 'plain.onnx'
-        _export(model, given[0], plain)
+        _export(model, given[0], plain, input_names, output_names)
         kinds = ('float', 'int8') if depthwise == 'auto' else (depthwise,)
         files = {kind: folder / f'{kind}{path.suffix}' for kind in kinds}
         for kind, file in files.items():
@@ -133,12 +136,19 @@ def quantize(
         )
 
 
-def _export(model: nn.Module, example_input: Any, path: Path) -> None:
+def _export(
+    model: nn.Module,
+    example_input: Any,
+    path: Path,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> None:
     """As ONNX, of free sizes where the model takes them."""
+    options = dict(exporter='trace', input_names=input_names, output_names=output_names)
     try:
-        export(model, example_input, path, exporter='trace')
+        export(model, example_input, path, **options)
     except ValueError:
-        export(model, example_input, path, exporter='trace', dynamic='batch')
+        export(model, example_input, path, dynamic='batch', **options)
 
 
 def _times(runners: dict[str, Runner], batch: list[torch.Tensor]) -> dict[str, float]:

@@ -10,51 +10,27 @@ import torch
 
 from .. import _optional, _torch
 from ..analysis import call
+from .free_axes import FreeAxes
 from .outputs import Flat
-from .runners import Runner, of_onnx, of_openvino, of_program, of_torchscript
+from .runners import Runner, of_onnx, of_openvino, of_program, of_torchscript, openvino_core
 
 Inputs = Sequence[torch.Tensor]
-AXES = {0: 'batch', 2: 'height', 3: 'width'}  # of pictures, (N, C, H, W)
-DYNAMIC = (True, False, 'batch')
+DYNAMO_OPSET = 18  # the oldest that the exporter through torch.export writes
 
 
-def axes(value: torch.Tensor, dynamic: bool | str) -> dict[int, str]:
-    """Names of the axes that are free; sizes only of what has four."""
-    if not dynamic or not value.dim():
-        return {}
-    return AXES if dynamic is True and value.dim() == 4 else {0: 'batch'}
-
-
-def input_names(inputs: Inputs) -> list[str]:
-    """``input``, or numbered where there are several."""
-    return ['input'] if len(inputs) == 1 else [f'input_{i}' for i in range(len(inputs))]
-
-
-def _named_axes(names: Sequence[str], values: Sequence, dynamic: Any) -> dict[str, dict[int, str]]:
-    """Free axes. The batch is one for all; sizes of one name would be equal to the runtimes."""
-
-    def named(name: str, own: dict[int, str]) -> dict[int, str]:
-        alone = name == 'input'
-        return {i: w if alone or w == 'batch' else f'{name}_{w}' for i, w in own.items()}
-
-    own = (axes(value, dynamic) for value in values)
-    return {name: named(name, free) for name, free in zip(names, own, strict=True) if free}
-
-
-def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
+def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, free: FreeAxes, opset: int) -> None:
     """By the exporter that traces one call."""
     _optional.require('onnx')
-    names = input_names(inputs)
-    outputs = call(flat, tuple(inputs))
-    free = _named_axes([*names, *flat.names], [*inputs, *outputs], dynamic)
+    dynamic_axes = {name: axes for name, axes in (free.inputs | free.outputs).items() if axes}
+    call(flat, tuple(inputs))  # what a network makes for a new size, and keeps, is no step of it
     with _without_graphs():
         torch.onnx.export(
             flat,
             tuple(inputs),
             str(path),
-            input_names=names,
-            output_names=flat.names,
-            dynamic_axes=free or None,
+            input_names=list(free.inputs),
+            output_names=list(free.outputs),
+            dynamic_axes=dynamic_axes or None,
             opset_version=opset,
             **_torch.TRACED,
         )
@@ -71,7 +47,7 @@ def _without_graphs() -> Iterator[None]:
         torch._C._jit_onnx_log = log
 
 
-def onnx_by_export(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
+def onnx_by_export(flat: Flat, inputs: Inputs, path: Path, free: FreeAxes, opset: int) -> None:
     """By the exporter that goes through ``torch.export``."""
     _optional.require('onnx', 'onnxscript')
     import onnx
@@ -80,16 +56,16 @@ def onnx_by_export(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: 
         flat,
         tuple(inputs),
         str(path),
-        input_names=input_names(inputs),
-        output_names=flat.names,
-        dynamic_shapes=_shapes(inputs, dynamic),
-        opset_version=max(opset, 18),
+        input_names=list(free.inputs),
+        output_names=list(free.outputs),
+        dynamic_shapes=_shapes(free, named=_torch.NAMES_AXES),
+        opset_version=max(opset, DYNAMO_OPSET),
         dynamo=True,
         external_data=False,
         verbose=False,
     )
     found = next(own.version for own in onnx.load(path).opset_import if not own.domain)
-    if found != max(opset, 18):  # it only warns where it cannot convert
+    if found != max(opset, DYNAMO_OPSET):  # it only warns where it cannot convert
         raise ValueError(f'it writes opset {found}, not {opset}')
 
 
@@ -101,25 +77,38 @@ def openvino_ir(source: Path, path: Path) -> None:
     openvino.save_model(openvino.convert_model(str(source)), str(path), compress_to_fp16=False)
 
 
-def torchscript(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
+def onnx_names(path: Path) -> list[set[str]]:
+    """The name of each input and output of an ONNX file."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return [{value.name} for value in (*graph.input, *graph.output)]
+
+
+def openvino_names(path: Path) -> list[set[str]]:
+    """The names of each input and output of OpenVINO's IR; equal outputs have several."""
+    model = openvino_core().read_model(str(path))
+    return [value.get_names() for value in (*model.inputs, *model.outputs)]
+
+
+def torchscript(flat: Flat, inputs: Inputs, path: Path, free: FreeAxes, opset: int) -> None:
     """TorchScript of one traced call, which takes any batch and size."""
     torch.jit.trace(flat, tuple(inputs), check_trace=False).save(str(path))
 
 
-def program(flat: Flat, inputs: Inputs, path: Path, dynamic: Any, opset: int) -> None:
+def program(flat: Flat, inputs: Inputs, path: Path, free: FreeAxes, opset: int) -> None:
     """``torch.export``."""
-    shapes = _shapes(inputs, dynamic)
-    exported = torch.export.export(flat, tuple(inputs), dynamic_shapes=shapes)
+    exported = torch.export.export(flat, tuple(inputs), dynamic_shapes=_shapes(free, named=False))
     torch.export.save(exported, path)
 
 
-def _shapes(inputs: Inputs, dynamic: bool | str) -> Any:
-    if not dynamic:
+def _shapes(free: FreeAxes, named: bool) -> Any:
+    if not any(free.inputs.values()):
         return None
     if not _torch.EXPORTS_FREE:
         raise RuntimeError(f'free sizes need torch 2.6 or newer here, this is {torch.__version__}')
-    free = torch.export.Dim.DYNAMIC
-    return (tuple(dict.fromkeys(axes(value, dynamic), free) for value in inputs),)
+    own = torch.export.Dim.DYNAMIC
+    return (tuple({i: n if named else own for i, n in a.items()} for a in free.inputs.values()),)
 
 
 @dataclass(frozen=True)
@@ -133,6 +122,7 @@ class Format:
         others: Suffixes of files that belong to it.
         of_onnx: Makes it of an ONNX file, where the exporters write that.
         splits: Whether halves of Ghost layers can go their own ways in it.
+        names: Gives the names of each input and output of a file; None where files hold no names.
     """
 
     name: str
@@ -141,15 +131,26 @@ class Format:
     others: tuple[str, ...] = ()
     of_onnx: Callable[[Path, Path], None] | None = None
     splits: bool = False
+    names: Callable[[Path], list[set[str]]] | None = None
 
 
 # By the end of the file's name.
 FORMATS = {
     '.onnx': Format(
-        'onnx', {'trace': onnx_by_tracing, 'dynamo': onnx_by_export}, of_onnx, splits=True
+        'onnx',
+        {'trace': onnx_by_tracing, 'dynamo': onnx_by_export},
+        of_onnx,
+        splits=True,
+        names=onnx_names,
     ),
     '.xml': Format(
-        'openvino', {'trace': onnx_by_tracing}, of_openvino, ('.bin',), openvino_ir, splits=True
+        'openvino',
+        {'trace': onnx_by_tracing},
+        of_openvino,
+        ('.bin',),
+        openvino_ir,
+        splits=True,
+        names=openvino_names,
     ),
     '.pt': Format('torchscript', {'trace': torchscript}, of_torchscript),
     '.pt2': Format('program', {'dynamo': program}, of_program),

@@ -12,8 +12,14 @@ from torch import nn
 
 from .common import same_padding
 
-# The eight neighbours as (down, right), in pixels; ghost map o moves by number o % 8.
-NEIGHBOURS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
+
+def _neighbours() -> list[tuple[int, int]]:
+    """A function, because TorchScript does not go through a tuple of this module."""
+    return [(0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1)]
+
+
+# The eight neighbours as (down, right), in pixels; ghost channel o moves by number o % 8.
+NEIGHBOURS = tuple(_neighbours())
 
 
 class Shift(nn.Module):
@@ -31,14 +37,15 @@ class Shift(nn.Module):
         self.copies = copies
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.repeat_interleave(self.copies, dim=-3)
+        # As repeat_interleave, which ONNX knows from opset 13 on only.
+        x = torch.stack([x] * self.copies, dim=-3).flatten(-4, -3)
         channels, height, width = x.shape[-3], x.shape[-2], x.shape[-1]
         # Channels are padded to whole rounds of eight, so that each direction is one strided slice.
         padded = F.pad(x, (1, 1, 1, 1, 0, -channels % 8))
-        moved = [
-            padded[..., i::8, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
-            for i, (down, right) in enumerate(NEIGHBOURS)
-        ]
+        moved: list[torch.Tensor] = []
+        for i, (down, right) in enumerate(_neighbours()):
+            top, left = 1 - down, 1 - right
+            moved.append(padded[..., i::8, top : top + height, left : left + width])
         return torch.stack(moved, dim=-3).flatten(-4, -3).narrow(-3, 0, channels)
 
     def extra_repr(self) -> str:

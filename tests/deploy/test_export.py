@@ -163,7 +163,7 @@ def test_networks_of_one_size_are_told_what_to_do(tmp_path):
     [
         ({'path': 'net.foo'}, r'tells the format: \.onnx'),
         ({'dynamic': 'size'}, "dynamic must be True, False or 'batch', got 'size'"),
-        ({'opset': 11}, 'opset must be 17 or newer, got 11'),
+        ({'opset': 10}, 'opset must be 11 or newer, got 10'),
         ({'exporter': 'magic'}, r"must be one of \['auto', 'trace', 'dynamo'\], got 'magic'"),
     ],
 )

@@ -288,9 +288,7 @@ def test_script_trace_and_export(name, deployed, randomise_norms, assert_equal_m
 
 
 @every
-def test_timms_reparameterize_leaves_the_norm_of_the_stem(
-    name, randomise_norms, assert_equal_maps
-):
+def test_timms_reparameterize_leaves_the_norm_of_the_stem(name, randomise_norms, assert_equal_maps):
     net = randomise_norms(make(name))
     x = torch.randn(2, 3, 64, 64)
     done = timm.utils.reparameterize_model(net)  # asks the children of the network only
