@@ -36,6 +36,8 @@ def main() -> None:
     add('--opset', type=int, default=17, help='of ONNX (%(default)s)')
     add('--exporter', default='auto', help='auto, trace or dynamo')
     add('--split', action='store_true', help='halves of Ghost layers stay apart (onnx, xml)')
+    add('--indexed', action='store_true', help='channel permutations by indexing: faster in ONNX '
+        'Runtime, misread by the converter of ncnn')  # fmt: skip
     add('--tolerance', type=above, default=1e-4, help='share of the largest output (%(default)s)')
     add('--input-names', nargs='+', metavar='NAME', help='of the file, one per tensor (onnx, xml)')
     add('--output-names', nargs='+', metavar='NAME', help='of the file, one per tensor (onnx, xml)')
@@ -50,6 +52,7 @@ def main() -> None:
     model = converted(source.model, args.plan, args.weights) if args.plan else source.model
     chosen = ('opset', 'exporter', 'split', 'tolerance', 'input_names', 'output_names')
     options = {name: getattr(args, name) for name in chosen}
+    options['portable'] = not args.indexed
     found = gp.export(model, source.example(), args.out, dynamic=FREE[args.free], **options)
     show(json.dumps(found.as_dict(), indent=1) if args.json else text(found))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Put a GhostNet into a config of MMDetection or MMPretrain; neck and head follow by themselves."""
+"""Put a GhostNet into a config of MMDetection, MMPretrain, MMSegmentation or MMPose."""
 
 import argparse
 import json
@@ -19,6 +19,7 @@ from ghost_plugin.integrations.swap import (
     swap_backbone,
     write_config,
 )
+from ghost_plugin.integrations.swap.check import compare, verify
 
 FAMILIES = {'v1': 'GhostNet', 'v2': 'GhostNetV2', 'v3': 'GhostNetV3', 'g-ghost': 'GGhostRegNet'}
 BACKBONE = ('width', 'arch', 'out_indices', 'output_stride', 'frozen_stages')
@@ -27,7 +28,9 @@ TRAINING = ('pretrained', 'lr_scale', 'backbone_lr')
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='file, or mmdet::... / mmpretrain::... of the installed one')
+    parser.add_argument(
+        'config', help='file, or mmdet::..., mmpretrain::... of an installed package'
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument('--family', choices=FAMILIES, default='v1', help='of our backbones')
     kind.add_argument('--backbone', help='any registered type instead')
@@ -56,8 +59,6 @@ def parse_args() -> argparse.Namespace:
 
 def check(args: argparse.Namespace, old: Config, new: Config) -> None:
     """Print what the parts cost before and after."""
-    from ghost_plugin.integrations.swap.check import compare
-
     rows = compare(old, new, args.side)
     macs = f'MACs (M) at {rows[0]["side"]} px'
     print(f'| part | params (M) | now | {macs} | now |\n| --- | --- | --- | --- | --- |')
@@ -84,9 +85,16 @@ def main() -> None:
     changes = Config(swap.change)
     changes.merge_from_dict(args.cfg_options)
     bases = [args.config, *args.others]
-    new = write_config(args.out, bases, changes.to_dict(), 'tools/swap_backbone.py')
+    remarks = list(swap.remarks)
+    new = write_config(
+        args.out,
+        bases,
+        changes.to_dict(),
+        'tools/swap_backbone.py',
+        accept=lambda written: remarks.extend(verify(cfg, written)),
+    )
     print(f"{args.out}: {backbone} in the place of {cfg.model.get('type')}'s backbone")
-    for remark in swap.remarks:
+    for remark in remarks:
         print(f'note: {remark}')
     if args.check:
         check(args, cfg, new)

@@ -72,7 +72,7 @@ def _write(
                 biases[place] = found[-1]
             elif conv.bias is not None:
                 biases[place] = conv.bias[j] - conv.bias[first] * found.sum()
-    ghost.order.copy_(order)
+    ghost.order = order
     if conv.bias is not None:
         ghost.primary_conv.bias.copy_(conv.bias[firsts])
     if not isinstance(ghost.cheap_operation, nn.Conv2d):

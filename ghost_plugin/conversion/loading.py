@@ -38,7 +38,7 @@ def _twin(ghost: GhostConv2d, weight: torch.Tensor) -> GhostConv2d:
     like = copied(ghost, share=True)
     if like.primary_conv.weight.is_meta:
         like.to_empty(device=weight.device)
-        like.order.copy_(torch.arange(like.out_channels))
+        like.order = torch.arange(like.out_channels)
     return like.to(weight)
 
 

@@ -67,7 +67,7 @@ def _shuffle(ghosts: Iterable[GhostConv2d]) -> None:
     """Give each an order of its own; fresh ones change nothing, so runtimes leave them out."""
     random = torch.Generator().manual_seed(0)
     for ghost in ghosts:
-        ghost.order.copy_(torch.randperm(ghost.made(), generator=random)[: ghost.out_channels])
+        ghost.order = torch.randperm(ghost.made(), generator=random)[: ghost.out_channels]
 
 
 def time_rows(model: nn.Module, example_input: Any, rows: list[Row], ready: Ready) -> None:

@@ -99,7 +99,9 @@ class Forms:
     def onnx(self) -> Path:
         """An ONNX file."""
         path = Path(self._folder.name) / 'model.onnx'
-        write = functools.partial(export, self.model, self.example_input, path, exporter='trace')
+        write = functools.partial(
+            export, self.model, self.example_input, path, exporter='trace', portable=False
+        )
         try:
             write(dynamic=self._dynamic)
         except ValueError:

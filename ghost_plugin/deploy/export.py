@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from .._files import check_target, whole_files
-from ..analysis import own_passes, owned
+from ..analysis import copied, own_passes, owned
 from ..layers.folding import check_inference
 from .free_axes import FreeAxes, find_free_axes
 from .fuse import fuse
 from .inputs import arguments
 from .outputs import Difference, Flat, allowance, differences
+from .permutations import make_constant
 from .runners import Runner, of_module, quiet
 from .writers import DYNAMO_OPSET, FORMATS, Format
 
@@ -71,6 +72,7 @@ def export(
     exporter: str = 'auto',
     fused: bool = True,
     split: bool = False,
+    portable: bool = True,
     tolerance: float = TOLERANCE,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -96,6 +98,10 @@ def export(
         split: Let the halves of Ghost layers go their own ways instead of being joined where maps
             of the example's batch and size are large, in ``.onnx`` and ``.xml``. Whether that is
             faster, :func:`ghost_plugin.optimize` finds out.
+        portable: In ``.onnx`` and ``.pt``, write a channel permutation that is left in a converted
+            model as convolutions, which all runtimes and converters read. False writes an indexing,
+            which is faster in ONNX Runtime but which pnnx, the converter of ncnn, misreads without
+            an error. The other formats have one runtime and always hold the indexing.
         tolerance: Largest difference allowed, as a share of the largest value of its output; more
             where float32 itself loses more (:func:`ghost_plugin.deploy.outputs.allowance`).
         input_names, output_names: Names in ``.onnx`` and ``.xml`` files, one for each tensor of
@@ -122,7 +128,9 @@ def export(
     if any(value.device.type != 'cpu' for value in example):
         raise ValueError('export works on the CPU; move model and example_input there first')
     want = Flat(model, example_input)
-    net = Flat(fuse(model) if fused else model, example_input)
+    written = fuse(model) if fused else copied(model)
+    make_constant(written, portable and kind.converted)
+    net = Flat(written, example_input)
     names = _chosen_names(kind, want, example, input_names, output_names)
     free = find_free_axes(want, example, dynamic, *names)
     task = _Task(path, kind, net, want, free, opset, split, tolerance)

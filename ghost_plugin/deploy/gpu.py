@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..analysis import call, evaluating, hooked, time_together
-from ..layers.ghost import Ghost, reorder
+from ..layers.ghost import Ghost
+from ..layers.permutation import Permuted
 from . import kernels
 
 CALLS = 10  # in one graph, so that starting it does not count
@@ -38,7 +39,7 @@ class TritonDepthwise(nn.Module):
                                  self.sides, self.stride, self.dilation, False, False)  # fmt: skip
 
 
-class TritonGhost(nn.Module):
+class TritonGhost(Permuted):
     """A Ghost layer whose halves are written once, without a concatenation.
 
     Args:
@@ -57,9 +58,10 @@ class TritonGhost(nn.Module):
         self.outputs, self.dilation = ghost.out_channels, cheap.dilation[0]
         self.sides = list(cheap.kernel_size)
         self.short_conv = getattr(ghost, 'short_conv', None)
-        self.register_buffer('order', getattr(ghost, 'order', None))
-        if self.order is not None:  # it picks the maps that are used
+        order = getattr(ghost, 'order', None)
+        if order is not None:  # it picks the maps that are used
             self.outputs = ghost.made()
+        self.order = order
         shift = getattr(ghost, 'shift', None)
         self.register_buffer(
             'weight', conv.weight.detach().flatten(1).contiguous() if whole else None
@@ -71,6 +73,9 @@ class TritonGhost(nn.Module):
         self.register_buffer('cheap_bias', F.pad(_bias(cheap), rest))
         self.register_buffer('shift', None if shift is None else shift.detach().flatten().float())
 
+    def made(self) -> int:
+        return self.outputs
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         rest = (self.bias, self.taps, self.cheap_bias, self.shift, self.outputs)
@@ -79,7 +84,7 @@ class TritonGhost(nn.Module):
         else:
             primary = self.conv(x).contiguous(memory_format=torch.channels_last)
             maps = kernels.depthwise(primary, *rest, self.sides, 1, self.dilation, self.relu, True)
-        maps = maps if self.order is None else reorder(maps, self.order)
+        maps = self.permuted(maps)
         return maps if self.short_conv is None else self.short_conv(x, maps)
 
 

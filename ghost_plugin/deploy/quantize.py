@@ -144,7 +144,9 @@ def _export(
     output_names: Sequence[str] | None,
 ) -> None:
     """As ONNX, of free sizes where the model takes them."""
-    options = dict(exporter='trace', input_names=input_names, output_names=output_names)
+    options = dict(
+        exporter='trace', portable=False, input_names=input_names, output_names=output_names
+    )
     try:
         export(model, example_input, path, **options)
     except ValueError:

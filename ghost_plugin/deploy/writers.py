@@ -123,6 +123,7 @@ class Format:
         of_onnx: Makes it of an ONNX file, where the exporters write that.
         splits: Whether halves of Ghost layers can go their own ways in it.
         names: Gives the names of each input and output of a file; None where files hold no names.
+        converted: Whether people make files of other runtimes from it.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Format:
     of_onnx: Callable[[Path, Path], None] | None = None
     splits: bool = False
     names: Callable[[Path], list[set[str]]] | None = None
+    converted: bool = False
 
 
 # By the end of the file's name.
@@ -142,6 +144,7 @@ FORMATS = {
         of_onnx,
         splits=True,
         names=onnx_names,
+        converted=True,
     ),
     '.xml': Format(
         'openvino',
@@ -152,6 +155,6 @@ FORMATS = {
         splits=True,
         names=openvino_names,
     ),
-    '.pt': Format('torchscript', {'trace': torchscript}, of_torchscript),
+    '.pt': Format('torchscript', {'trace': torchscript}, of_torchscript, converted=True),
     '.pt2': Format('program', {'dynamo': program}, of_program),
 }

@@ -46,7 +46,7 @@ class Shift(nn.Module):
         for i, (down, right) in enumerate(_neighbours()):
             top, left = 1 - down, 1 - right
             moved.append(padded[..., i::8, top : top + height, left : left + width])
-        return torch.stack(moved, dim=-3).flatten(-4, -3).narrow(-3, 0, channels)
+        return torch.stack(moved, dim=-3).flatten(-4, -3)[..., :channels, :, :]
 
     def extra_repr(self) -> str:
         return f'copies={self.copies}'

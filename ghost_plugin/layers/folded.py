@@ -6,14 +6,15 @@ import torch
 from torch import nn
 
 from .folding import noise, remains, scale_and_shift
-from .ghost import Ghost, GhostConv2d, reorder
+from .ghost import Ghost, GhostConv2d
+from .permutation import Permuted
 
 # A primary map whose scale is smaller than that share of the largest keeps it as a step of its own:
 # the cheap kernels would have to be divided by it.
 _TINY = 1e-3
 
 
-class FoldedGhostConv2d(Ghost):
+class FoldedGhostConv2d(Ghost, Permuted):
     """What a norm behind a Ghost conv gives, with a step on the primary maps where one is left.
 
     A scale of the ghost maps goes into the cheap kernels, one of the primary maps into the primary
@@ -35,7 +36,7 @@ class FoldedGhostConv2d(Ghost):
         self.in_channels, self.groups, self.cut = ghost.in_channels, ghost.groups, ghost.cut
         self.primary_conv = primary
         self.cheap_operation = copy.deepcopy(ghost.cheap_operation)
-        self.register_buffer('order', copy.deepcopy(ghost.order))
+        self.order = ghost.order
         left, shift = self._fold(*_by_map(ghost, scale, shift))
         self.scale = _step(left, primary.weight) if (left != 1).any() else None
         self.shift = _step(shift, primary.weight) if (shift != 0).any() else None
@@ -73,7 +74,7 @@ class FoldedGhostConv2d(Ghost):
             if self.shift is not None:
                 primary = primary + self.shift
             maps = self.join(primary, ghosts)
-        return maps if self.order is None else reorder(maps, self.order)
+        return self.permuted(maps)
 
     def extra_repr(self) -> str:
         steps = [name for name in ('scale', 'shift') if getattr(self, name) is not None]

@@ -17,6 +17,7 @@ from torch.nn.modules.utils import _pair
 from .attention import DFCAttention
 from .cheap import build_cheap
 from .common import activation, check_positive, init_weights, same_padding
+from .permutation import Permuted
 
 
 def split_channels(out_channels: int, ratio: float, groups: int = 1) -> tuple[int, int]:
@@ -49,17 +50,6 @@ def served_channels(out_channels: int, ratio: float, groups: int = 1) -> int:
     return out_channels - primary if copies == groups == 1 else primary
 
 
-@torch.fx.wrap  # it looks at strides, which a symbolic trace cannot
-def reorder(maps: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Maps in another order; channels-last maps stay so, which indexing alone would not do."""
-    # Maps of one pixel are both: those are indexed, because an activation that works in place on a
-    # view would hide this layer from what follows gradients, such as torch_pruning.
-    last = maps.dim() == 4 and not maps.is_contiguous()
-    if last and maps.is_contiguous(memory_format=torch.channels_last):
-        return maps.permute(0, 2, 3, 1)[:, :, :, order].permute(0, 3, 1, 2)
-    return maps.index_select(-3, order)
-
-
 class Ghost(nn.Module):
     """What all forms share: primary maps, ghost maps, concatenation, cut."""
 
@@ -79,13 +69,14 @@ class Ghost(nn.Module):
     def ghosts(self, primary: torch.Tensor) -> torch.Tensor:
         """Ghost maps of the first primary maps."""
         if self.served < self.primary:
-            primary = primary.narrow(-3, 0, self.served)
+            primary = primary[..., : self.served, :, :]
         return self.cheap_operation(primary)
 
     def join(self, primary: torch.Tensor, ghosts: torch.Tensor) -> torch.Tensor:
         """Concatenate and cut to the output channels."""
         maps = torch.cat((primary, ghosts), dim=-3)
-        return maps.narrow(-3, 0, self.out_channels) if self.cut else maps
+        # A plain slice: converters to other runtimes seldom know Tensor.narrow.
+        return maps[..., : self.out_channels, :, :] if self.cut else maps
 
     def maps(self, x: torch.Tensor) -> torch.Tensor:
         """All output maps."""
@@ -192,7 +183,7 @@ class GhostModuleV2(GhostModule):
         return self.short_conv(x, self.maps(x))
 
 
-class GhostConv2d(Ghost):
+class GhostConv2d(Ghost, Permuted):
     """Drop-in for ``nn.Conv2d``: the same arguments, linear, no norm and no activation inside.
 
     Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), equation 3, with the cheap
@@ -269,12 +260,11 @@ class GhostConv2d(Ghost):
         self.cheap_operation = build_cheap(
             cheap, served, copies, dw_size, bias=bias, padding_mode=padding_mode
         )
-        self.register_buffer('order', torch.arange(out_channels) if permuted else None)
+        self.order = torch.arange(out_channels) if permuted else None
         self.to(device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        maps = self.maps(x)
-        return maps if self.order is None else reorder(maps, self.order)
+        return self.permuted(self.maps(x))
 
     def accept(self, weights: dict[str, Any], prefix: str) -> None:
         """Turn the dense conv's weights in a state dict into this layer's own."""

@@ -26,8 +26,8 @@ from mmengine.utils import import_modules_from_strings
 
 from ghost_plugin.integrations.swap import load_config, swap_backbone
 from ghost_plugin.integrations.swap.check import build, exercise
+from ghost_plugin.integrations.swap.kinds import find_kind
 from ghost_plugin.integrations.swap.places import type_of
-from ghost_plugin.integrations.swap.swapping import is_classifier
 
 pytestmark = pytest.mark.slow
 
@@ -77,9 +77,13 @@ def part_of(model):
     return part if isinstance(part.get('backbone'), dict) else None
 
 
-def kind_of(part):
+def kind_of(part, scope):
     """The group of the scoreboard that a config belongs to."""
-    if not is_classifier(part):
+    try:
+        kind = find_kind(part, scope).name
+    except ValueError:
+        return 'unknown kind'
+    if kind != 'classifier':
         return 'pyramid' if re.search('FP', type_of(part.get('neck'))) else 'other detector'
     if type_of(part) not in ('ImageClassifier', 'BaseReID'):
         return 'pretraining'
@@ -120,7 +124,8 @@ def lightened(node, within=''):
 def run(cfg):
     """Build and exercise; the reason where that fails, at every size."""
     model, part = build(cfg)
-    sides = (CLASSIFIER_SIDE,) if is_classifier(part) else SIDES
+    classifier = find_kind(part, cfg.get('default_scope')).name == 'classifier'
+    sides = (CLASSIFIER_SIDE,) if classifier else SIDES
     for side in sides:
         try:
             exercise(model, part, side)
@@ -175,7 +180,7 @@ def sweep(path, limited):
     if keys[0] in SEEN:
         return
     torch.manual_seed(0)
-    kind, start = kind_of(part), time.monotonic()
+    kind, start = kind_of(part, cfg.get('default_scope')), time.monotonic()
     try:
         with limited(SECONDS):
             import_modules_from_strings(**cfg.get('custom_imports', {'imports': []}))
@@ -217,7 +222,7 @@ def test_scoreboard():
         'detectors': rate('pyramid', 'other detector'),
         'classifiers': rate('classifier'),
     }
-    for kind in ('token classifier', 'pretraining', 'no backbone', 'no config'):
+    for kind in ('token classifier', 'pretraining', 'unknown kind', 'no backbone', 'no config'):
         rate(kind)
     print(rates, *(f'{n}: {row["state"]}, {row["reason"]}' for n, row in BOARD.items()
                    if row['state'] in ('refused', 'failed')), sep='\n')  # fmt: skip

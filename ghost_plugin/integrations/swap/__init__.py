@@ -1,4 +1,4 @@
-"""Another backbone for a config of MMDetection or MMPretrain, as a difference that inherits it."""
+"""Another backbone for a config of an OpenMMLab package, as a difference that inherits it."""
 
 from .files import load_config, refuse_python_style, resolve, write_config
 from .swapping import Swap, swap_backbone

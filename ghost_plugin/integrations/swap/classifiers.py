@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ... import specs
 from ...specs import FINAL_LEVEL
-from .places import type_of
-from .probing import features
+from .places import is_ours, type_of
+from .probing import deepest_stride, features
 
 _POOL = {'type': 'GlobalAveragePooling'}
 # Heads that read tokens, several branches or finished scores, and the one that follows maps.
@@ -22,6 +23,7 @@ _LINEAR = {
 _KEPT = ('num_classes', 'loss', 'topk', 'cal_acc', 'thr')  # of a head that is replaced
 _READS_MAPS = ('CSRAClsHead',)  # heads that pool by themselves
 _TOKEN_NECKS = ('ClsBatchNormNeck',)
+_SMALL_STRIDE = 8  # deepest stride, pixels, up to which a classifier is one for small images
 
 
 def levels(part: Mapping, deepest: int) -> dict[str, Any]:
@@ -42,24 +44,39 @@ def _first(neck: Any) -> Mapping:
     return first or {}
 
 
-def backbone_change(
-    part: Mapping, new: dict[str, Any], scope: str
-) -> tuple[dict[str, Any], list[str]]:
+def change(part: Mapping, new: dict[str, Any], scope: str) -> tuple[dict[str, Any], list[str]]:
     """The change to a classifier, and remarks about what had to be replaced.
+
+    Args:
+        part: Config of the classifier.
+        new: Config of the new backbone; of ours, levels are chosen where it has no
+            ``out_indices``.
+        scope: Where names are looked up.
 
     Raises:
         ValueError: The neck wants another number of maps, or the head's classes are not known.
     """
+    if is_ours(new):
+        spec = specs.find(new['type'])
+        new = {**levels(part, spec.deepest), **new}
+        if spec.deepest == FINAL_LEVEL and _for_small_images(part, scope):
+            new.setdefault('stem_stride', 1)
     channels = [width for width, _ in features(new, scope)]
     if _pyramid(part) not in (0, len(channels)):
         raise ValueError(
             f'the neck {type_of(part["neck"])} wants {_pyramid(part)} levels and the backbone '
             f'gives {len(channels)} (channels {channels}); choose as many with --out-indices'
         )
-    change = {'backbone': {'_delete_': True, **new}}
     neck, reading = _fit_neck(part, channels)
     head, remarks = _fit_head(part, reading)
-    return {**change, **neck, **head}, remarks
+    return {'backbone': {'_delete_': True, **new}, **neck, **head}, remarks
+
+
+def _for_small_images(part: Mapping, scope: str) -> bool:
+    if type_of(part.get('neck')) != 'GlobalAveragePooling':
+        return False  # tokens, and networks too big to ask
+    stride = deepest_stride(part['backbone'], scope)
+    return stride is not None and stride <= _SMALL_STRIDE
 
 
 def _fit_neck(part: Mapping, channels: list[int]) -> tuple[dict[str, Any], int | None]:

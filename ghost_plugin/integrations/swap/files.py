@@ -1,7 +1,7 @@
 """Configs in and out: read by path or ``package::`` name, written as a base plus a difference."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,11 @@ def resolve(source: str) -> str:
 
 
 def write_config(
-    out: str | os.PathLike, bases: Sequence[str], change: dict[str, Any], by: str = 'ghost_plugin'
+    out: str | os.PathLike,
+    bases: Sequence[str],
+    change: dict[str, Any],
+    by: str = 'ghost_plugin',
+    accept: Callable[[Config], None] | None = None,
 ) -> Config:
     """Write a config that inherits ``bases`` and holds the difference; it replaces no file by half.
 
@@ -63,6 +67,8 @@ def write_config(
         bases: Config files or ``package::`` names, none of which may share a key.
         change: Top-level keys and values that differ.
         by: Who makes it, for the first line.
+        accept: Called with the merged config before it is written; what it raises keeps the file
+            from being written.
 
     Returns:
         The merged config, read back from what was written.
@@ -79,7 +85,9 @@ def write_config(
     partial = out.with_name(f'.{out.stem}_{os.getpid()}.py')
     try:
         partial.write_text('\n'.join(lines))
-        Config.fromfile(partial)
+        cfg = Config.fromfile(partial)
+        if accept:
+            accept(cfg)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)

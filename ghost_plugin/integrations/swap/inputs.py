@@ -1,4 +1,4 @@
-"""Made-up pictures and labels in the form that a detector or classifier is trained with."""
+"""Made-up images and labels in the form that each kind of model is trained with."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -82,3 +82,67 @@ def image_channels(part: Mapping) -> int:
 def is_labelled(part: Mapping) -> bool:
     """Whether a classifier learns from labels, not from views of a picture."""
     return type_of(part) in ('ImageClassifier', 'BaseReID')
+
+
+def square(part: Mapping, size: int) -> tuple[int, int]:
+    """Height and width of images whose size is free, pixels."""
+    return size, size
+
+
+def segmentation_batch(part: Mapping, size: int) -> dict[str, Any]:
+    """Two images with a class for every pixel.
+
+    Args:
+        part: Config of the segmentor.
+        size: Of the images, pixels.
+    """
+    from mmengine.structures import BaseDataElement, PixelData
+
+    shape = (size, size)
+    info = {'img_shape': shape, 'ori_shape': shape, 'pad_shape': shape, 'padding_size': [0] * 4}
+    classes = min(_CLASSES, *values(part, 'num_classes'), _CLASSES)
+    samples = []
+    for _ in range(2):
+        sample = BaseDataElement(metainfo=info)
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, *shape)))
+        sample.gt_edge_map = PixelData(data=torch.randint(0, 2, (1, *shape)))
+        samples.append(sample)
+    images = [torch.randint(0, 256, (image_channels(part), *shape), dtype=torch.uint8)] * 2
+    return {'inputs': images, 'data_samples': samples}
+
+
+def _codec(part: Mapping) -> Mapping:
+    head = part.get('head') or {}
+    return head.get('decoder') or (head.get('pose_cfg') or {}).get('decoder') or {}
+
+
+def pose_shape(part: Mapping, size: int) -> tuple[int, int]:
+    """Height and width of the images that a pose estimator's codec asks for, pixels."""
+    width, height = _codec(part).get('input_size') or (size, size)
+    return height, width
+
+
+def pose_batch(part: Mapping, size: int) -> dict[str, Any]:
+    """Two images with keypoints, heatmaps and labels along x and y.
+
+    Args:
+        part: Config of the pose estimator.
+        size: Of the images where its codec names none, pixels.
+    """
+    from mmpose.testing import get_packed_inputs
+
+    height, width = pose_shape(part, size)
+    head, codec = part.get('head') or {}, _codec(part)
+    keypoints = next((head[key] for key in ('out_channels', 'num_joints', 'num_keypoints')
+                      if isinstance(head.get(key), int)), 17)  # fmt: skip
+    batch = get_packed_inputs(
+        2,
+        num_keypoints=keypoints,
+        img_shape=(height, width),
+        input_size=(width, height),
+        heatmap_size=codec.get('heatmap_size') or (width // 4, height // 4),
+        simcc_split_ratio=codec.get('simcc_split_ratio', 2.0),
+    )
+    for sample in batch['data_samples']:
+        sample.set_metainfo({'flip_indices': list(range(keypoints))})
+    return batch

@@ -15,7 +15,7 @@ _MASKED = (
 
 
 def find_part(model: Mapping) -> tuple[tuple[str, ...], Mapping]:
-    """Path to the detector or classifier with the backbone, and that part of the config.
+    """Path to the model with the backbone, and that part of the config.
 
     Trackers and semi-supervised detectors hold the detector inside.
 
@@ -30,8 +30,8 @@ def find_part(model: Mapping) -> tuple[tuple[str, ...], Mapping]:
         kind = part.get('type')
         about = f'the {kind} of this config' if kind else 'this config'
         raise ValueError(
-            f'{about} has no model.backbone to swap; give the config of a detector or of a '
-            'classifier with one'
+            f'{about} has no model.backbone to swap; give the config of a classifier, detector, '
+            'segmentor or pose estimator with one'
         )
     _refuse_own(part)
     return path, part
@@ -54,6 +54,11 @@ def type_of(cfg: Any) -> str:
     return str(first.get('type')).split('.')[-1] if isinstance(first, Mapping) else 'none'
 
 
+def is_ours(backbone: Mapping) -> bool:
+    """Whether the config of a backbone names one of this package."""
+    return str(backbone['type']).startswith('ghost_plugin.')
+
+
 def nested(path: tuple[str, ...], change: Any) -> Any:
     """A change with the keys of a path around it."""
     for key in reversed(path):
@@ -61,26 +66,25 @@ def nested(path: tuple[str, ...], change: Any) -> Any:
     return change
 
 
-def replaced(node: Any, swap: Callable[[str, Any], Any]) -> Any:
+def replaced(node: Any, swap: Callable[[str, Any, Mapping], Any]) -> Any:
     """The difference that ``swap`` makes to a tree of dicts, None where it makes none.
 
     Args:
         node: Dict, list or value; lists with a change are restated whole, as configs want it.
-        swap: Called with key and value; what it returns is the new value, None leaves it.
+        swap: Called with key, value and the dict that holds them; what it returns is the new
+            value, None leaves it.
     """
     if isinstance(node, Mapping):
-        found = {key: _value(key, value, swap) for key, value in node.items()}
+        found = {}
+        for key, value in node.items():
+            new = swap(key, value, node)
+            found[key] = replaced(value, swap) if new is None or new == value else new
         return {key: value for key, value in found.items() if value is not None} or None
     if isinstance(node, list | tuple) and any(isinstance(item, Mapping) for item in node):
         parts = [replaced(item, swap) for item in node]
         if any(parts):
             return [merged(old, new) for old, new in zip(node, parts, strict=True)]
     return None
-
-
-def _value(key: str, value: Any, swap: Callable[[str, Any], Any]) -> Any:
-    new = swap(key, value)
-    return replaced(value, swap) if new is None else new
 
 
 def merged(old: Any, new: Any) -> Any:

@@ -2,6 +2,8 @@
 
 import functools
 import json
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +17,7 @@ _SIDE = 128  # of the picture that backbones are shown, pixels; all strides up t
 # What has no say in the shape of a map; old norms with eps=0 no longer run in PyTorch.
 _ASIDE = ('init_cfg', 'pretrained', 'norm_cfg')
 Map = tuple[int, int]  # channels, stride in pixels
+Result = TypeVar('Result')
 
 
 def features(cfg: dict, scope: str) -> list[Map]:
@@ -22,7 +25,7 @@ def features(cfg: dict, scope: str) -> list[Map]:
 
     Args:
         cfg: Config of the backbone.
-        scope: Package whose names it uses, ``'mmdet'`` or ``'mmpretrain'``.
+        scope: Package whose names it uses, such as ``'mmdet'``.
 
     Raises:
         ValueError: It cannot be built, or does not return maps.
@@ -54,25 +57,18 @@ def deepest_stride(cfg: dict, scope: str) -> int | None:
         return None
 
 
-def builds(cfg: dict, scope: str) -> bool:
-    """Whether a part of a model can be built; its weights are not made."""
-    init_default_scope(scope)
+def on_meta_or_cpu(run: Callable[[str], Result]) -> Result:
+    """What ``run`` returns on the meta device, or on the CPU where that fails."""
     try:
-        with torch.device('meta'):
-            MODELS.build(dict(cfg))
-    except Exception:  # as below
-        return False
-    return True
+        return run('meta')  # costs neither memory nor time
+    except Exception:  # compiled ops and code that looks at its own values need real ones
+        return run('cpu')
 
 
 def _outputs(cfg: dict, scope: str) -> list[torch.Tensor]:
     init_default_scope(scope)
     try:
-        return _run(cfg, 'meta')  # costs neither memory nor time
-    except Exception:  # compiled ops and code that looks at its own values need real ones
-        pass
-    try:
-        return _run(cfg, 'cpu')
+        return on_meta_or_cpu(functools.partial(_run, cfg))
     except Exception as error:  # foreign constructors raise whatever they like
         reason = (str(error).splitlines() or [''])[-1]
         raise ValueError(

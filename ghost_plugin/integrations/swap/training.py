@@ -7,7 +7,10 @@ from .places import type_of
 
 _MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet, RGB, 0..255
 # Data preprocessors that say bgr_to_rgb; those of MMPretrain say to_rgb.
-_OF_DETECTORS = ('ImgDataPreprocessor', 'DetDataPreprocessor', 'TrackDataPreprocessor')
+_OF_DETECTORS = (
+    'ImgDataPreprocessor', 'DetDataPreprocessor', 'TrackDataPreprocessor', 'SegDataPreProcessor',
+    'PoseDataPreprocessor',
+)  # fmt: skip
 # What mmengine's own constructor reads.
 _PARAMWISE = (
     'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
@@ -53,6 +56,44 @@ def training_change(
         change['load_from'] = None
         remarks.append('load_from is dropped: its weights are of the old backbone')
     return change, remarks
+
+
+def old_weights_change(
+    model: Mapping, part: Mapping, change: Mapping
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Drop the weights of whole models, and of parts whose channels change.
+
+    Args:
+        model: Config of the whole model.
+        part: Config of the model with the backbone; ``model`` itself or inside it.
+        change: The change of ``part`` so far.
+
+    Returns:
+        The change of ``model`` outside ``part``, the change of ``part``, and remarks.
+    """
+    inner = {**_without_weights(part), **change}
+    outer = {} if model is part else _without_weights(model)
+    dropped = [f'{key} of the whole model' for key in (*_without_weights(part), *outer)]
+    for key in change:
+        old = part.get(key)
+        if key == 'backbone' or not isinstance(old, Mapping) or '_delete_' in change[key]:
+            continue
+        if gone := _without_weights(old):
+            inner[key] = {**change[key], **gone}
+            dropped += [f'{key}.{name}' for name in gone]
+    remarks = [f'dropped, as their weights are of the old model: {", ".join(dropped)}']
+    return outer, inner, remarks if dropped else []
+
+
+def _without_weights(cfg: Mapping) -> dict[str, Any]:
+    """The change of a module's config that lets it load no weights."""
+    change: dict[str, Any] = {'pretrained': None} if cfg.get('pretrained') else {}
+    init = cfg.get('init_cfg')
+    rows = init if isinstance(init, list | tuple) else [init]
+    kept = [dict(row) for row in rows if row and type_of(row) != 'Pretrained']
+    if init and len(kept) < len(rows):
+        change['init_cfg'] = kept or None
+    return change
 
 
 def look_change(cfg: Mapping, model: Mapping) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""The forms in which a file holds a channel permutation that is left after fusing.
+
+Indexing is the fastest in ONNX Runtime, OpenVINO and PyTorch. Converters for other runtimes do not
+know it, or misread it: pnnx makes something else of an ONNX ``Gather`` without an error. All of
+them know convolutions.
+"""
+
+import copy
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..layers.chains import GHOST_CONVS
+from ..layers.folding import altered, plain
+from ..layers.permutation import Permuted
+
+
+def make_constant(model: nn.Module, convolutions: bool) -> None:
+    """Give every stored order the form of constants, in place.
+
+    Args:
+        model: A copy for one file; its layers do not follow their ``order`` any more.
+        convolutions: Whether that form is convolutions, the cheaper of two kinds: the Ghost layer
+            in its expanded form (:func:`_expanded`), or a 1x1 convolution behind it with a single
+            1 in each row. Else it is an indexing.
+    """
+    for layer in list(model.modules()):
+        if not isinstance(layer, Permuted) or layer.order is None:
+            continue
+        order = layer.order.clone()
+        if not convolutions:
+            layer.permuted = functools.partial(torch.index_select, dim=-3, index=order)
+            continue
+        convs = list(_expanded(layer, order))
+        if convs and _cost(convs) - _cost(_convs(layer)) < len(order) * layer.made():
+            # A layer that makes no ghosts gives what its primary conv gives.
+            layer.primary_conv, layer.copies, layer.order = nn.Sequential(*convs), 0, None
+        else:
+            like = next(layer.primary_conv.parameters())
+            weight = torch.eye(layer.made()).to(like)[order, :, None, None]
+            layer.permuted = functools.partial(torch.conv2d, weight=weight)
+
+
+def _convs(layer: Permuted) -> list[nn.Module]:
+    return [layer.primary_conv, *([layer.cheap_operation] if layer.copies else [])]
+
+
+def _cost(convs: list[nn.Conv2d]) -> int:
+    """Multiply-adds for one pixel of the outputs."""
+    return sum(conv.weight.numel() for conv in convs)
+
+
+@torch.no_grad()
+def _expanded(layer: Permuted, order: torch.Tensor) -> Iterator[nn.Conv2d]:
+    """A primary and a depthwise conv that make all outputs in their order, if there are such.
+
+    A primary channel is made once more for each of its ghosts, there where the ghost belongs; the
+    depthwise kernel of an output that is primary itself leaves it as it is. Nothing is joined.
+
+    Args:
+        layer: A Ghost conv with an order.
+        order: (out_channels,) int64.
+    """
+    convs, size = _convs(layer), len(order)
+    if not isinstance(layer, GHOST_CONVS) or not all(plain(c) and not altered(c) for c in convs):
+        return  # such as shifts, padding of its own, masks
+    primary, copies = layer.primary, max(layer.copies, 1)
+    is_primary = order < primary
+    source = torch.where(is_primary, order, (order - primary) // copies)
+    groups = layer.primary_conv.groups
+    place = torch.arange(size, device=order.device) * groups // size
+    if size % groups or not torch.equal(source * groups // primary, place):
+        return  # an output would be made from the inputs of another group
+    yield _with(layer.primary_conv, layer.primary_conv.weight[source], _rows(convs[0], source))
+    if not layer.copies:
+        return
+    cheap = layer.cheap_operation
+    ghosts = (order - primary).clamp_min(0)
+    middle = torch.zeros_like(cheap.weight[0])
+    middle[0, middle.shape[1] // 2, middle.shape[2] // 2] = 1
+    scale, shift = (_step(layer, name, primary, source) for name in ('scale', 'shift'))
+    kept = middle if scale is None else middle * scale[:, None, None, None]
+    weight = torch.where(is_primary[:, None, None, None], kept, cheap.weight[ghosts])
+    bias = _rows(cheap, ghosts)
+    if bias is not None or shift is not None:
+        own = torch.zeros(size).to(weight) if shift is None else shift
+        bias = torch.where(is_primary, own, torch.zeros_like(own) if bias is None else bias)
+    yield _with(cheap, weight, bias, groups=size)
+
+
+def _rows(conv: nn.Conv2d, rows: torch.Tensor) -> torch.Tensor | None:
+    return None if conv.bias is None else conv.bias[rows]
+
+
+def _step(layer: Permuted, name: str, primary: int, source: torch.Tensor) -> torch.Tensor | None:
+    """A step on the primary channels of a folded Ghost conv, for every output."""
+    step = getattr(layer, name, None)
+    return None if step is None else step.expand(primary, 1, 1).flatten()[source]
+
+
+def _with(
+    conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None, groups: int | None = None
+) -> nn.Conv2d:
+    """A copy of a conv with other weights."""
+    made = copy.deepcopy(conv)
+    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    made.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+    made.out_channels = len(weight)
+    if groups is not None:
+        made.groups = made.in_channels = groups
+    return made
