@@ -40,12 +40,14 @@ class Shift(nn.Module):
         # As repeat_interleave, which ONNX knows from opset 13 on only.
         x = torch.stack([x] * self.copies, dim=-3).flatten(-4, -3)
         channels, height, width = x.shape[-3], x.shape[-2], x.shape[-1]
-        # Channels are padded to whole rounds of eight, so that each direction is one strided slice.
-        padded = F.pad(x, (1, 1, 1, 1, 0, -channels % 8))
+        # Seven more channels, so that each direction is one strided slice, all of one length. A
+        # constant number, as exporters would write its computation into the file.
+        padded = F.pad(x, (1, 1, 1, 1, 0, 7))
         moved: list[torch.Tensor] = []
         for i, (down, right) in enumerate(_neighbours()):
             top, left = 1 - down, 1 - right
-            moved.append(padded[..., i::8, top : top + height, left : left + width])
+            own = padded[..., i::8, :, :] if i == 7 else padded[..., i : i - 7 : 8, :, :]
+            moved.append(own[..., top : top + height, left : left + width])
         return torch.stack(moved, dim=-3).flatten(-4, -3)[..., :channels, :, :]
 
     def extra_repr(self) -> str:

@@ -161,10 +161,15 @@ def test_masks_on_branches_are_refused_with_what_to_do(randomise_norms):
 
 
 @pytest.mark.parametrize('how', [masked, nn.utils.weight_norm])
-def test_a_weight_that_cannot_be_copied_is_named(how):
+def test_a_weight_with_gradients_is_copied_and_stays_computed(how):
     net = nn.Sequential(nn.Sequential(how(conv(3)), nn.BatchNorm2d(4))).eval()
-    with pytest.raises(ValueError, match=r"'0\.0\.weight'.*prune\.remove"):
-        gp.fuse(net)
+    fused, x = gp.fuse(net), torch.randn(1, 3, 8, 8)
+    assert fused.folding.left == ('0.1',)
+    torch.testing.assert_close(fused(x), net(x))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(2)
+    assert not torch.allclose(fused(x), net(x))
 
 
 class Styled(nn.Module):
