@@ -18,7 +18,15 @@ from torch.utils import _pytree as pytree
 
 from ..analysis import copied, owned
 from .convoy import travel
-from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, visit_conv
+from .fitting import (
+    MEMORY,
+    Fit,
+    bytes_per_picture,
+    from_weights,
+    kept_layers,
+    visit_conv,
+    visit_kept,
+)
 from .gradients import Gradients, covariances
 from .refit import num_held
 from .stations import PART, Arguments, Stream, Visit, both, some, tour
@@ -99,7 +107,12 @@ class Reconstruction:
             model.get_submodule(name).load_state_dict(part.state_dict())
 
     def _tour(self, stations: dict[str, Visit]) -> None:
-        travel(self.fit.model, self.batches, stations, BLOCKS)
+        kept = {
+            name: visit_kept(self.fit, name)
+            for name in kept_layers(self.fit, self.batches)
+            if not any(name.startswith(f'{block}.') for block in stations)
+        }
+        travel(self.fit.model, self.batches, {**stations, **kept}, BLOCKS)
 
     def _layer(self, name: str) -> Visit:
         fitted = visit_conv(self.fit, name)

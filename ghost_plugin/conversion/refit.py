@@ -272,17 +272,17 @@ def _match_means(ghost: GhostConv2d, task: Task, shift: torch.Tensor) -> torch.T
     if not task.free:
         return shift
     if ghost.primary_conv.bias is None:
-        return shift + _mean_gap(_gap(ghost, task, shift)) * task.wanted
+        return shift + mean_gap(_gap(ghost, task, shift)) * task.wanted
     size = len(ghost.primary_conv.bias)
     for conv, part in (
         (ghost.primary_conv, slice(size)),
         (ghost.cheap_operation, slice(size, None)),
     ):
-        conv.bias += (_mean_gap(_gap(ghost, task)) * task.wanted)[part].to(conv.bias)
+        conv.bias += (mean_gap(_gap(ghost, task)) * task.wanted)[part].to(conv.bias)
     return shift
 
 
-def _mean_gap(gap: torch.Tensor) -> torch.Tensor:
+def mean_gap(gap: torch.Tensor) -> torch.Tensor:
     """(C,) :func:`shared_mean` of (N, C, H, W); rows stand for images where there is only one."""
     parts = gap.split(1) if len(gap) > 1 else gap.tensor_split(MIN_ROWS, dim=2)
     means = [p.mean((0, 2, 3), dtype=torch.float64) for p in parts if p.numel()]
