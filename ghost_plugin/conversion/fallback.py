@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ..analysis import call, evaluating, tensors
-from .fitting import PART, Fit
-from .stations import pictures, regrouped, stationed
+from .fitting import Fit
+from .stations import pictures, stationed
 
 MAX_IMAGES = 32  # with more of them the fits are not questioned
 MIN_GAIN = 0.1  # share of the error on the calibration images that fits to them must take away
@@ -33,10 +33,9 @@ def misled(fit: Fit, learnt: dict[str, nn.Module], plain: Fit, batches: list[Any
         True where the outputs on the very same images are hardly better for the fits. Never where
         outputs cannot be compared.
     """
-    parts = list(regrouped(batches, PART))
-    wanted = _outputs(fit.model, {}, parts)
+    wanted = _outputs(fit.model, {}, batches)
     errors = [
-        _error(_outputs(fit.model, forwards, parts), wanted)
+        _error(_outputs(fit.model, forwards, batches), wanted)
         for forwards in (_forwards(fit, learnt), _forwards(plain, {}))
     ]
     return errors[0] > (1 - MIN_GAIN) * errors[1]
@@ -69,10 +68,10 @@ def _forwards(fit: Fit, learnt: dict[str, nn.Module]) -> dict[str, Callable]:
 
 
 def _outputs(
-    model: nn.Module, forwards: dict[str, Callable], parts: list[Any]
+    model: nn.Module, forwards: dict[str, Callable], batches: list[Any]
 ) -> list[list[torch.Tensor]]:
     with stationed(model, forwards, lambda name, own: forwards[name](own)), evaluating(model):
-        return [[t for t in tensors(call(model, p)) if t.is_floating_point()] for p in parts]
+        return [[t for t in tensors(call(model, b)) if t.is_floating_point()] for b in batches]
 
 
 def _error(got: list[list[torch.Tensor]], wanted: list[list[torch.Tensor]]) -> float:

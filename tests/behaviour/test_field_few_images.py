@@ -67,16 +67,20 @@ def trained(build, size):
 
 
 def errors(model, size, numbers, **options):
-    """Relative errors of the outputs on new images, and the largest weight of all conversions."""
+    """Relative errors on new images, means of two draws of calibration images, and the largest
+    weight of all conversions."""
     new, found, largest = images(16, size, 1), [], 0.0
     plan = gp.plan(model, new[:1])
     for number in numbers:
-        given = {'calibration': [images(number, size, 2)], **options} if number else {}
-        converted = plan.apply(model, **given)
-        with torch.no_grad():
-            want = model(new)
-            found.append(((converted(new) - want).norm() / want.norm()).item())
-        largest = max(largest, *(p.abs().max().item() for p in converted.parameters()))
+        draws = []
+        for seed in (2, 3):
+            given = {'calibration': [images(number, size, seed)], **options} if number else {}
+            converted = plan.apply(model, **given)
+            with torch.no_grad():
+                want = model(new)
+                draws.append(((converted(new) - want).norm() / want.norm()).item())
+            largest = max(largest, *(p.abs().max().item() for p in converted.parameters()))
+        found.append(sum(draws) / len(draws))
     return found, largest
 
 
