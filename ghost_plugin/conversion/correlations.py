@@ -17,6 +17,8 @@ from ..layers.common import same_padding
 
 SOLVED = 2**17  # values that are solved for at a time
 RIDGE = 1e-9  # of a map's energy, keeps the small systems solvable
+PRIOR_POSITIONS = 32  # positions as which the moments of white input count beside those of images
+MAX_PRIOR = 64 * 2**10  # positions from which on they do not count
 # What one conv's statistics may cost: multiply-adds, and how many pixels at the least and most.
 WORK, LEAST, MOST = 2 * 10**10, 2_048, 65_536
 
@@ -92,6 +94,7 @@ class Statistics:
     """
 
     def __init__(self, conv: nn.Conv2d, side: int, batches: int = 1) -> None:
+        self.conv = conv
         self.side, self.mode = side, conv.padding_mode
         self.constant = conv.bias is not None
         channels, terms = conv.out_channels, side**2 + self.constant
@@ -129,10 +132,44 @@ class Statistics:
             total /= self.pixels
         if self.constant:
             self.squares.sub_(self.sum.square()).clamp_(min=0)  # rounding of constant maps
-        return Correlations(self.own, self.cross.permute(1, 2, 0), self.squares, self.constant)
+        found = Correlations(self.own, self.cross.permute(1, 2, 0), self.squares, self.constant)
+        return blended(found, self.conv, self.side, self.pixels)
 
 
-def shifted(maps: torch.Tensor, side: int, mode: str, share: int) -> Iterator[torch.Tensor]:
+def blended(found: Correlations, conv: nn.Conv2d, side: int, positions: int) -> Correlations:
+    """Moments of images, with those of white input beside them as far as positions are few.
+
+    Args:
+        found: Means over positions of images; changed.
+        conv, side: As in :func:`from_kernels`.
+        positions: How many there were.
+    """
+    weight = PRIOR_POSITIONS / (PRIOR_POSITIONS + positions)
+    if positions > MAX_PRIOR:
+        return found
+    white = from_kernels(conv, side)
+    total = found.energy.double()
+    if found.constant:  # about the bias, as one position shows no variance
+        total = total + (found.own[:, side**2 // 2, -1] - conv.bias.detach().double()).square()
+    scale = total.sum() / white.energy.double().sum().clamp_min(1e-30)
+    energy, own, cross = (v * scale.to(v) for v in (white.energy, white.own, white.cross))
+    if found.constant:
+        mean = conv.bias.detach().double()
+        ones = mean.new_ones(len(mean), 1)
+        terms = torch.cat((mean[:, None].expand(-1, side**2), ones), 1)
+        own = F.pad(own, (0, 1, 0, 1)).double() + terms[:, :, None] * terms[:, None]
+        cross = F.pad(cross, (0, 1)) + (terms[:, None] * mean[None, :, None]).to(cross)
+    return Correlations(
+        torch.lerp(found.own, own.to(found.own), weight),
+        torch.lerp(found.cross, cross.to(found.cross), weight),
+        torch.lerp(found.energy, energy.to(found.energy), weight),
+        found.constant,
+    )
+
+
+def shifted(
+    maps: torch.Tensor, side: int, mode: str, share: int, rows: slice = slice(None)
+) -> Iterator[torch.Tensor]:
     """``maps`` as each tap of a depthwise filter sees them: (channels, pixels) each.
 
     Args:
@@ -140,13 +177,16 @@ def shifted(maps: torch.Tensor, side: int, mode: str, share: int) -> Iterator[to
         side: Of the filter, pixels.
         mode: Of its padding.
         share: About so many of the pixels are looked at, spread evenly.
+        rows: Rows whose pixels are looked at.
     """
-    height, width = maps.shape[2:]
-    padded = pad(maps, side, mode)
-    rows, columns = padded.shape[2:]
-    pixels = torch.arange(0, len(maps) * height * width, every(maps, share), device=maps.device)
-    picture, place = pixels // (height * width), pixels % (height * width)
-    corner = picture * rows * columns + place // width * columns + place % width
+    first, end, _ = rows.indices(maps.shape[2])
+    seen = maps[:, :, rows]
+    height, width = seen.shape[2:]
+    padded = pad(maps, side, mode)[:, :, first : end + side - 1]
+    columns = padded.shape[3]
+    pixels = torch.arange(0, seen[:, 0].numel(), every(seen, share), device=maps.device)
+    image, place = pixels // (height * width), pixels % (height * width)
+    corner = image * padded.shape[2] * columns + place // width * columns + place % width
     flat = padded.transpose(0, 1).flatten(1)
     for row in range(side):
         for column in range(side):
@@ -159,14 +199,24 @@ def every(maps: torch.Tensor, share: int) -> int:
     return max(1, maps[:, 0].numel() // share) | 1
 
 
-def solve(own: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
-    """Least squares from moments: (..., t, t) and (..., t, k) to (..., t, k), in float64.
+def solve(own: torch.Tensor, cross: torch.Tensor, damping: float = 0.0) -> torch.Tensor:
+    """Least squares from moments, in float64.
 
     A small ridge makes singular systems solvable; two refinements take its bias out again where
     the system is not.
+
+    Args:
+        own: (..., t, t) moments of the terms with each other.
+        cross: (..., t, k) moments of the terms with the targets.
+        damping: Further ridge, as a share of the terms' mean energy, that stays.
+
+    Returns:
+        (..., t, k)
     """
     own, cross = own.double(), cross.double()
     diagonal = own.diagonal(dim1=-2, dim2=-1)
+    if damping:
+        own = own + damping * torch.diag_embed(diagonal.mean(-1, keepdim=True).expand_as(diagonal))
     ridge = torch.diag_embed(RIDGE * diagonal.mean(-1, keepdim=True).expand_as(diagonal) + 1e-30)
     factor, _ = torch.linalg.cholesky_ex(own + ridge)
     inverse = torch.cholesky_inverse(factor)  # many right sides: products are faster than solving

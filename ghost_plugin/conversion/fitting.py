@@ -1,6 +1,7 @@
 """All Ghost convs of a conversion, fitted one after the other on what really reaches them."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +10,12 @@ import torch
 from torch import nn
 
 from ..analysis import call, copied, evaluating, hooked, owned
+from ..layers.folding import altered
 from ..layers.ghost import GhostConv2d
 from .convoy import HELD, largest_ahead, travel
 from .correlations import Correlations, Statistics, from_kernels
 from .inherit import cheap_side, inherit
-from .refit import enough, refit
+from .refit import enough, mean_gap, refit
 from .stations import Arguments, Stream, Visit, maps_seen, one_size, part_of, regrouped, together
 from .surgery import absorb
 
@@ -30,9 +32,11 @@ class Fit:
     Attributes:
         model: The original; it is only read.
         ghosts: By the name of the conv that each stands for.
-        norms: Name of the norm behind a conv, '' where there is none, by the conv's name.
+        norms: Name of the norm behind a conv, '' where there is none, by the conv's name; of convs
+            that stay, too.
         errors: Relative squared error of each conv's maps, by name; None where nothing was fitted.
-        shifts: (out_channels,) what the norm behind shall add, by the conv's name.
+        shifts: (out_channels,) what the norm behind shall add, or where there is none the layer's
+            own bias, by the layer's name.
     """
 
     model: nn.Module
@@ -135,7 +139,54 @@ def _within_memory(model: nn.Module, sides: Mapping[str, int]) -> Iterator[list[
 def on_inputs(fit: Fit, batches: list[Any]) -> None:
     """Fit all Ghosts, in the order of the forward pass, on what the converted network gives."""
     stations = {name: visit_conv(fit, name) for name in fit.ghosts}
-    travel(fit.model, batches, stations, MEMORY)
+    kept = {name: visit_kept(fit, name) for name in kept_layers(fit, batches)}
+    travel(fit.model, batches, {**stations, **kept}, MEMORY)
+
+
+def kept_layers(fit: Fit, batches: list[Any]) -> list[str]:
+    """Layers that stay and can take a shift of their channels' means.
+
+    Returns:
+        Names of convs with a norm behind or a bias, and of linear layers with a bias, that run
+        once in a call and share nothing.
+    """
+    owners = Counter(id(p) for m in fit.model.modules() for p in m.parameters(recurse=False))
+    found = {}
+    for name, module in fit.model.named_modules():
+        conv = type(module) is nn.Conv2d and name in fit.norms and name not in fit.ghosts
+        if not (conv or type(module) is nn.Linear) or altered(module):
+            continue
+        takes = module if not fit.norms.get(name) else fit.norm(name)
+        own = [getattr(takes, 'running_mean', None), takes._parameters.get('bias')]
+        if any(v is not None for v in own) and owners[id(own[1])] <= 1:
+            found[name] = module
+    calls: Counter[str] = Counter()
+    handles = [
+        module.register_forward_hook(lambda *given, name=name: calls.update([name]))
+        for name, module in found.items()
+    ]
+    with hooked(*handles), evaluating(fit.model):
+        call(fit.model, next(regrouped(batches, 1)))
+    return [name for name in found if calls[name] == 1]
+
+
+def visit_kept(fit: Fit, name: str) -> Visit:
+    """A station's visit that brings the means of a dense layer to those of the original.
+
+    Source: bias correction, Nagel et al., Data-Free Quantization, ICCV 2019 (arXiv 1906.04721).
+    """
+
+    def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
+        wanted, given = old.through(forward), new.through(forward)
+        axes = (None,) * (wanted.ndim - 2)
+        if name not in fit.shifts:
+            gap = (wanted - given).double()
+            known = wanted.ndim in (2, 4)  # not tokens, whose channels come last
+            images = gap if gap.ndim == 4 else gap[..., None, None]
+            fit.shifts[name] = mean_gap(images) if known else gap.new_zeros(1)
+        return wanted, given + fit.shifts[name].to(wanted)[(slice(None), *axes)]
+
+    return visit
 
 
 def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
@@ -187,11 +238,17 @@ def _refit(fit: Fit, name: str, given: Stream, wanted: torch.Tensor, taken: bool
     return found.shift if taken else none
 
 
+@torch.no_grad()
 def settle(model: nn.Module, fit: Fit) -> None:
-    """Let the norms of the converted model add the shifts."""
+    """Let the norms and biases of the converted model add the shifts."""
     for name, shift in fit.shifts.items():
-        if shift.any():
+        if not shift.any():
+            continue
+        if fit.norms.get(name):
             absorb(model.get_submodule(fit.norms[name]), shift)
+        else:
+            bias = model.get_submodule(name).bias
+            bias += shift.to(bias)
 
 
 def listed(calibration: Iterable[Any], model: nn.Module) -> list[Any]:

@@ -1,6 +1,7 @@
 """How maps inside a network show in its output: gradients of random projections of the output."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -83,9 +84,12 @@ def covariances(
     Returns:
         By name (C, C) E[g g^T] over pixels, with the gradients g of projections of the output, in
         units of its mean diagonal; only of modules that give (N, C, H, W) and have gradients.
-        Empty, with a warning, where the network cannot be differentiated.
+        C positions of equal channels stand beside the gradients', so that a few images do not
+        make channels worthless that they never show. Empty, with a warning, where the network
+        cannot be differentiated.
     """
     sums: dict[str, torch.Tensor] = {}
+    positions: Counter[str] = Counter()
     if not names:
         return sums
     step = -(-sum(map(pictures, batches)) // LOOKED)
@@ -93,20 +97,30 @@ def covariances(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            listen(model, {name: _adder(name, sums) for name in names}, regrouped(chosen, PART), 1)
+            listeners = {name: _adder(name, sums, positions) for name in names}
+            listen(model, listeners, regrouped(chosen, PART), 1)
         except (UnconnectedError, RuntimeError) as error:
             _logger.warning('all channels of blocks count alike, for want of gradients: %s', error)
             return {}
     scales = {name: total.diagonal().mean() for name, total in sums.items()}
-    return {n: sums[n] / scale for n, scale in scales.items() if scale > 0 and scale.isfinite()}
+    return {
+        name: torch.lerp(
+            sums[name] / scale,
+            torch.eye(len(sums[name])).to(sums[name]),
+            len(sums[name]) / (len(sums[name]) + positions[name]),
+        )
+        for name, scale in scales.items()
+        if scale > 0 and scale.isfinite()
+    }
 
 
-def _adder(name: str, sums: dict[str, torch.Tensor]) -> Listener:
+def _adder(name: str, sums: dict[str, torch.Tensor], positions: Counter[str]) -> Listener:
     def listener(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> Heard:
         def add(gradient: torch.Tensor) -> None:
             if gradient.ndim == 4:
                 flat = gradient.float().transpose(0, 1).flatten(1)
                 sums[name] = sums.get(name, 0) + flat @ flat.T
+                positions[name] += flat.shape[1]
 
         return add
 

@@ -9,7 +9,7 @@ import os
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .._version import __version__
 from ..analysis import copied, own_passes
 from ..layers.ghost import GhostConv2d
 from .budget import allocate
+from .fallback import few_images, misled
 from .fitting import Fit, begin, from_statistics, from_weights, joinable, listed, on_inputs, settle
 from .reconstruct import STEPS, Reconstruction
 from .report import draw, table
@@ -178,7 +179,7 @@ class ConversionPlan:
             TypeError: The model is wrapped (DataParallel, compiled, scripted).
         """
         check_root(model)
-        _check_options(reconstruct, steps, inherit)
+        _check_options(reconstruct, steps, inherit, calibration is not None)
         given, optimizers = optimizers, _optimizers(optimizers or (), inplace, model)
         chosen = [row for row in self.rows if row.converts]
         if _converted(model, self.rows):
@@ -187,9 +188,27 @@ class ConversionPlan:
         self._check(model, chosen)
         self.check_conversions()
         model = model if inplace else _copied(model, chosen)
-        ghosts = build_ghosts(model, {row.name: row.settings for row in chosen}, self.seed)
-        fit = Fit(model, ghosts, {row.name: row.norm for row in chosen})
-        learnt = _fitted(fit, calibration, reconstruct, steps, self.seed) if inherit else None
+        settings = {row.name: row.settings for row in chosen}
+        ghosts = build_ghosts(model, settings, self.seed)
+        fit = Fit(model, ghosts, {row.name: row.norm for row in self.rows})
+        learnt = None
+        if inherit and calibration is not None:
+            batches = _batches(model, calibration)
+            learnt = _fitted(fit, batches, reconstruct, steps, self.seed)
+            if few_images(batches):
+                fresh = build_ghosts(model, settings, self.seed)
+                plain = replace(fit, ghosts=fresh, errors={}, shifts={})
+                from_weights(plain, fresh)
+                if misled(fit, {} if learnt is None else learnt.learnt, plain, batches):
+                    _logger.warning(
+                        'too few calibration images: fitted to them, the converted %s is hardly '
+                        'nearer to the original, even on these very images, than without them; so '
+                        'it was converted without. Give more images, 64 or so',
+                        self.model,
+                    )
+                    fit, ghosts, learnt = plain, fresh, None
+        elif inherit and not any(parameter.is_meta for parameter in model.parameters()):
+            from_weights(fit, ghosts)
         dense = [(fit.conv(name), ghost) for name, ghost in ghosts.items()]
         model = swap(model, ghosts)
         settle(model, fit)
@@ -294,30 +313,27 @@ def _holds(function: Any) -> bool:
     return bool(isinstance(function, weakref.ref) or getattr(function, '__closure__', None))
 
 
-def _check_options(reconstruct: str | None, steps: int, inherit: bool) -> None:
+def _check_options(reconstruct: str | None, steps: int, inherit: bool, calibrated: bool) -> None:
     if reconstruct not in (None, *RECONSTRUCT):
         raise ValueError(f'reconstruct must be None or one of {RECONSTRUCT}, got {reconstruct!r}')
     if reconstruct and not inherit:
         raise ValueError(f'reconstruct={reconstruct!r} needs inherited weights to start from')
+    if reconstruct and not calibrated:
+        raise ValueError(f'reconstruct={reconstruct!r} needs calibration batches')
     if steps < 0:
         raise ValueError(f'steps must be 0 or more, got {steps!r}')
 
 
-def _fitted(
-    fit: Fit, calibration: Iterable[Any] | None, reconstruct: str | None, steps: int, seed: int
-) -> Reconstruction | None:
-    """Give the Ghosts of ``fit`` their weights; what was learnt beyond them, if anything."""
-    meta = any(parameter.is_meta for parameter in fit.model.parameters())
-    if calibration is None:
-        if reconstruct:
-            raise ValueError(f'reconstruct={reconstruct!r} needs calibration batches')
-        if meta:
-            return None
-        from_weights(fit, fit.ghosts)
-        return None
-    if meta:
+def _batches(model: nn.Module, calibration: Iterable[Any]) -> list[Any]:
+    if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError('a model on the meta device has no weights to calibrate')
-    batches = listed(calibration, fit.model)
+    return listed(calibration, model)
+
+
+def _fitted(
+    fit: Fit, batches: list[Any], reconstruct: str | None, steps: int, seed: int
+) -> Reconstruction | None:
+    """Fit the Ghosts of ``fit`` to batches; what was learnt beyond them, if anything."""
     alike = joinable(batches)
     if reconstruct and not alike:
         raise ValueError('reconstruct needs calibration batches of pictures of one size')

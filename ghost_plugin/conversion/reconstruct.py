@@ -18,8 +18,17 @@ from torch.utils import _pytree as pytree
 
 from ..analysis import copied, owned
 from .convoy import travel
-from .fitting import MEMORY, Fit, bytes_per_picture, from_weights, visit_conv
+from .fitting import (
+    MEMORY,
+    Fit,
+    bytes_per_picture,
+    from_weights,
+    kept_layers,
+    visit_conv,
+    visit_kept,
+)
 from .gradients import Gradients, covariances
+from .refit import num_held
 from .stations import PART, Arguments, Stream, Visit, both, some, tour
 from .surgery import absorb, swap
 
@@ -98,7 +107,12 @@ class Reconstruction:
             model.get_submodule(name).load_state_dict(part.state_dict())
 
     def _tour(self, stations: dict[str, Visit]) -> None:
-        travel(self.fit.model, self.batches, stations, BLOCKS)
+        kept = {
+            name: visit_kept(self.fit, name)
+            for name in kept_layers(self.fit, self.batches)
+            if not any(name.startswith(f'{block}.') for block in stations)
+        }
+        travel(self.fit.model, self.batches, {**stations, **kept}, BLOCKS)
 
     def _layer(self, name: str) -> Visit:
         fitted = visit_conv(self.fit, name)
@@ -180,10 +194,13 @@ def learn(
     Returns:
         Squared error relative to the targets' variance on the held pictures.
     """
+    # The last images, which the fits that came before have held back, too.
+    seen, held = torch.arange(number).split(
+        [number - num_held(number, HELD), num_held(number, HELD)]
+    )
+    if not len(held):
+        return _error(student, given, wanted, seen, number, metric)
     random = torch.Generator().manual_seed(seed)
-    order = torch.randperm(number, generator=random)
-    held, seen = order[: number // HELD], order[number // HELD :]
-    held = held if len(held) else seen
     flags = {parameter: parameter.requires_grad for parameter in student.parameters()}
     student.eval().requires_grad_(True)
     optimizer = torch.optim.Adam(student.parameters(), RATE)

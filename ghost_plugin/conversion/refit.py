@@ -1,9 +1,14 @@
-"""A Ghost conv fitted to targets on the inputs that it really gets, by least squares in turns.
+"""A Ghost conv fitted to targets on the inputs that it really gets, by regularised least squares.
 
 With the cheap kernels fixed the Ghost is linear in its primary kernels, with these fixed it is
 linear in the cheap ones. The first problem is solved by conjugate gradients, with the correlations
 of the inputs as preconditioner (each primary kernel serves several outputs, so no closed form is
 cheap); the second one in closed form.
+
+Few images tell little. Each solve has a ridge towards the weights that the Ghost has already; its
+strength is the number of unknowns over the number of positions. Some images, or some rows of a
+single one, are held back from all solves. Each solution is only a direction: the Ghost goes along
+it as far as lowers the error on what was held back.
 """
 
 from collections.abc import Callable
@@ -17,55 +22,94 @@ from torch.func import functional_call
 from ..layers.ghost import GhostConv2d
 from .correlations import every, shifted, solve
 
-STEPS = 6  # of conjugate gradients; on ResNet-20 a second turn of both problems gained nothing
+STEPS = 6  # of conjugate gradients; on ResNet-20 a second round of both problems gained nothing
 EXACT = 1e-12  # error below which there is nothing to fit
-HELD = 5  # one picture in so many is held back
-DAMPING = 1e-3  # of the inputs' mean energy, on a step of the primary kernels
-# What a fit looks at: pictures at the least, pixels per entry of a primary kernel, pixels behind
-# the cheap kernels, pixels per entry for the preconditioner, and values of maps at the most.
-# Maps stay below the 32 MB from which on glibc asks the system for each and gives it back.
+HOLDOUT_DIVISOR = 5  # one image in so many is held back
+# Up to so many images all of them are held back in turn, in so many parts, and the fits averaged.
+CROSS_IMAGES, CROSS_FOLDS = 16, 4
+MIN_ROWS = 4  # rows of a single image's feature map from which a part of them is held back
+POOLED_POSITIONS = 16  # held-back positions at which a channel's own step counts as all others'
+DAMPING = 1e-3  # of the inputs' mean energy, at the least, on a step of the primary kernels
+RIDGE_PRIMARY = 0.1  # of the same, times unknowns over positions
+# What a fit looks at: images at the least, positions per entry of a primary kernel, positions
+# behind the cheap kernels, positions per entry for the preconditioner, and elements at the most.
+# Feature maps stay below the 32 MB from which on glibc asks the system for each and gives it back.
 PICTURES, PER_ENTRY, CHEAP_PIXELS, COLUMNS, VALUES = 256, 128, 16_384, 1, 15 * 2**19
 TERMS = 15 * 2**18  # float64 values that the cheap kernels of some primary maps see at a time
 
 Solve = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Task:
     """What a Ghost conv shall give.
 
     Attributes:
         x: (N, in_channels, H, W) inputs.
-        y: (N, places, H', W') targets by place: primary maps first, then ghost maps.
+        y: (N, places, H', W') targets by place: primary channels first, then ghost channels.
         wanted: (places,) 1 for places with a target, 0 for those that are not used.
         free: Whether means are matched by what follows (a bias, or a norm's running mean).
+        start, stop: First row of the targets that counts, and the one behind the last.
     """
 
     x: torch.Tensor
     y: torch.Tensor
     wanted: torch.Tensor
     free: bool
+    start: int = 0
+    stop: int | None = None
 
-    def parted(self) -> tuple['Task', 'Task']:
-        """Pictures to fit to, and a few held back to see what the fit is worth."""
-        number = len(self.x) - len(self.x) // HELD
-        if number == len(self.x):
-            return self, self
-        seen, held = ((self.x[part], self.y[part]) for part in (slice(number), slice(number, None)))
-        return replace(self, x=seen[0], y=seen[1]), replace(self, x=held[0], y=held[1])
+    @property
+    def rows(self) -> slice:
+        """Rows of the targets that count."""
+        return slice(self.start, self.stop)
+
+    def folds(self) -> list[tuple['Task', 'Task']]:
+        """Pairs of what to fit to and what is held back to see how far a fit carries.
+
+        Returns:
+            One pair, or where images are few several, each of which holds back others. Of a
+            single image some rows are held back; no pair where it has too few.
+        """
+        number, height = len(self.x), self.y.shape[2]
+        if number > CROSS_IMAGES:
+            parts = [torch.arange(number - num_held(number, HOLDOUT_DIVISOR), number)]
+        elif number > 1:
+            parts = torch.arange(number).tensor_split(min(number, CROSS_FOLDS))
+        elif height < MIN_ROWS:
+            return []
+        else:
+            seen = height - height // MIN_ROWS
+            return [(replace(self, stop=seen), replace(self, start=seen))]
+        seen = [torch.ones(number, dtype=torch.bool).index_fill(0, part, False) for part in parts]
+        return [(self._some(mask), self._some(~mask)) for mask in seen]
+
+    def _some(self, chosen: torch.Tensor) -> 'Task':
+        chosen = chosen.to(self.x.device)
+        return replace(self, x=self.x[chosen], y=self.y[chosen])
+
+    @property
+    def positions(self) -> int:
+        """Number of positions that count, over all images."""
+        return self.y[:, 0, self.rows].numel()
 
     def centred(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps less their means, where these are free."""
+        """Feature maps less their means, where these are free."""
         return maps - maps.mean((0, 2, 3), keepdim=True) if self.free else maps
 
 
-@dataclass
+def num_held(number: int, divisor: int) -> int:
+    """How many of a number of images are held back: one in ``divisor``, but one of two."""
+    return max(1, number // divisor) if number > 1 else 0
+
+
+@dataclass(frozen=True)
 class Fitted:
     """What a fit reached.
 
     Attributes:
-        shift: (out_channels,) to be added to the maps where the Ghost has no bias of its own.
-        error: Squared error of the maps relative to their variance.
+        shift: (out_channels,) to be added to the channels where the Ghost has no bias of its own.
+        error: Squared error of the channels relative to their variance.
     """
 
     shift: torch.Tensor
@@ -73,7 +117,7 @@ class Fitted:
 
 
 def enough(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int:
-    """How many pictures such as those of (N, C, H, W) inputs and targets a fit shall look at."""
+    """How many images such as those of (N, C, H, W) inputs and targets a fit shall look at."""
     wanted = PER_ENTRY * ghost.primary_conv.weight[0].numel() // y[0, 0].numel()
     most = VALUES // max(x[0].numel(), y[0].numel())
     return max(1, min(most, max(PICTURES, wanted)))
@@ -81,7 +125,7 @@ def enough(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int:
 
 @torch.no_grad()
 def refit(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> Fitted:
-    """Fit ``ghost`` in place; its order of maps stays, and it never ends worse than it was.
+    """Fit ``ghost`` in place; its channel permutation stays, and it never ends worse than it was.
 
     Args:
         ghost: With ``permuted=True`` and a depthwise cheap operation.
@@ -90,27 +134,89 @@ def refit(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> F
         free: Whether a norm behind takes the shift of the means; a bias always does.
     """
     task = _by_place(ghost, x, y, free or ghost.primary_conv.bias is not None)
-    seen, held = task.parted()
-    # Of all pictures: a few of one pixel each hardly vary, and one alone does not at all.
-    energy = _sum(task, task.centred(task.y)).clamp_min(EXACT * _sum(task, task.y) + 1e-30)
-    best = _measure(ghost, held, _fit_cheap(ghost, seen), energy)
-    if best.error >= EXACT:
-        state = {name: tensor.clone() for name, tensor in ghost.state_dict().items()}
-        _fit_primary(ghost, seen, held)
-        after = _measure(ghost, held, _fit_cheap(ghost, seen), energy)
+    energy = _energy(task)
+    shift = torch.zeros_like(task.wanted)
+    start = _parameters(ghost)
+    fits = []
+    for seen, held in task.folds():
+        fits.append((_fit(ghost, seen, held, energy), _parameters(ghost)))
+        _set_parameters(ghost, start)
+    if not fits:
+        return Fitted(shift[ghost.order], _measure(ghost, task, shift, energy).error)
+    found = [parameters for _, parameters in fits]
+    _set_parameters(ghost, {name: sum(p[name] for p in found) / len(fits) for name in start})
+    shift = _match_means(ghost, task, sum(one.shift for one, _ in fits) / len(fits))
+    return Fitted(shift[ghost.order], sum(one.error for one, _ in fits) / len(fits))
+
+
+def _parameters(ghost: GhostConv2d) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in ghost.named_parameters()}
+
+
+def _set_parameters(ghost: GhostConv2d, values: dict[str, torch.Tensor]) -> None:
+    for name, parameter in ghost.named_parameters():
+        parameter.copy_(values[name])
+
+
+def _fit(ghost: GhostConv2d, seen: Task, held: Task, energy: torch.Tensor) -> Fitted:
+    """Fit in place to what is seen; each step stays that lowers the error on what was held back."""
+    best = _measure(ghost, held, torch.zeros_like(seen.wanted), energy)
+    for fit_kernels in (None, _fit_primary):
+        if best.error < EXACT:
+            break
+        before = _parameters(ghost)
+        if fit_kernels is not None:
+            fit_kernels(ghost, seen, held, best.shift)
+        after = _measure(ghost, held, _fit_cheap(ghost, seen, held, best.shift), energy)
         if after.error < best.error:
             best = after
         else:
-            ghost.load_state_dict(state)
-    return Fitted(best.shift[ghost.order], best.error)
+            _set_parameters(ghost, before)
+    return best
+
+
+def _energy(task: Task) -> torch.Tensor:
+    """Sum of the channels' variances over all images.
+
+    Few positions show too little of the variance, and one shows none; there the second moment
+    stands in for a part of it.
+    """
+    square = _sum(task, task.y)
+    known = task.positions / (task.positions + POOLED_POSITIONS)
+    varied = _sum(task, task.centred(task.y))
+    return (known * varied + (1 - known) * square).clamp_min(EXACT * square + 1e-30)
 
 
 def _by_place(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> Task:
+    order = ghost.order
     target = torch.zeros(ghost.made(), dtype=torch.long, device=y.device)
-    target[ghost.order] = torch.arange(len(ghost.order), device=y.device)
+    target[order] = torch.arange(len(order), device=y.device)
     wanted = torch.zeros(ghost.made(), device=y.device, dtype=torch.float64)
-    wanted[ghost.order] = 1
+    wanted[order] = 1
     return Task(x, y[:, target], wanted, free)
+
+
+def _gap(ghost: GhostConv2d, task: Task, shift: torch.Tensor | None = None) -> torch.Tensor:
+    """Targets less what the Ghost gives with a shift, (N, places, rows, W')."""
+    gap = task.y[:, :, task.rows] - _places(ghost, task.x)[:, :, task.rows]
+    return gap if shift is None else gap - shift.to(gap)[:, None, None]
+
+
+def _shares(task: Task, wanted: torch.Tensor, bent: torch.Tensor) -> torch.Tensor:
+    """How far to go along each of some directions, within 0..1.
+
+    Args:
+        task: What was held back.
+        wanted: (n,) slope of the held-back squared error along each direction.
+        bent: (n,) curvature of it.
+
+    Returns:
+        (n,) The best share of each direction, pooled over directions as far as few positions
+        were held back.
+    """
+    pooled = POOLED_POSITIONS / task.positions
+    wanted, bent = (v + pooled * v.mean() for v in (wanted.double(), bent.double()))
+    return torch.nan_to_num(wanted / bent, posinf=0, neginf=0).clamp(0, 1)
 
 
 def _linear(ghost: GhostConv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -129,39 +235,75 @@ def _without_bias(conv: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor) -> tor
     return functional_call(conv, given, x)
 
 
-def _fit_primary(ghost: GhostConv2d, task: Task, held: Task) -> None:
-    """Some conjugate gradient steps on the primary kernels, all at once, each its own system.
-
-    Each kernel then goes as far on that way as is best for the pictures that were held back.
-    """
-    conv, solve_inputs = ghost.primary_conv, _preconditioner(ghost, task)
-    scale = _family_scale(ghost, task.wanted)[:, None]
+def _fit_primary(ghost: GhostConv2d, seen: Task, held: Task, shift: torch.Tensor) -> None:
+    """Some conjugate gradient steps on the primary kernels, all at once, each its own system."""
+    conv = ghost.primary_conv
+    solve_inputs, ridge = _preconditioner(ghost, seen)
+    scale = _family_scale(ghost, seen.wanted)[:, None]
     delta = torch.zeros_like(conv.weight).flatten(1).double()
-    residual = _pull(ghost, task, conv.weight, task.y - _places(ghost, task.x))
+    residual = _pull(ghost, seen, conv.weight, _gap(ghost, seen, shift))
     way, product = torch.zeros_like(delta), torch.ones_like(scale)
     for _ in range(STEPS):
         ahead = solve_inputs(residual) / scale
         product, before = (residual * ahead).sum(1, keepdim=True), product
-        way = ahead + torch.nan_to_num(product / before) * way
-        bent = _pull(ghost, task, way.to(conv.weight).view_as(conv.weight))
+        way = ahead + torch.nan_to_num(product / before, posinf=0, neginf=0) * way
+        bent = _pull(ghost, seen, way.to(conv.weight).view_as(conv.weight)) + scale * ridge * way
         # Kernels that are as good as they get have no curvature left but rounding.
         curvature = (way * bent).sum(1, keepdim=True)
         step = torch.where(curvature > 1e-30, product / curvature, 0)
         delta, residual = delta + step * way, residual - step * bent
-    delta = delta * _worth(ghost, held, delta)
+    wanted = _pull(ghost, held, conv.weight, _gap(ghost, held, shift))
+    bent = _pull(ghost, held, delta.to(conv.weight).view_as(conv.weight))
+    delta = delta * _shares(held, (delta * wanted).sum(1), (delta * bent).sum(1))[:, None]
     conv.weight += delta.to(conv.weight).view_as(conv.weight)
-    if conv.bias is not None:
-        gap = task.y[:, : len(conv.bias)] - conv(task.x)
-        conv.bias += gap.mean((0, 2, 3))
 
 
-def _worth(ghost: GhostConv2d, held: Task, delta: torch.Tensor) -> torch.Tensor:
-    """(m, 1) share of each change within 0..1 that is best on other pictures."""
-    weight = ghost.primary_conv.weight
-    wanted = _pull(ghost, held, weight, held.y - _places(ghost, held.x))
-    bent = _pull(ghost, held, delta.to(weight).view_as(weight))
-    shares = (delta * wanted).sum(1, keepdim=True) / (delta * bent).sum(1, keepdim=True)
-    return torch.nan_to_num(shares).clamp(0, 1)
+def _match_means(ghost: GhostConv2d, task: Task, shift: torch.Tensor) -> torch.Tensor:
+    """Bring the means of the channels to those of their targets, by biases in place or by a shift.
+
+    Args:
+        ghost: Its biases take the change, if it has any.
+        task: What the means are taken over.
+        shift: (places,) What is added to the channels by now.
+
+    Returns:
+        (places,) The shift afterwards.
+    """
+    if not task.free:
+        return shift
+    if ghost.primary_conv.bias is None:
+        return shift + mean_gap(_gap(ghost, task, shift)) * task.wanted
+    size = len(ghost.primary_conv.bias)
+    for conv, part in (
+        (ghost.primary_conv, slice(size)),
+        (ghost.cheap_operation, slice(size, None)),
+    ):
+        conv.bias += (mean_gap(_gap(ghost, task)) * task.wanted)[part].to(conv.bias)
+    return shift
+
+
+def mean_gap(gap: torch.Tensor) -> torch.Tensor:
+    """(C,) :func:`shared_mean` of (N, C, H, W); rows stand for images where there is only one."""
+    parts = gap.split(1) if len(gap) > 1 else gap.tensor_split(MIN_ROWS, dim=2)
+    means = [p.mean((0, 2, 3), dtype=torch.float64) for p in parts if p.numel()]
+    return shared_mean(torch.stack(means))
+
+
+def shared_mean(means: torch.Tensor) -> torch.Tensor:
+    """The mean of some estimates, less as they disagree.
+
+    All channels are multiplied by the share that is best when each estimate in turn is predicted
+    from the others; it is 0 for a single one.
+
+    Args:
+        means: (n, C) one estimate for each image.
+
+    Returns:
+        (C,)
+    """
+    others = (means.sum(0) - means) / max(1, len(means) - 1)
+    share = (means * others).sum() / others.square().sum().clamp_min(1e-30)
+    return share.clamp(0, 1) * means.mean(0)
 
 
 def _pull(
@@ -174,7 +316,7 @@ def _pull(
     """
     with torch.enable_grad():
         kernel = kernel.detach().clone().requires_grad_()
-        maps = _linear(ghost, task.x, kernel)
+        maps = _linear(ghost, task.x, kernel)[:, :, task.rows]
         outer = task.centred(maps.detach() if gap is None else gap)
         outer = outer * task.wanted.to(outer)[:, None, None]
         pulled = torch.autograd.grad(maps, kernel, outer)[0]
@@ -189,8 +331,12 @@ def _family_scale(ghost: GhostConv2d, wanted: torch.Tensor) -> torch.Tensor:
     return scale.clamp_min(1e-30)
 
 
-def _preconditioner(ghost: GhostConv2d, task: Task) -> Solve:
-    """Solver of the inputs' covariance for (m, A) right-hand sides, group by group."""
+def _preconditioner(ghost: GhostConv2d, task: Task) -> tuple[Solve, torch.Tensor]:
+    """Solver of the inputs' covariance for (m, A) right-hand sides, group by group.
+
+    Returns:
+        The solver, and the ridge that it has in it, (m, 1).
+    """
     conv, groups = ghost.primary_conv, ghost.groups
     size = conv.weight[0].numel()
     wanted = COLUMNS * size + 2048
@@ -207,8 +353,8 @@ def _preconditioner(ghost: GhostConv2d, task: Task) -> Solve:
     mean /= seen
     if task.free:
         moment.baddbmm_(mean, mean.transpose(1, 2), alpha=-1)
-    diagonal = moment.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-    damping = DAMPING * max(1.0, size / seen) * diagonal
+    diagonal = (moment.diagonal(dim1=1, dim2=2) + mean.square()[..., 0] * task.free).mean(1)
+    damping = max(DAMPING, RIDGE_PRIMARY * size / task.positions) * diagonal.clamp_min(1e-30)
     moment.diagonal(dim1=1, dim2=2).add_(damping[:, None])
     factor, failed = torch.linalg.cholesky_ex(moment)
     if failed.any():
@@ -219,7 +365,8 @@ def _preconditioner(ghost: GhostConv2d, task: Task) -> Solve:
     def solve_inputs(right: torch.Tensor) -> torch.Tensor:
         return (right.view(groups, -1, size).to(inverse) @ inverse).double().view(-1, size)
 
-    return solve_inputs
+    ridge = damping.double().repeat_interleave(conv.out_channels // groups)[:, None]
+    return solve_inputs, ridge
 
 
 def _patches(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
@@ -235,40 +382,70 @@ def _patches(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _fit_cheap(ghost: GhostConv2d, task: Task) -> torch.Tensor:
-    """Best cheap kernels for the primary maps as they are; the shift that is left, by place."""
+def _fit_cheap(ghost: GhostConv2d, seen: Task, held: Task, shift: torch.Tensor) -> torch.Tensor:
+    """Better cheap kernels for the primary channels as they are.
+
+    Returns:
+        (places,) The shift that follows, where means are free and no bias takes it.
+    """
     conv, cheap = ghost.primary_conv, ghost.cheap_operation
     side = cheap.kernel_size[0]
-    constant = task.free or cheap.bias is not None
-    maps = conv(task.x)[:, : ghost.served]
-    wanted = task.y[:, ghost.primary :].unflatten(1, (ghost.served, ghost.copies))
-    pixels = min(CHEAP_PIXELS, maps[:, 0].numel())
+    constant = seen.free or cheap.bias is not None
+    parts = [
+        (conv(task.x)[:, : ghost.served], _gap(ghost, task, shift)[:, ghost.primary :])
+        for task in (seen, held)
+    ]
+    pixels = min(CHEAP_PIXELS, parts[0][0][:, 0].numel())
     some = max(1, TERMS // (pixels * (side**2 + constant)))
-    best = torch.cat(
+    wanted = parts[0][1].unflatten(1, (ghost.served, ghost.copies))
+    delta = torch.cat(
         [
-            _best_filters(here, there, side, conv.padding_mode, constant)
-            for here, there in zip(maps.split(some, 1), wanted.split(some, 1), strict=True)
+            _best_filters(here, there, side, conv.padding_mode, constant, seen.rows)
+            for here, there in zip(parts[0][0].split(some, 1), wanted.split(some, 1), strict=True)
         ]
     )
-    cheap.weight.copy_(best[:, : side**2].view_as(cheap.weight))
+    kernels = delta[:, : side**2].view_as(cheap.weight).to(cheap.weight)
+    moved = _without_bias(cheap, parts[1][0], kernels)[:, :, held.rows]
+    if constant:
+        moved = moved + delta[:, -1].to(moved)[:, None, None]
+    slope, curvature = ((other * moved).double().sum((0, 2, 3)) for other in (parts[1][1], moved))
+    shares = _shares(held, slope, curvature)
+    cheap.weight += shares.to(kernels)[:, None, None, None] * kernels
     if cheap.bias is not None:
-        cheap.bias.copy_(best[:, -1])
-    gap = (task.y - _places(ghost, task.x)).mean((0, 2, 3), dtype=torch.float64)
-    return gap if task.free else torch.zeros_like(gap)
+        cheap.bias += (shares * delta[:, -1]).to(cheap.bias)
+    return _match_means(ghost, seen, shift)
 
 
 def _best_filters(
-    maps: torch.Tensor, wanted: torch.Tensor, side: int, mode: str, constant: bool
+    maps: torch.Tensor,
+    wanted: torch.Tensor,
+    side: int,
+    mode: str,
+    constant: bool,
+    rows: slice,
 ) -> torch.Tensor:
-    """(n * copies, t) for (N, n, H, W) maps and the (N, n, copies, H, W) that they shall give."""
-    terms = [flat.double() for flat in shifted(maps, side, mode, CHEAP_PIXELS)]
+    """Filters with a ridge of as many positions as they have unknowns.
+
+    Args:
+        maps: (N, n, H, W) inputs of the filters.
+        wanted: (N, n, copies, rows, W) what they shall give.
+        side: Of the filters, pixels.
+        mode: Of their padding.
+        constant: Whether each has a constant as its last term.
+        rows: Rows of ``maps`` whose positions count.
+
+    Returns:
+        (n * copies, terms)
+    """
+    terms = [flat.double() for flat in shifted(maps, side, mode, CHEAP_PIXELS, rows)]
     if constant:
         terms.append(torch.ones_like(terms[0]))
-    seen = torch.stack(terms, dim=1)  # (m, t, pixels)
-    wanted = wanted.permute(1, 2, 0, 3, 4).flatten(2)[:, :, :: every(maps, CHEAP_PIXELS)].double()
+    seen = torch.stack(terms, dim=1)  # (n, terms, positions)
+    step = every(wanted[:, :, 0], CHEAP_PIXELS)
+    wanted = wanted.permute(1, 2, 0, 3, 4).flatten(2)[:, :, ::step].double()
     own = seen @ seen.transpose(1, 2) / seen.shape[2]
     cross = seen @ wanted.transpose(1, 2) / seen.shape[2]
-    return solve(own, cross).transpose(1, 2).flatten(0, 1)
+    return solve(own, cross, len(terms) / seen.shape[2]).transpose(1, 2).flatten(0, 1)
 
 
 def _places(ghost: GhostConv2d, x: torch.Tensor) -> torch.Tensor:
@@ -277,10 +454,9 @@ def _places(ghost: GhostConv2d, x: torch.Tensor) -> torch.Tensor:
 
 
 def _sum(task: Task, maps: torch.Tensor) -> torch.Tensor:
-    """Mean square of each wanted map, added up."""
+    """Mean square of each wanted channel, added up."""
     return (maps.double().square().mean((0, 2, 3)) * task.wanted).sum()
 
 
 def _measure(ghost: GhostConv2d, task: Task, shift: torch.Tensor, energy: torch.Tensor) -> Fitted:
-    gap = task.y - _places(ghost, task.x) - shift.to(task.y)[:, None, None]
-    return Fitted(shift, float(_sum(task, gap) / energy))
+    return Fitted(shift, float(_sum(task, _gap(ghost, task, shift)) / energy))

@@ -13,6 +13,7 @@ original's predictions on 150 others: 0.07 to 0.09 with p = 1.25, 0.08 with 1.5,
 0.12 with 2; without the refit 0.12. ResNet-20 is alike with 1.25 and 1.5, and worse with 1.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,16 +21,19 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ..analysis import call, evaluating, hooked
 from .convoy import travel
 from .correlations import Correlations, from_kernels
 from .fitting import MEMORY, Fit, joinable, measured, visit_conv
 from .gradients import PART, Heard, Listener, UnconnectedError, listen
+from .refit import shared_mean
 from .rows import Row
 from .stations import Stream, Visit, part_of, pictures, regrouped
 from .surgery import build_ghosts
 
 POWER = 1.25  # of the error
-DRAWS = 4  # of projections, for each batch
+DRAWS = 32  # of projections, over all images, and at least
+MIN_DRAWS = 4  # for each image
 PICTURES = 64  # looked at for the output at the most
 TINY = 1e-12  # error of a Ghost that loses nothing
 REFERENCE = 2.0  # ratio at which the output is looked at, or the one next to it
@@ -153,19 +157,50 @@ def _moved(
 ) -> dict[str, float]:
     """Mean square of what each Ghost alone moves in the output, to first order; by gradients."""
     totals: dict[str, float] = {}
-    centred = {row.name: bool(row.norm) for row in rows}
+    ghosts = {name: ghost.eval() for name, ghost in ghosts.items()}
+    number = sum(map(pictures, parts))
+    draws = max(MIN_DRAWS, -(-DRAWS // number))
+    means = _mean_gaps(model, {row.name: ghosts[row.name] for row in rows if row.norm
+                               and row.name in ghosts}, parts)  # fmt: skip
     listeners = {
-        name: _listener(name, ghost.eval(), totals, centred[name]) for name, ghost in ghosts.items()
+        name: _listener(name, ghost, totals, means.get(name)) for name, ghost in ghosts.items()
     }
     try:
-        listen(model, listeners, parts, DRAWS)
+        listen(model, listeners, parts, draws)
     except UnconnectedError as error:
         raise ValueError(
             f'{error}, so a budget cannot score them: give a part of the model, or ratios by '
             'pattern'
         ) from error
-    seen = sum(map(pictures, parts))
-    return {name: value / (seen * DRAWS) for name, value in totals.items()}
+    return {name: value / (number * draws) for name, value in totals.items()}
+
+
+def _mean_gaps(
+    model: nn.Module, ghosts: Mapping[str, nn.Module], parts: Sequence[Any]
+) -> dict[str, torch.Tensor]:
+    """What the norm behind each conv can take back of what its Ghost changes.
+
+    Args:
+        model: The original.
+        ghosts: By the names of convs with a norm behind.
+        parts: Batches.
+
+    Returns:
+        (C, 1, 1) by name: the mean change of each channel, as far as images agree about it.
+    """
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def hook(name: str) -> Callable:
+        def seen(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> None:
+            found[name].append((ghosts[name](inputs[0]) - maps).mean((2, 3)))
+
+        return seen
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in ghosts]
+    with hooked(*handles), evaluating(model):
+        for part in parts:
+            call(model, part)
+    return {name: shared_mean(torch.cat(own))[:, None, None] for name, own in found.items()}
 
 
 def _parts(batches: Sequence[Any]) -> Iterator[Any]:
@@ -175,14 +210,14 @@ def _parts(batches: Sequence[Any]) -> Iterator[Any]:
         yield from regrouped([part_of(batch, slice(share))], PART)
 
 
-def _listener(name: str, ghost: nn.Module, totals: dict[str, float], centred: bool) -> Listener:
-    """Adds (g d)^2 of each picture when the gradient comes."""
+def _listener(
+    name: str, ghost: nn.Module, totals: dict[str, float], mean: torch.Tensor | None
+) -> Listener:
+    """Adds (g d)^2 of each image when the gradient comes; d is less ``mean``, (C, 1, 1)."""
 
     def listener(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> Heard:
         with torch.no_grad():
-            gap = ghost(inputs[0]) - maps
-            if centred:
-                gap = gap - gap.mean((0, 2, 3), keepdim=True)
+            gap = ghost(inputs[0]) - maps - (0 if mean is None else mean)
 
         def add(gradient: torch.Tensor) -> None:
             totals[name] = totals.get(name, 0.0) + float(

@@ -1,0 +1,138 @@
+"""Few calibration images never make a converted network much worse than fewer or none."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import ghost_plugin as gp
+from ghost_plugin.conversion.refit import Task, _shares, num_held
+
+RISE = 1.05
+NUMBERS = (0, 1, 2, 4, 8, 16)
+
+
+class Residual(nn.Module):
+    """A basic block."""
+
+    def __init__(self, channels, groups=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1, groups=groups, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+def _stem(channels):
+    return [nn.Conv2d(3, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+
+
+def _head(channels):
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
+
+
+def residual():
+    down = [nn.Conv2d(32, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    return nn.Sequential(*_stem(32), Residual(32), *down, Residual(64), Residual(64), *_head(64))
+
+
+def grouped():
+    return nn.Sequential(*_stem(48), Residual(48, 4), Residual(48, 4), *_head(48))
+
+
+def biased():
+    convs = [(nn.Conv2d(32, 32, 3, 1, 1), nn.LeakyReLU(0.1)) for _ in range(4)]
+    return nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), *itertools.chain(*convs), *_head(32))
+
+
+def images(number, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(number, 3, 4, 4, generator=generator)
+    smooth = nn.functional.interpolate(coarse, (size, size), mode='bilinear')
+    return 0.7 * smooth + 0.3 * torch.rand(number, 3, size, size, generator=generator)
+
+
+def trained(build, size):
+    """With norms that have seen images."""
+    torch.manual_seed(3)
+    model = build().train()
+    with torch.no_grad():
+        for step in range(20):
+            model(images(8, size, 100 + step))
+    return model.eval()
+
+
+def errors(model, size, numbers, **options):
+    """Relative errors on new images, means of two draws of calibration images, and the largest
+    weight of all conversions."""
+    new, found, largest = images(16, size, 1), [], 0.0
+    plan = gp.plan(model, new[:1])
+    for number in numbers:
+        draws = []
+        for seed in (2, 3):
+            given = {'calibration': [images(number, size, seed)], **options} if number else {}
+            converted = plan.apply(model, **given)
+            with torch.no_grad():
+                want = model(new)
+                draws.append(((converted(new) - want).norm() / want.norm()).item())
+            largest = max(largest, *(p.abs().max().item() for p in converted.parameters()))
+        found.append(sum(draws) / len(draws))
+    return found, largest
+
+
+@pytest.mark.parametrize('size', [4, 8, 32])
+@pytest.mark.parametrize('build', [residual, grouped, biased])
+def test_more_images_are_not_worse(build, size):
+    model = trained(build, size)
+    dense = max(p.abs().max().item() for p in model.parameters())
+    found, largest = errors(model, size, NUMBERS)
+    assert all(b <= RISE * a for a, b in itertools.pairwise(found)), found
+    assert found[-1] < found[0]
+    assert largest < 4 * max(1, dense)
+
+
+@pytest.mark.parametrize('reconstruct', ['layer', 'block'])
+@pytest.mark.parametrize('build', [residual, biased])
+def test_more_images_are_not_worse_for_learning(build, reconstruct):
+    model = trained(build, 16)
+    found, _ = errors(model, 16, (0, 1, 2, 4, 8), reconstruct=reconstruct, steps=40)
+    assert all(b <= RISE * a for a, b in itertools.pairwise(found)), found
+
+
+@pytest.mark.parametrize(('number', 'held'), [(0, 0), (1, 0), (2, 1), (4, 1), (5, 1), (64, 12)])
+def test_some_images_are_held_back(number, held):
+    assert num_held(number, 5) == held
+
+
+def _task(number, height):
+    x = torch.randn(number, 3, height, 6)
+    return Task(x, torch.randn(number, 8, height, 6), torch.ones(8), True)
+
+
+def test_rows_of_a_single_image_are_held_back():
+    ((seen, held),) = _task(1, 8).folds()
+    assert (seen.positions, held.positions) == (36, 12)
+    assert _task(1, 3).folds() == []
+
+
+@pytest.mark.parametrize(('number', 'folds', 'held'), [(2, 2, 1), (8, 4, 2), (20, 1, 4)])
+def test_few_images_are_held_back_in_turn(number, folds, held):
+    found = _task(number, 1).folds()
+    assert len(found) == folds
+    assert all((len(a.x), len(b.x)) == (number - held, held) for a, b in found)
+
+
+@pytest.mark.parametrize(('slope', 'share'), [(-1.0, 0.0), (0.5, 0.5), (3.0, 1.0)])
+def test_a_step_goes_as_far_as_held_back_positions_gain(slope, share):
+    found = _shares(_task(4, 400), torch.tensor([slope]), torch.ones(1))
+    torch.testing.assert_close(found, torch.tensor([share], dtype=torch.float64))
+
+
+def test_few_positions_share_one_step():
+    wanted, bent = torch.tensor([0.0, 1.0]), torch.ones(2)
+    few, many = (_shares(_task(1, height), wanted, bent) for height in (1, 4000))
+    assert (few[1] - few[0]) < 0.5 < 0.99 < (many[1] - many[0])
