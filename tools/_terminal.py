@@ -105,6 +105,7 @@ _COLUMNS = {
     'params': ('Params (M)', '.3f', 1e6),
     'macs': ('MACs (M)', '.2f', 1e6),
     'latency_ms': ('Latency (ms)', '.2f', 1),
+    'latency_ratio': ('Latency ratio', '.2f', 1),
 }
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""timm's ResNet-18 on handwritten digits: trained, converted to half its multiply-adds, tuned."""
+"""timm's ResNet-18 on handwritten digits: trained, converted to less time in a runtime, tuned."""
 
 import argparse
 import json
@@ -13,8 +13,9 @@ from _cli import tool
 from _terminal import Meter, figures, show
 
 import ghost_plugin as gp
+from ghost_plugin.analysis import TURN, time_together
 from ghost_plugin.integrations import sources
-from ghost_plugin.integrations.evaluation import costs, top1
+from ghost_plugin.integrations.evaluation import costs, device_name, top1
 from ghost_plugin.integrations.feeding import Augmentation, Calibration, Feed
 from ghost_plugin.integrations.finetuning import finetune, save
 from ghost_plugin.integrations.folders import Pictures
@@ -22,7 +23,11 @@ from ghost_plugin.integrations.recipes import Recipe
 
 ORIGINAL = Recipe(batch=64, hard=1.0, soft=0.0)
 TUNING = Recipe(batch=64, lr=0.01)
-SHARE = 0.5  # of the multiply-adds
+LATENCY = 0.7  # budget, as a share of the original's
+MACS = 0.5  # budget where no plan meets that one
+SIZE, BATCH = 32, 16  # of the images that are timed, pixels and number
+ROUNDS = 30
+RUNTIMES = ('openvino', 'onnxruntime', 'channels-last')
 
 
 def trained(
@@ -39,35 +44,90 @@ def trained(
     return source.model.eval()
 
 
-def study(data: Path, out: Path, epochs: float, meter: Meter) -> list[dict[str, Any]]:
-    """Figures of the original, the converted and the tuned network."""
+def fastest(model: torch.nn.Module, batch: torch.Tensor) -> str:
+    """Name the runtime that takes the least time for a batch, of those that are installed."""
+    calls = {}
+    for name in RUNTIMES:
+        try:
+            calls[name] = gp.deploy.ready(name)(model, batch)
+        except (ImportError, ValueError):
+            continue  # not installed, or not for this processor
+    timings = time_together(calls, rounds=5, apart=True, least=TURN)
+    return min(timings, key=lambda timing: timing.median).name
+
+
+def planned(
+    model: torch.nn.Module, batch: torch.Tensor, runtime: str, calibration: list[torch.Tensor]
+) -> tuple[gp.ConversionPlan, str]:
+    """Plan for the budget of time, or for that of multiply-adds where no plan meets it.
+
+    Args:
+        model: The original in eval mode.
+        batch: What is timed, (N, 3, H, W).
+        runtime: What times it, a backend of :func:`ghost_plugin.deploy.ready`.
+        calibration: Batches to score convs on.
+
+    Returns:
+        The plan, and which budget it meets in words.
+    """
+    plan = partial(gp.plan, model, batch, calibration=calibration)
+    try:
+        made = plan(latency=LATENCY, ready=gp.deploy.ready(runtime))
+    except ValueError as error:
+        return plan(macs=MACS), f'budget: macs={MACS}, because no plan met the time: {error}'
+    share = made.latency['converted'] / made.latency['original']
+    return made, f'budget: latency={LATENCY}, planning measured {share:.2f}'
+
+
+def study(
+    data: Path, out: Path, epochs: float, meter: Meter
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Convert the trained network and time it beside the original in one run.
+
+    Args:
+        data: Class folders with ``train`` and ``val``.
+        out: Folder for weights, plan and its picture.
+        epochs: Of the original.
+        meter: Shows progress.
+
+    Returns:
+        Figures of the original, the converted and the tuned network; how they were made, in words.
+    """
     torch.manual_seed(0)
-    source = sources.load('timm:resnet18', num_classes=10).adjusted(size=(32, 32))
+    source = sources.load('timm:resnet18', num_classes=10).adjusted(size=(SIZE, SIZE))
     train = Pictures(data, 'train')
     feed = Feed(train, source.look, Augmentation(flip=False), tick=meter)
     held = Feed(Pictures(data, 'val', train.classes), source.look, tick=meter)
-    measure, example = partial(top1, feed=held, tick=meter), source.example()
     original = trained(source, feed, out / 'resnet18.pth', epochs, meter)
     calibration = list(Calibration(Feed(train.some(512, 0), source.look, keep=True)))
-    model, plan = gp.convert(original, example, macs=SHARE, calibration=calibration)
-    nets = {'original': original, f'converted, {SHARE:.0%}': model}
-    rows = [{'model': n, **measure(net), **costs(net, example)} for n, net in nets.items()]
+    batch = calibration[0][:BATCH]
+    runtime = fastest(original, batch)
+    plan, budget = planned(original, batch, runtime, calibration)
+    model = plan.apply(original, calibration=calibration)
     plan.save(out / 'plan.json')
     plan.draw(out / 'plan.png')
-    recipe = replace(TUNING, epochs=epochs / 3)
-    finetune(model, feed, recipe, teacher=original, tick=meter)
+
+    rows, calls = [], {}
+
+    def measure(name: str, net: torch.nn.Module) -> None:
+        accuracy = top1(net, held, tick=meter)
+        rows.append({'model': name, **accuracy, **costs(net, source.example())})
+        calls[name] = gp.deploy.ready(runtime)(net.eval(), batch)
+
+    measure('original', original)
+    measure('converted', model)
+    finetune(model, feed, replace(TUNING, epochs=epochs / 3), teacher=original, tick=meter)
     save(model.state_dict(), out / 'converted.pth')
-    rows.append({'model': 'fine-tuned', **measure(model), **costs(model, example)})
-    timed = gp.analysis.time_together(
-        {row['model']: partial(_call, net, example) for row, net in
-         zip(rows, (original, *[model] * 2), strict=True)}
-    )  # fmt: skip
-    return [{**row, 'latency_ms': t.median} for row, t in zip(rows, timed, strict=True)]
-
-
-@torch.no_grad()
-def _call(model: torch.nn.Module, example: torch.Tensor) -> None:
-    model.eval()(example)
+    measure('fine-tuned', model)
+    timings = time_together(calls, ROUNDS, apart=True, least=TURN)
+    for row, timing in zip(rows, timings, strict=True):
+        row['latency_ms'] = timing.median
+        row['latency_ratio'] = timing.median / timings[0].median
+    return rows, [
+        f'latency: {runtime}, batch {len(batch)}, {SIZE} x {SIZE} px, {device_name("cpu")}, '
+        f'median of {ROUNDS} rounds; multiply-adds: of one image',
+        budget,
+    ]
 
 
 @tool
@@ -79,9 +139,11 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with Meter() as meter:
-        rows = study(args.data, args.out, args.epochs, meter)
+        rows, notes = study(args.data, args.out, args.epochs, meter)
     (args.out / 'result.json').write_text(json.dumps(rows, indent=1))
-    show(figures(rows))
+    text = '\n'.join([figures(rows), '', *notes])
+    (args.out / 'table.md').write_text(f'{text}\n')
+    show(text)
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _optional
-from .runs import build_model, scalars
+from .runs import build_model, scalars, scope_of
 
 _optional.require('mmengine', 'matplotlib')
 
@@ -33,7 +33,9 @@ def draw_detections(
 ) -> None:
     """Ground truth (above) and detections of at least ``score`` (below) on test pictures."""
     model = build_model(config, checkpoint)
-    data = DATASETS.build(Config.fromfile(config).test_dataloader.dataset)
+    cfg = Config.fromfile(config)
+    with scope_of(cfg):
+        data = DATASETS.build(cfg.test_dataloader.dataset)
     names = data.metainfo['classes']
     figure, axes = plt.subplots(2, pictures, figsize=(2.2 * pictures, 4.8), squeeze=False)
     for column, index in enumerate(np.linspace(0, len(data) - 1, pictures).astype(int)):

@@ -5,6 +5,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ _optional.require('mmengine')
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import HOOKS, MODELS, init_default_scope
+from mmengine.registry import HOOKS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 
 # What a Runner cannot do without, and the loaders that it builds where the config has them.
@@ -237,13 +238,18 @@ def keep_whole(cfg: Config) -> None:
         hook['type'] = 'ghost_plugin.WholeCheckpointHook'
 
 
+def scope_of(cfg: Config) -> AbstractContextManager[None]:
+    """Build what a config names inside; the scope before is back afterwards, without a warning."""
+    return DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine')
+
+
 def build_model(
     config: str | os.PathLike, checkpoint: str | os.PathLike | None = None
 ) -> nn.Module:
     """The model of a config in eval mode, with the weights of a checkpoint."""
     cfg = Config.fromfile(config)
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    model = MODELS.build(cfg.model)
+    with scope_of(cfg):
+        model = MODELS.build(cfg.model)
     if checkpoint is not None:
         load_checkpoint(model, os.fspath(checkpoint), map_location='cpu', strict=True)
     model.eval()

@@ -22,7 +22,9 @@ from mmengine.config import Config
 from mmengine.runner import checkpoint
 
 import ghost_plugin as gp
+from ghost_plugin.analysis import Timing
 from ghost_plugin.integrations import sources
+from ghost_plugin.integrations.runs import build_model
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / 'configs/classification/ghostnet-050_digits.py'
@@ -280,17 +282,69 @@ def test_benchmark_refuses_before_it_measures(args, said, monkeypatch, in_proces
     assert said in err
 
 
-def test_the_digits_are_learned_converted_and_shown(digits, tmp_path, in_process, monkeypatch):
+@pytest.mark.parametrize('met', [True, False])
+def test_the_digits_are_learned_converted_and_shown(met, digits, tmp_path, in_process, monkeypatch):
     small = functools.partial(sources.load, 'timm:test_resnet')  # fitting ResNet-18 takes long
     monkeypatch.setattr(sources, 'load', lambda name, **options: small(**options))
+    plan = gp.plan
+
+    def pretended(*args, latency=None, ready=None, **options):
+        if latency is None:
+            return plan(*args, **options)
+        assert latency == 0.7 and callable(ready)
+        if not met:
+            raise ValueError('the fastest plan measured takes 0.900')
+        made = plan(*args, macs=0.75, **options)
+        made.latency = {'original': 4.0, 'converted': 2.8}
+        return made
+
+    monkeypatch.setattr(gp, 'plan', pretended)  # what a machine reaches differs
     args = [digits / 'classification', tmp_path, '--epochs', 0.3]
     status, out, err = in_process('convert_digits', *args)
     assert status == 0, err
     rows = json.loads((tmp_path / 'result.json').read_text())
-    assert [row['model'] for row in rows] == ['original', 'converted, 50%', 'fine-tuned']
-    assert rows[1]['macs'] == rows[2]['macs'] <= 0.5 * rows[0]['macs']
-    assert out.count('| fine-tuned |') == 1
+    assert [row['model'] for row in rows] == ['original', 'converted', 'fine-tuned']
+    assert rows[1]['macs'] == rows[2]['macs'] < rows[0]['macs']
+    assert rows[0]['latency_ratio'] == 1
+    for row in rows:
+        expected = row['latency_ms'] / rows[0]['latency_ms']
+        assert row['latency_ratio'] == pytest.approx(expected)
+    assert out == (tmp_path / 'table.md').read_text()
+    assert out.count('| fine-tuned |') == 1 and 'batch 16, 32 x 32 px' in out
+    if met:
+        assert 'budget: latency=0.7, planning measured 0.70\n' in out
+    else:
+        assert 'macs=0.5, because no plan met the time: the fastest plan measured takes 0.9' in out
+        assert rows[1]['macs'] <= 0.5 * rows[0]['macs']
     assert (tmp_path / 'plan.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_digits_are_timed_in_the_fastest_runtime_that_works(monkeypatch):
+    tool = importlib.import_module('convert_digits')
+
+    def ready(runtime):
+        def made(model, batch):
+            if runtime == 'openvino':
+                raise ImportError('openvino is not installed')
+            return runtime
+
+        return made
+
+    def time_together(calls, **options):
+        milliseconds = {'onnxruntime': 3.0, 'channels-last': 2.0}
+        return [Timing(name, milliseconds[name], 0, 0, 1) for name in calls]
+
+    monkeypatch.setattr(gp.deploy, 'ready', ready)
+    monkeypatch.setattr(tool, 'time_together', time_together)
+    assert tool.fastest(torch.nn.Identity(), torch.zeros(1, 3, 8, 8)) == 'channels-last'
+
+
+def test_models_of_two_frameworks_are_built_in_turn_without_a_warning(capfd):
+    detector = ROOT / 'configs/detection/retinanet_ghostnet-100_fpn_bccd.py'
+    for config in (detector, DIGITS, detector, DIGITS):
+        build_model(config)
+    out, err = capfd.readouterr()
+    assert 'WARNING' not in out + err
 
 
 def test_setup_checks_the_current_environment_without_changing_it():
