@@ -7,6 +7,8 @@ is not called ``ghostnet``.
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 from torch import nn
@@ -145,6 +147,11 @@ def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     overlay = _alone(kwargs.get('pretrained_cfg_overlay') or {})
     arguments = {**defaults, **kwargs, 'pretrained_cfg_overlay': overlay}
     source = _source(name, arguments) if pretrained else None
+    if source is not None and source.startswith('file:'):
+        # torch.hub would take whatever file of that name it has loaded before.
+        path = url2pathname(urlsplit(source).path)
+        arguments['pretrained_cfg_overlay'] = {**overlay, 'url': None, 'file': path}
+        source = None
     if arguments.get('features_only') and arguments.get('out_indices') is not None:
         chosen_levels(arguments['out_indices'])  # timm takes them without a look
     try:

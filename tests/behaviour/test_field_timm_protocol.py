@@ -169,3 +169,20 @@ def test_a_part_that_is_frozen_stays_in_its_mode():
     folded = timm.utils.reparameterize_model(net)
     assert not any(part.training for part in folded.blocks[0].modules())
     assert all(part.training for part in folded.blocks[1].modules())
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for width in (0.3, 0.4):
+        model = timm.create_model('ghostnet_plugin', width=width, num_classes=3)
+        path = tmp_path / str(width) / 'weights.pth'
+        path.parent.mkdir()
+        torch.save(model.state_dict(), path)
+        overlay = {'url': path.as_uri(), 'num_classes': 3}
+        again = timm.create_model(
+            'ghostnet_plugin',
+            pretrained=True,
+            width=width,
+            num_classes=3,
+            pretrained_cfg_overlay=overlay,
+        )
+        torch.testing.assert_close(again.state_dict(), model.state_dict())

@@ -171,6 +171,10 @@ def check(spec, chosen):
         return
     finally:
         untouched(model, before)
+    if not any(row.converts or row.chosen for row in plan.rows):
+        with pytest.raises(ValueError, match=r'none is converted|no convolution'):
+            plan.apply(model)
+        return
     converted = plan.apply(model, calibration=[x, x] if calibrated else None, **applied)
     if not applied['inplace']:
         untouched(model, before)
