@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from .._files import check_target, whole_files
-from ..analysis import copied, own_passes, owned
+from ..analysis import own_passes, owned
 from ..layers.folding import check_inference
 from .free_axes import FreeAxes, find_free_axes
 from .fuse import fuse
 from .inputs import arguments
 from .outputs import Difference, Flat, allowance, differences
-from .permutations import make_constant
+from .permutations import with_constant_permutations
 from .runners import Runner, of_module, quiet
 from .writers import DYNAMO_OPSET, FORMATS, Format
 
@@ -128,9 +128,9 @@ def export(
     if any(value.device.type != 'cpu' for value in example):
         raise ValueError('export works on the CPU; move model and example_input there first')
     want = Flat(model, example_input)
-    written = fuse(model) if fused else copied(model)
-    make_constant(written, portable and kind.converted)
-    net = Flat(written, example_input)
+    written = fuse(model) if fused else model
+    constant = with_constant_permutations(written, portable and kind.converted)
+    net = Flat(constant, example_input)
     names = _chosen_names(kind, want, example, input_names, output_names)
     free = find_free_axes(want, example, dynamic, *names)
     task = _Task(path, kind, net, want, free, opset, split, tolerance)

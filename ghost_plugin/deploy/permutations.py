@@ -12,23 +12,29 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from ..analysis import copied
 from ..layers.chains import GHOST_CONVS
 from ..layers.folding import altered, plain
 from ..layers.permutation import Permuted
 
 
-def make_constant(model: nn.Module, convolutions: bool) -> None:
-    """Give every stored order the form of constants, in place.
+def with_constant_permutations(model: nn.Module, convolutions: bool) -> nn.Module:
+    """A copy for one file, whose channel permutations have the form of constants.
 
     Args:
-        model: A copy for one file; its layers do not follow their ``order`` any more.
+        model: It is left as it is.
         convolutions: Whether that form is convolutions, the cheaper of two kinds: the Ghost layer
             in its expanded form (:func:`_expanded`), or a 1x1 convolution behind it with a single
             1 in each row. Else it is an indexing.
+
+    Returns:
+        The copy, whose layers do not follow their ``order``; the model itself where no channels
+        are permuted.
     """
-    for layer in list(model.modules()):
-        if not isinstance(layer, Permuted) or layer.order is None:
-            continue
+    if not _permuted(model):
+        return model
+    model = copied(model)
+    for layer in _permuted(model):
         order = layer.order.clone()
         if not convolutions:
             layer.permuted = functools.partial(torch.index_select, dim=-3, index=order)
@@ -41,6 +47,11 @@ def make_constant(model: nn.Module, convolutions: bool) -> None:
             like = next(layer.primary_conv.parameters())
             weight = torch.eye(layer.made()).to(like)[order, :, None, None]
             layer.permuted = functools.partial(torch.conv2d, weight=weight)
+    return model
+
+
+def _permuted(model: nn.Module) -> list[Permuted]:
+    return [m for m in model.modules() if isinstance(m, Permuted) and m.order is not None]
 
 
 def _convs(layer: Permuted) -> list[nn.Module]:

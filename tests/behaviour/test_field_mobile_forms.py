@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import ghost_plugin as gp
-from ghost_plugin.deploy.permutations import make_constant
+from ghost_plugin.deploy.permutations import with_constant_permutations
 from ghost_plugin.layers.ghost import GhostModuleV2
 
 # What Ghost layers are made of, and inputs (C, H, W).
@@ -146,8 +146,7 @@ def test_constant_forms_are_exact(kind, dtype, fused, x, randomise_norms):
     net = randomise_norms(Shortcuts(**PERMUTED[kind])).to(dtype)
     net = gp.fuse(net) if fused else net
     for convolutions in (True, False):
-        constant = copy.deepcopy(net)
-        make_constant(constant, convolutions)
+        constant = with_constant_permutations(net, convolutions)
         torch.testing.assert_close(constant(x.to(dtype)), net(x.to(dtype)), rtol=1e-4, atol=1e-4)
 
 
@@ -155,14 +154,14 @@ def test_the_cheaper_of_two_forms_is_written():
     point = gp.GhostConv2d(8, 64, 1, permuted=True)  # 32 rows of 8 more, for 64 of 64
     dense = gp.GhostConv2d(64, 64, 3, permuted=True)  # 32 rows of 576 more
     none = gp.GhostConv2d(64, 64, 3, ratio=1, permuted=True)  # none more
+    made = []
     for layer in (point, dense, none):
         layer.order = torch.randperm(64)
-        make_constant(layer, convolutions=True)
-    assert [layer.order is None for layer in (point, dense, none)] == [True, False, True]
+        made.append(with_constant_permutations(layer, convolutions=True))
+    assert [layer.order is None for layer in made] == [True, False, True]
     masked = gp.GhostConv2d(8, 64, 1, permuted=True)
     prune.l1_unstructured(masked.primary_conv, 'weight', 3)
-    make_constant(masked, convolutions=True)
-    assert masked.order is not None
+    assert with_constant_permutations(masked, convolutions=True).order is not None
 
 
 def test_export_leaves_the_model_as_it_is(net, x, tmp_path):
