@@ -12,6 +12,7 @@ from .stations import pictures, stationed
 
 MAX_IMAGES = 32  # with more of them the fits are not questioned
 MIN_GAIN = 0.1  # share of the error on the calibration images that fits to them must take away
+ROUNDING = 1e-4  # error below which there is nothing to choose
 
 
 def few_images(batches: list[Any]) -> bool:
@@ -38,7 +39,7 @@ def misled(fit: Fit, learnt: dict[str, nn.Module], plain: Fit, batches: list[Any
         _error(_outputs(fit.model, forwards, batches), wanted)
         for forwards in (_forwards(fit, learnt), _forwards(plain, {}))
     ]
-    return errors[0] > (1 - MIN_GAIN) * errors[1]
+    return errors[0] > max(ROUNDING, (1 - MIN_GAIN) * errors[1])
 
 
 def _forwards(fit: Fit, learnt: dict[str, nn.Module]) -> dict[str, Callable]:
