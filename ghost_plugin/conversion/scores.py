@@ -35,6 +35,7 @@ POWER = 1.25  # of the error
 DRAWS = 32  # of projections, over all images, and at least
 MIN_DRAWS = 4  # for each image
 PICTURES = 64  # looked at for the output at the most
+NOISE_IMAGES = 8  # that stand for images where there are none, or stand beside few
 TINY = 1e-12  # error of a Ghost that loses nothing
 REFERENCE = 2.0  # ratio at which the output is looked at, or the one next to it
 
@@ -59,8 +60,9 @@ def score(
     """
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fits = _fits(model, rows, ratios, calibration, seed)
-        parts = list(_parts(calibration or _noise(example_input)))
+        batches = None if calibration is None else _with_noise(calibration, example_input)
+        fits = _fits(model, rows, ratios, batches, seed)
+        parts = list(_parts(batches or _noise(example_input)))
         errors = {
             name: {ratio: fits[ratio].errors[name] or TINY for ratio in sorted(own)}
             for name, own in ratios.items()
@@ -68,7 +70,7 @@ def score(
         reference = {
             name: min((abs(r - REFERENCE), r) for r in own)[1] for name, own in ratios.items()
         }
-        if calibration and joinable(parts):
+        if batches and joinable(parts):
             _refit(model, fits, reference, parts)
         ghosts = {name: fits[ratio].ghosts[name] for name, ratio in reference.items()}
         moved = _moved(model, rows, ghosts, parts)
@@ -142,14 +144,24 @@ def _statistics(
     return ((name, from_kernels(model.get_submodule(name), side)) for name, side in sides.items())
 
 
+def _with_noise(calibration: Sequence[Any], example_input: Any) -> list[Any]:
+    """Batches, and beside few images so much noise that a plan does not hang on one of them."""
+    batches = list(calibration)
+    for noise in _noise(example_input):
+        if sum(map(pictures, batches)) >= NOISE_IMAGES or not joinable([*batches, noise]):
+            break
+        batches.append(noise)
+    return batches
+
+
 def _noise(example_input: Any) -> list[Any]:
-    """Normal noise in the place of every floating tensor of the example, some pictures of it."""
+    """Normal noise in the place of every floating tensor of the example, some images of it."""
 
     def noise(leaf: Any) -> Any:
         real = isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
         return torch.randn_like(leaf) if real else leaf
 
-    return [pytree.tree_map(noise, example_input) for _ in range(8)]
+    return [pytree.tree_map(noise, example_input) for _ in range(NOISE_IMAGES)]
 
 
 def _moved(
