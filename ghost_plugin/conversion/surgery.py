@@ -30,7 +30,8 @@ def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
         conv_layer=type(conv),
         **settings,
     )
-    _draw(ghost.primary_conv, conv)
+    if not conv.weight.is_meta:
+        _draw(ghost.primary_conv, conv)
     ghost.to(conv.weight).train(conv.training)
     for name, parameter in ghost.named_parameters():
         like = conv.bias if name.endswith('bias') and conv.bias is not None else conv.weight
