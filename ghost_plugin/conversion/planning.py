@@ -45,7 +45,7 @@ def plan(
         ready: What is timed for ``latency``: takes a module and its input, gives a call. The module
             itself without it; ``gp.deploy.ready('onnxruntime')`` times what ONNX Runtime makes of
             it, and so on for the backends of :func:`ghost_plugin.optimize` that run single layers.
-        calibration: Batches to score convs on for a budget; noise of the kind of the example without,
+        calibration: Batches to score convs on for a budget; noise of the example's kind without,
             and beside fewer than eight images.
         seed: Of fresh weights, and of labels drawn for scores.
         options: ``ratio=2``, ``dw_size=3``, ``cheap='depthwise'`` of all Ghost convs; ``include``,
