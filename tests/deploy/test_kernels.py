@@ -23,20 +23,20 @@ from ghost_plugin.deploy import gpu, kernels
 os.environ.pop('TRITON_INTERPRET', None)
 
 
-def lively(model):
+def lively(model, largest=2.0):
     """Norms with statistics and weights that are not their first ones."""
     torch.manual_seed(0)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
-            norm.weight.data.uniform_(0.5, 2)
+            norm.weight.data.uniform_(0.5, largest)
             norm.bias.data.normal_()
     return model.eval()
 
 
-def fused(model, x=None):
-    model = gp.fuse(lively(model), x).to(DEVICE, memory_format=torch.channels_last)
+def fused(model, x=None, largest=2.0):
+    model = gp.fuse(lively(model, largest), x).to(DEVICE, memory_format=torch.channels_last)
     return model.requires_grad_(False)
 
 
@@ -145,7 +145,8 @@ def always_last(monkeypatch):
 
 @pytest.mark.parametrize('family', [gp.GhostNet, gp.GhostNetV2, gp.GhostNetV3])
 def test_whole_networks(family, always_last):
-    net = fused(family(0.35, out_indices=(1, 4)))
+    # With larger norms the outputs grow to 1e6, and float32 itself loses a tenth.
+    net = fused(family(0.35, out_indices=(1, 4)), largest=1.0)
     x = torch.randn(1, 3, 40, 56, device=DEVICE).contiguous(memory_format=torch.channels_last)
     quick = copy.deepcopy(net)
     changed = gpu.accelerate(quick, x)
