@@ -128,7 +128,7 @@ def close(one, other, tolerance=1e-4):
 
 def test_two_processes_train_evaluate_and_resume_as_one_with_the_doubled_batch(study):
     whole = study.here('one')
-    assert sum(whole[-3:]) < sum(whole[:3])  # the last epoch and the first
+    assert min(whole[3:]) < min(whole[:3])  # the second epoch learns on
     for epochs, resumed in ((1, []), (2, ['--resume'])):
         status, errors = study.tool('two', *resumed, processes=2, batch=6, epochs=epochs)
         assert status == 0, errors
