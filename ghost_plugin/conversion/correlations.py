@@ -140,13 +140,13 @@ def blended(found: Correlations, conv: nn.Conv2d, side: int, positions: int) -> 
     """Moments of images, with those of white input beside them as far as positions are few.
 
     Args:
-        found: Means over positions of images; changed.
+        found: Means over positions of images.
         conv, side: As in :func:`from_kernels`.
         positions: How many there were.
     """
-    weight = PRIOR_POSITIONS / (PRIOR_POSITIONS + positions)
     if positions > MAX_PRIOR:
         return found
+    weight = PRIOR_POSITIONS / (PRIOR_POSITIONS + positions)
     white = from_kernels(conv, side)
     total = found.energy.double()
     if found.constant:  # about the bias, as one position shows no variance

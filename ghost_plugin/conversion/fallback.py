@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..analysis import call, evaluating, tensors
-from .fitting import Fit
+from .fitting import Fit, add_shift
 from .stations import pictures, stationed
 
 MAX_IMAGES = 32  # with more of them the fits are not questioned
@@ -50,9 +50,7 @@ def _forwards(fit: Fit, learnt: dict[str, nn.Module]) -> dict[str, Callable]:
             def run(*args: Any, **kwargs: Any) -> torch.Tensor:
                 output = (ghost or forward)(*args, **kwargs)
                 shift = fit.shifts.get(name)
-                if shift is None:
-                    return output
-                return output + shift.to(output)[(slice(None), *[None] * (output.ndim - 2))]
+                return output if shift is None else add_shift(output, shift)
 
             return run
 

@@ -178,13 +178,12 @@ def visit_kept(fit: Fit, name: str) -> Visit:
 
     def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
         wanted, given = old.through(forward), new.through(forward)
-        axes = (None,) * (wanted.ndim - 2)
         if name not in fit.shifts:
             gap = (wanted - given).double()
             known = wanted.ndim in (2, 4)  # not tokens, whose channels come last
             images = gap if gap.ndim == 4 else gap[..., None, None]
             fit.shifts[name] = mean_gap(images) if known else gap.new_zeros(1)
-        return wanted, given + fit.shifts[name].to(wanted)[(slice(None), *axes)]
+        return wanted, add_shift(given, fit.shifts[name])
 
     return visit
 
@@ -208,10 +207,14 @@ def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
             fit.inherit(name, _correlations(fit, name, wanted))
         if name not in fit.shifts:
             fit.shifts[name] = _refit(fit, name, new, wanted, taken)
-        shift = fit.shifts[name].to(wanted)[:, None, None]
-        return wanted, new.through(lambda *given: ghost(*given) + shift)
+        return wanted, new.through(lambda *given: add_shift(ghost(*given), fit.shifts[name]))
 
     return visit
+
+
+def add_shift(maps: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Add (C,) to the channels of (N, C, ...)."""
+    return maps + shift.to(maps).view(-1, *[1] * (maps.ndim - 2))
 
 
 def _correlations(fit: Fit, name: str, maps: torch.Tensor) -> Correlations:
