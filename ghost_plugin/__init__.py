@@ -5,19 +5,19 @@ Importing this package needs torch and nothing else. Where timm works, its door 
 ``type='ghost_plugin.GhostNet'``.
 """
 
-from . import _optional
 from ._version import __version__
-from .analysis import Complexity, count
 from .backbones import GGhostRegNet, GhostNet, GhostNetV2, GhostNetV3
 from .conversion import ConversionPlan, convert, plan
 from .deploy import ExportReport, export, export_onnx, fuse, optimize, quantize
-from .distill import Distiller
+from .distillation import Distiller
 from .layers.ghost import GhostConv2d, GhostModule
+from .profiling import Complexity, count
 from .specs import out_channels, out_strides
+from .utils import optional
 from .weights import load_weights
 
-if _optional.usable('timm'):
-    from .integrations import timm_ghost as _timm_ghost  # noqa: F401
+if optional.usable('timm'):
+    from .integrations.timm import ghostnet_plugin as _timm_ghost  # noqa: F401
 
 __all__ = [
     'Complexity',

@@ -4,9 +4,9 @@ The parent is mmengine's root registry, so the scope is found from MMDetection, 
 every other library that stands on it.
 """
 
-from . import _optional
+from .utils import optional
 
-_optional.require('mmengine', 'mmcv')
+optional.require('mmengine', 'mmcv')
 
 from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
@@ -23,5 +23,5 @@ def _child(kind: str, parent: Registry, *locations: str) -> Registry:
 
 
 MODELS = _child('model', ROOT, 'openmmlab')
-HOOKS = _child('hook', ROOT_HOOKS, 'progress', 'checkpoints')
-FUNCTIONS = _child('function', ROOT_FUNCTIONS, 'sharding')
+HOOKS = _child('hook', ROOT_HOOKS, 'openmmlab.progress_hook', 'openmmlab.checkpoint_hook')
+FUNCTIONS = _child('function', ROOT_FUNCTIONS, 'openmmlab.fsdp')

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._reading import as_tensors, read, some
+from .utils.checkpoint_io import as_tensors, read, some
 
 _logger = logging.getLogger(__name__)
 StateDict = dict[str, torch.Tensor]

@@ -27,7 +27,7 @@ def needs(*names: str) -> None:
         for name in names:
             importlib.import_module(name)
     except Exception:  # broken binaries raise anything
-        from ghost_plugin._optional import require  # slow, and only its words are wanted
+        from ghost_plugin.utils.optional import require  # slow, and only its words are wanted
 
         try:
             require(*names)

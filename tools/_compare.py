@@ -10,7 +10,7 @@ import timm
 import torch
 from _modes import MODES
 
-from ghost_plugin.analysis import Timing, time_together
+from ghost_plugin.profiling import Timing, time_together
 
 FAMILY = {
     'ghostnet_plugin': 'ghostnet_100',

@@ -9,8 +9,8 @@ from _convert_checks import checked
 from _convert_options import add_choice, add_data, add_labels, add_model
 from _options import Parser, above, whole
 
-from ghost_plugin.integrations.recipes import OPTIMIZERS
-from ghost_plugin.integrations.sources import is_config
+from ghost_plugin.cli.model_loading import is_config
+from ghost_plugin.training.config import OPTIMIZERS
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:

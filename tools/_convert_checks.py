@@ -8,8 +8,8 @@ from _cli import fail
 from _convert_options import BUDGETS
 from _options import device
 
-from ghost_plugin._files import check_target
-from ghost_plugin.integrations.sources import is_config
+from ghost_plugin.cli.model_loading import is_config
+from ghost_plugin.utils.atomic_io import check_target
 
 
 def checked(args: argparse.Namespace) -> argparse.Namespace:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from _options import amount, milliseconds, ratio, whole
 
+from ghost_plugin.cli.model_loading import FORMS
 from ghost_plugin.deploy.backends import OF_LAYERS
-from ghost_plugin.integrations.sources import FORMS
 
 BUDGETS = ('macs', 'params', 'latency')
 

@@ -8,22 +8,25 @@ from _convert_options import BUDGETS
 from _terminal import Meter
 
 import ghost_plugin as gp
-from ghost_plugin.integrations import evaluation, sources
-from ghost_plugin.integrations.feeding import Calibration, Feed
-from ghost_plugin.integrations.folders import Pictures
+from ghost_plugin.cli import model_loading
+from ghost_plugin.training import evaluation
+from ghost_plugin.training.image_folder import Pictures
+from ghost_plugin.training.loader import Calibration, Feed
 
 
-def load(args: argparse.Namespace) -> sources.Source:
+def load(args: argparse.Namespace) -> model_loading.Source:
     """The model of the command line on its device, and the look of its pictures."""
     torch.manual_seed(args.seed)
-    source = sources.load(args.model, args.num_classes, args.checkpoint, args.pretrained)
+    source = model_loading.load(args.model, args.num_classes, args.checkpoint, args.pretrained)
     source = source.adjusted(args.size, args.mean, args.std)
     source.model.to(args.device)
     evaluation.costs(source.model, source.example())  # says so where it does not run at all
     return source
 
 
-def calibration(args: argparse.Namespace, source: sources.Source, meter: Meter) -> dict[str, Any]:
+def calibration(
+    args: argparse.Namespace, source: model_loading.Source, meter: Meter
+) -> dict[str, Any]:
     """The pictures that a conversion may see, as an argument, if there are any."""
     if args.data is None:
         return {}
@@ -32,7 +35,9 @@ def calibration(args: argparse.Namespace, source: sources.Source, meter: Meter) 
     return {'calibration': Calibration(feed, wrap=source.wrap)}
 
 
-def planned(args: argparse.Namespace, source: sources.Source, meter: Meter) -> gp.ConversionPlan:
+def planned(
+    args: argparse.Namespace, source: model_loading.Source, meter: Meter
+) -> gp.ConversionPlan:
     """A plan by what the command line chose; a budget is scored on the pictures, if any."""
     names = ('ratio', 'dw_size', 'cheap', 'include', 'exclude', *BUDGETS, 'seed')
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

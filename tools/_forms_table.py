@@ -11,9 +11,9 @@ import torch
 from _modes import inference
 from _terminal import show, table
 
-from ghost_plugin.analysis import TURN, Timing, time_together
 from ghost_plugin.deploy.backends import TIMED, Forms
-from ghost_plugin.deploy.runners import of_graph, quiet
+from ghost_plugin.deploy.inference import of_graph, quiet
+from ghost_plugin.profiling import TURN, Timing, time_together
 
 
 def forms_table(

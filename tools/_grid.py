@@ -8,8 +8,8 @@ from typing import Any
 
 from _terminal import Meter, show, table
 
-from ghost_plugin._optional import require
-from ghost_plugin.integrations.timing import Figure, draw, grid, verdicts
+from ghost_plugin.cli.benchmark_grid import Figure, draw, grid, verdicts
+from ghost_plugin.utils.optional import require
 
 BACKENDS = ['eager', 'channels-last', 'channels-last-split', 'compiled', 'onnxruntime',
             'onnxruntime-split', 'openvino', 'openvino-split']  # fmt: skip

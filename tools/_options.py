@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from _cli import fail
 
-from ghost_plugin._files import check_target
+from ghost_plugin.utils.atomic_io import check_target
 
 
 class Parser(argparse.ArgumentParser):

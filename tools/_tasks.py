@@ -12,7 +12,7 @@ import torch
 from _cli import fail
 
 import ghost_plugin as gp
-from ghost_plugin.integrations.runs import build_model, last_checkpoint
+from ghost_plugin.integrations.openmmlab.runner_setup import build_model, last_checkpoint
 
 TOOLS = Path(__file__).parent
 

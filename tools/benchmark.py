@@ -23,7 +23,7 @@ from _grid import BACKENDS, run_grid
 from _modes import MODES
 from _options import Parser, device, target, whole
 
-from ghost_plugin._files import whole_file
+from ghost_plugin.utils.atomic_io import whole_file
 
 JOBS = {
     'forms': lambda args, keep: forms_table(args, FAMILY, torch.float32, keep),

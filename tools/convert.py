@@ -21,12 +21,12 @@ from _convert_steps import calibration, load, planned
 from _terminal import Meter, figures, show
 
 import ghost_plugin as gp
-from ghost_plugin.integrations import evaluation
-from ghost_plugin.integrations.feeding import Augmentation, Feed
-from ghost_plugin.integrations.finetuning import finetune, save
-from ghost_plugin.integrations.folders import Pictures, read_labels
-from ghost_plugin.integrations.recipes import Recipe
-from ghost_plugin.integrations.restoring import converted
+from ghost_plugin.conversion.restore import converted
+from ghost_plugin.training import evaluation
+from ghost_plugin.training.config import Recipe
+from ghost_plugin.training.image_folder import Pictures, read_labels
+from ghost_plugin.training.loader import Augmentation, Feed
+from ghost_plugin.training.trainer import finetune, save
 
 Result = tuple[dict[str, Any], list[str]]  # for machines, for people
 
@@ -40,7 +40,7 @@ def plan(args: argparse.Namespace, meter: Meter) -> Result:
 
 def config(args: argparse.Namespace, meter: Meter) -> Result:
     """Make a plan of a config, and the config that trains its model converted."""
-    from ghost_plugin.integrations.converted_config import check_files, write_converted
+    from ghost_plugin.integrations.openmmlab.converted_config import check_files, write_converted
 
     check_files(args.out, args.model, args.checkpoint)
     source = load(args)

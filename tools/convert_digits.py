@@ -13,13 +13,13 @@ from _cli import tool
 from _terminal import Meter, figures, show
 
 import ghost_plugin as gp
-from ghost_plugin.analysis import TURN, time_together
-from ghost_plugin.integrations import sources
-from ghost_plugin.integrations.evaluation import costs, device_name, top1
-from ghost_plugin.integrations.feeding import Augmentation, Calibration, Feed
-from ghost_plugin.integrations.finetuning import finetune, save
-from ghost_plugin.integrations.folders import Pictures
-from ghost_plugin.integrations.recipes import Recipe
+from ghost_plugin.cli import model_loading
+from ghost_plugin.profiling import TURN, time_together
+from ghost_plugin.training.config import Recipe
+from ghost_plugin.training.evaluation import costs, device_name, top1
+from ghost_plugin.training.image_folder import Pictures
+from ghost_plugin.training.loader import Augmentation, Calibration, Feed
+from ghost_plugin.training.trainer import finetune, save
 
 ORIGINAL = Recipe(batch=64, hard=1.0, soft=0.0)
 TUNING = Recipe(batch=64, lr=0.01)
@@ -31,7 +31,7 @@ RUNTIMES = ('openvino', 'onnxruntime', 'channels-last')
 
 
 def trained(
-    source: sources.Source, feed: Feed, kept: Path, epochs: float, meter: Meter
+    source: model_loading.Source, feed: Feed, kept: Path, epochs: float, meter: Meter
 ) -> torch.nn.Module:
     """The original; training it is done once."""
     if not kept.is_file():
@@ -94,7 +94,7 @@ def study(
         Figures of the original, the converted and the tuned network; how they were made, in words.
     """
     torch.manual_seed(0)
-    source = sources.load('timm:resnet18', num_classes=10).adjusted(size=(SIZE, SIZE))
+    source = model_loading.load('timm:resnet18', num_classes=10).adjusted(size=(SIZE, SIZE))
     train = Pictures(data, 'train')
     feed = Feed(train, source.look, Augmentation(flip=False), tick=meter)
     held = Feed(Pictures(data, 'val', train.classes), source.look, tick=meter)

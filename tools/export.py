@@ -14,8 +14,8 @@ from _options import Parser, above, whole
 from _terminal import show, table
 
 import ghost_plugin as gp
-from ghost_plugin.integrations import sources
-from ghost_plugin.integrations.restoring import converted
+from ghost_plugin.cli import model_loading
+from ghost_plugin.conversion.restore import converted
 
 FREE = {'all': True, 'batch': 'batch', 'none': False}
 
@@ -24,7 +24,7 @@ FREE = {'all': True, 'batch': 'batch', 'none': False}
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add('model', help=sources.FORMS)
+    add('model', help=model_loading.FORMS)
     add('-o', '--out', type=Path, required=True, help='ends in .onnx, .xml, .pt or .pt2')
     add('--checkpoint', type=Path, metavar='FILE', help='weights of the model')
     add('--pretrained', action='store_true', help='published weights of timm or torchvision')
@@ -47,7 +47,7 @@ def main() -> None:
         fail('--plan and --weights go together; without both it is the model itself')
     if args.size and len(args.size) > 2:
         fail(f'--size takes a side, or height and width, got {args.size}')
-    source = sources.load(args.model, args.num_classes, args.checkpoint, args.pretrained)
+    source = model_loading.load(args.model, args.num_classes, args.checkpoint, args.pretrained)
     source = source.adjusted(args.size and tuple(args.size * 2)[:2])
     model = converted(source.model, args.plan, args.weights) if args.plan else source.model
     chosen = ('opset', 'exporter', 'split', 'tolerance', 'input_names', 'output_names')

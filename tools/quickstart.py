@@ -10,7 +10,7 @@ from _cli import tool
 from _digits_detector import arguments
 from _tasks import TOOLS, Task, run, train
 
-from ghost_plugin.integrations.pictures import draw_curves, draw_detections
+from ghost_plugin.integrations.openmmlab.plots import draw_curves, draw_detections
 
 CLASSIFIER = Path('configs/classification/ghostnet-050_digits.py')
 

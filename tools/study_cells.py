@@ -21,7 +21,7 @@ from _terminal import show, table
 from mmengine.config import Config
 
 import ghost_plugin as gp
-from ghost_plugin.integrations.runs import build_model
+from ghost_plugin.integrations.openmmlab.runner_setup import build_model
 
 OURS = TOOLS.parent / 'configs/detection/retinanet_ghostnet-100_fpn_bccd.py'
 DATA = Path('data/bccd')

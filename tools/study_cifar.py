@@ -21,12 +21,12 @@ from _terminal import Meter, show, table
 from cifar_resnet import CifarResNet
 
 import ghost_plugin as gp
-from ghost_plugin._files import whole_file
-from ghost_plugin.integrations.evaluation import top1
-from ghost_plugin.integrations.feeding import Calibration, Feed
-from ghost_plugin.integrations.finetuning import finetune, save
-from ghost_plugin.integrations.folders import Pictures
-from ghost_plugin.integrations.looks import Look
+from ghost_plugin.training.evaluation import top1
+from ghost_plugin.training.image_folder import Pictures
+from ghost_plugin.training.loader import Calibration, Feed
+from ghost_plugin.training.preprocessing import Look
+from ghost_plugin.training.trainer import finetune, save
+from ghost_plugin.utils.atomic_io import whole_file
 
 
 class Study:

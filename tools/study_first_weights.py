@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 
 import ghost_plugin  # noqa: F401  registers its models
 from ghost_plugin.backbones.bottlenecks import GhostBottleneck
-from ghost_plugin.backbones.g_ghost import RegNetBottleneck
+from ghost_plugin.backbones.g_ghost_regnet import RegNetBottleneck
 
 PAIRS = {
     'ghostnet_plugin_050': 'ghostnet_050',

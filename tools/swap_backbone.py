@@ -12,14 +12,14 @@ needs('mmengine', 'mmcv')
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from ghost_plugin.integrations.runs import check_checkpoint
-from ghost_plugin.integrations.swap import (
+from ghost_plugin.integrations.openmmlab.backbone_swap import (
     load_config,
     refuse_python_style,
     swap_backbone,
     write_config,
 )
-from ghost_plugin.integrations.swap.check import compare, verify
+from ghost_plugin.integrations.openmmlab.backbone_swap.smoke_test import compare, verify
+from ghost_plugin.integrations.openmmlab.runner_setup import check_checkpoint
 
 FAMILIES = {'v1': 'GhostNet', 'v2': 'GhostNetV2', 'v3': 'GhostNetV3', 'g-ghost': 'GGhostRegNet'}
 BACKBONE = ('width', 'arch', 'out_indices', 'output_stride', 'frozen_stages')

@@ -11,8 +11,13 @@ needs('mmengine', 'mmcv')
 
 from mmengine.runner import Runner
 
-from ghost_plugin._files import check_target
-from ghost_plugin.integrations.runs import check_checkpoint, launch, leave, load_run
+from ghost_plugin.integrations.openmmlab.runner_setup import (
+    check_checkpoint,
+    launch,
+    leave,
+    load_run,
+)
+from ghost_plugin.utils.atomic_io import check_target
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,7 +10,7 @@ needs('mmengine', 'mmcv')
 
 from mmengine.runner import Runner
 
-from ghost_plugin.integrations.runs import (
+from ghost_plugin.integrations.openmmlab.runner_setup import (
     check_checkpoint,
     explained,
     keep_whole,

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from ..layers.attention import SqueezeExcite
-from ..layers.branches import Branch, Branches, joinable, joint_sum
+from ..layers.bn_folding import Foldable
 from ..layers.common import DropPath, draw_weights
-from ..layers.folding import Foldable
 from ..layers.ghost import GhostModule, GhostModuleV2
+from ..layers.parallel_branches import Branch, Branches, joinable, joint_sum
 from ..layers.reparam import GhostModuleV3, Reparameterized, draw_branches, merge
 from ..specs import Block, make_divisible
-from .parts import BRANCH, Norm, Parts, depthwise_norm
+from .common import BRANCH, Norm, Parts, depthwise_norm
 
 
 class GhostBottleneck(Foldable, nn.Module):

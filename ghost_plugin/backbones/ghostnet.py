@@ -11,18 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..layers.bn_folding import Foldable, merge_branches
 from ..layers.common import activation, check_positive, draw_weights, second_moment
-from ..layers.folding import Foldable, merge_branches
-from ..specs import (
-    FINAL_LEVEL,
-    GHOSTNET,
-    GHOSTNET_V2,
-    check_out_indices,
-    check_rate,
-    layout,
-)
+from ..specs import FINAL_LEVEL, GHOSTNET, GHOSTNET_V2, check_out_indices, check_rate, layout
 from .bottlenecks import GhostBottleneck, GhostBottleneckV3
-from .parts import Act, ConvNormAct, Norm, Parts, Stages, drop_path_rates
+from .common import Act, ConvNormAct, Norm, Parts, Stages, drop_path_rates
 
 
 class GhostNet(Foldable, nn.Module):

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .rows import Row, kept
+from .layer_plan import Row, kept
 
 RATIOS = (1.0625, 1.125, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 _UNITS = {'k': 1e3, 'M': 1e6, 'G': 1e9}

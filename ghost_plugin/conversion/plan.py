@@ -16,19 +16,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._files import whole_file
 from .._version import __version__
-from ..analysis import copied, own_passes
 from ..layers.ghost import GhostConv2d
+from ..utils.atomic_io import whole_file
+from ..utils.modules import copied, own_passes
 from .budget import allocate
-from .fallback import few_images, misled
-from .fitting import Fit, begin, from_statistics, from_weights, joinable, listed, on_inputs, settle
-from .reconstruct import STEPS, Reconstruction
-from .report import draw, table
-from .rows import Row, kept
+from .fitting.few_images import few_images, misled
+from .fitting.reconstruction import STEPS, Reconstruction
+from .fitting.sequential import (
+    Fit,
+    begin,
+    from_statistics,
+    from_weights,
+    joinable,
+    listed,
+    on_inputs,
+    settle,
+)
+from .inspection import check_root
+from .layer_plan import Row, kept
+from .plan_report import draw, table
 from .selection import FINAL, REASONS
 from .surgery import build_ghosts, fits, repair, swap
-from .tracing import check_root
 
 _logger = logging.getLogger(__name__)
 RECONSTRUCT = ('layer', 'block')

@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..layers.cheap import build_cheap
-from ..layers.folding import plain
+from ..layers.bn_folding import plain
+from ..layers.cheap_ops import build_cheap
 from ..layers.ghost import split_channels
-from .costs import Shape
-from .tracing import Found, find_convs, other_conv
+from .cost_model import Shape
+from .inspection import Found, find_convs, other_conv
 
 Pattern = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 # What a pattern may set for the convs that it matches, and the default of each.

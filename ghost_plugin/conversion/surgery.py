@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers.cheap import build_cheap
+from ..layers.cheap_ops import build_cheap
 from ..layers.ghost import GhostConv2d
-from .loading import adopt
+from .dense_checkpoints import adopt
 from .selection import REASONS, unfit
 
 _OWN = frozenset(vars(nn.Conv2d(1, 1, 1)))

@@ -1,10 +1,10 @@
 """The road to deployment."""
 
 from .backends import ready
-from .export import ExportReport, export, export_onnx
-from .fuse import fuse
-from .quantize import QuantReport, quantize
-from .runtime import Optimized, optimize
+from .exporting import ExportReport, export, export_onnx
+from .fusion import fuse
+from .optimizing import Optimized, optimize
+from .quantization import QuantReport, quantize
 
 __all__ = [
     'ExportReport',

@@ -11,15 +11,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .. import _optional
-from ..analysis import copied
-from . import lazy
-from .export import export
-from .fuse import fuse
-from .inputs import arguments, calibrating
-from .outputs import Difference, Flat, differences
-from .quantize import quantize
-from .runners import (
+from ..utils import optional
+from ..utils.modules import copied
+from .comparison import Difference, Flat, differences
+from .concat_elimination import lazy_concat
+from .exporting import export
+from .flat_io import arguments, calibrating
+from .fusion import fuse
+from .inference import (
     Runner,
     channels_last,
     of_graph,
@@ -29,6 +28,7 @@ from .runners import (
     of_traced,
     quiet,
 )
+from .quantization import quantize
 
 
 class Forms:
@@ -71,13 +71,13 @@ class Forms:
     def apart(self) -> Flat:
         """That one with the halves of Ghost layers apart where that pays for the example."""
         model = copied(self.last.model)
-        joiner = lazy.keep_apart(model)
+        joiner = lazy_concat.keep_apart(model)
         flat = Flat(model, self.example_input)  # it calls the model
-        flat.register_forward_hook(lambda _, __, outputs: lazy.joined(outputs))
+        flat.register_forward_hook(lambda _, __, outputs: lazy_concat.joined(outputs))
         if not joiner.apart:
             raise ValueError(
                 'no halves of Ghost layers stay apart here: both together must hold '
-                f'{lazy.LEAST:,} numbers for the example'
+                f'{lazy_concat.LEAST:,} numbers for the example'
             )
         return flat
 
@@ -89,7 +89,7 @@ class Forms:
     @functools.cached_property
     def triton(self) -> Flat:
         """That one with Triton kernels where they are faster."""
-        from .gpu import accelerate  # it needs Triton
+        from .kernels.triton_modules import accelerate  # it needs Triton
 
         half = _half(self.last.model, self.example_input)
         accelerate(half.model, half.inputs.example)
@@ -113,7 +113,7 @@ class Forms:
     @functools.cached_property
     def split(self) -> Path:
         """That file with the halves of Ghost layers apart where that pays for the example."""
-        from .halves import split  # it needs onnx
+        from .concat_elimination.onnx_rewrite import split  # it needs onnx
 
         path = self.onnx.with_name('split.onnx')
         split(self.onnx, path, [x.shape for x in self.example])
@@ -179,12 +179,12 @@ class Backend:
 
     def refusal(self, reason: str) -> Exception:
         """What to raise where no other backend will do."""
-        kind = ValueError if _optional.usable(*self.needs) else ImportError
+        kind = ValueError if optional.usable(*self.needs) else ImportError
         return kind(f'{self.name} does not work here: {reason}')
 
     def attempt(self, forms: Forms, calls: int = 1) -> Attempt:
         """Build it, call it and compare with the model itself, or say why that does not go."""
-        missing = next((name for name in self.needs if not _optional.usable(name)), '')
+        missing = next((name for name in self.needs if not optional.usable(name)), '')
         if missing:
             return Attempt(reason=f'{missing} is not installed')
         if not self.runs_on(forms.device):

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import torch
 
-from .outputs import Flat, differences
-from .runners import of_module
+from .comparison import Flat, differences
+from .inference import of_module
 
 Tensors = list[torch.Tensor]
 Axes = dict[int, str]  # names of free axes, by their index

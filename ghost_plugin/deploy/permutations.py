@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ..analysis import copied
-from ..layers.chains import GHOST_CONVS
-from ..layers.folding import altered, plain
+from ..graph.symbolic_trace import GHOST_CONVS
+from ..layers.bn_folding import altered, plain
 from ..layers.permutation import Permuted
+from ..utils.modules import copied
 
 
 def with_constant_permutations(model: nn.Module, convolutions: bool) -> nn.Module:

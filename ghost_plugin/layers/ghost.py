@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 
 from .attention import DFCAttention
-from .cheap import build_cheap
+from .cheap_ops import build_cheap
 from .common import activation, check_positive, draw_weights, same_padding, second_moment
 from .permutation import Permuted
 

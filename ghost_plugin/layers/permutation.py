@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._torch import is_compiling
+from ..utils.torch_compat import is_compiling
 
 _BITS = 4  # of a digit
 # Averages of state dicts give 2.9999998 for 3; what lies further off is no channel number.

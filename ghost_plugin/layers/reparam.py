@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from .attention import DFCAttention
-from .branches import NUMBER, Branch, Branches, Norm, joinable, joint_sum
-from .cheap import check_dw_size
+from .bn_folding import Foldable, kernel_and_bias, scale_and_shift, with_weights
+from .cheap_ops import check_dw_size
 from .common import activation, check_positive, draw_weights, second_moment
-from .folding import Foldable, kernel_and_bias, scale_and_shift, with_weights
 from .ghost import Ghost, split_channels
+from .parallel_branches import NUMBER, Branch, Branches, Norm, joinable, joint_sum
 
 
 def draw_branches(branches: Iterable[Branch], moment: float, variance: float) -> None:

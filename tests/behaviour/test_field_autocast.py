@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin._torch import autocasts, full_precision
+from ghost_plugin.utils.torch_compat import autocasts, full_precision
 
 
 def net():

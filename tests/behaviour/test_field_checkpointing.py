@@ -10,7 +10,7 @@ from torch.utils import checkpoint as module
 from torch.utils.checkpoint import CheckpointFunction, checkpoint, checkpoint_sequential
 
 import ghost_plugin as gp
-from ghost_plugin.analysis import own_passes
+from ghost_plugin.utils.modules import own_passes
 
 
 class Block(nn.Module):

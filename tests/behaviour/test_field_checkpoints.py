@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin import _reading, _torch
-from ghost_plugin.integrations.restoring import load_exactly
+from ghost_plugin.conversion.restore import load_exactly
+from ghost_plugin.utils import checkpoint_io, torch_compat
 
 
 def build():
@@ -221,8 +221,8 @@ def write(request, tmp_path):
 
 @pytest.mark.parametrize('lists', [True, False])
 def test_arrays_of_every_kind_are_read(write, lists, monkeypatch):
-    monkeypatch.setattr(_torch, 'LISTS_NAMES', lists and _torch.LISTS_NAMES)
-    for content in (_reading.read(write(ARRAYS)), _reading.as_tensors(ARRAYS)):
+    monkeypatch.setattr(torch_compat, 'LISTS_NAMES', lists and torch_compat.LISTS_NAMES)
+    for content in (checkpoint_io.read(write(ARRAYS)), checkpoint_io.as_tensors(ARRAYS)):
         for name, array in ARRAYS.items():
             got = content[name]
             assert isinstance(got, torch.Tensor), name
@@ -233,7 +233,10 @@ def test_arrays_of_every_kind_are_read(write, lists, monkeypatch):
 def test_bfloat16_arrays_are_read(write):
     ml_dtypes = pytest.importorskip('ml_dtypes')
     array = np.arange(4).astype(ml_dtypes.bfloat16)
-    for content in (_reading.read(write({'a': array})), _reading.as_tensors({'a': array})):
+    for content in (
+        checkpoint_io.read(write({'a': array})),
+        checkpoint_io.as_tensors({'a': array}),
+    ):
         assert content['a'].dtype == torch.bfloat16
         assert content['a'].tolist() == [0, 1, 2, 3]
 

@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin import _optional
-from ghost_plugin.deploy.writers import FORMATS
+from ghost_plugin.deploy.export_formats import FORMATS
+from ghost_plugin.utils import optional
 
 needs_onnx = pytest.mark.skipif(
-    not _optional.usable('onnx', 'onnxruntime'), reason='needs onnx and onnxruntime'
+    not optional.usable('onnx', 'onnxruntime'), reason='needs onnx and onnxruntime'
 )
 
 
 def need(suffix):
     names = {'.onnx': ('onnx', 'onnxruntime'), '.xml': ('onnx', 'openvino')}.get(suffix, ())
-    if not _optional.usable(*names):
+    if not optional.usable(*names):
         pytest.skip(f'needs {names}')
 
 
@@ -79,7 +79,7 @@ def test_older_opsets_are_written_and_checked(build, opset, noise, tmp_path):
 @needs_onnx
 @pytest.mark.parametrize('opset', [11, 12])
 def test_split_files_of_older_opsets(opset, noise, tmp_path, monkeypatch):
-    monkeypatch.setattr('ghost_plugin.deploy.halves.LEAST', 0)
+    monkeypatch.setattr('ghost_plugin.deploy.concat_elimination.onnx_rewrite.LEAST', 0)
     path = tmp_path / 'net.onnx'
     net = gp.GhostNet(0.25, out_indices=(1, 2)).eval()
     names = {'input_names': ['images'], 'output_names': ['fine', 'coarse']}
@@ -145,7 +145,7 @@ def test_names_of_several_inputs_and_nested_outputs(suffix, noise, tmp_path):
 @needs_onnx
 @pytest.mark.parametrize('exporter', ['trace', 'dynamo'])
 def test_free_axes_are_named(exporter, noise, tmp_path):
-    if exporter == 'dynamo' and not (_optional.usable('onnxscript') and torch.__version__ > '2.7'):
+    if exporter == 'dynamo' and not (optional.usable('onnxscript') and torch.__version__ > '2.7'):
         pytest.skip('needs onnxscript and torch 2.7')
     import onnx
 

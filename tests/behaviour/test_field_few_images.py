@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.conversion.refit import Task, _shares, num_held
+from ghost_plugin.conversion.fitting.least_squares import Task, _shares, num_held
 
 RISE = 1.05
 NUMBERS = (0, 1, 2, 4, 8, 16)

@@ -10,8 +10,8 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin.backbones.bottlenecks import GhostBottleneck
-from ghost_plugin.backbones.g_ghost import GhostStage, RegNetBottleneck
-from ghost_plugin.backbones.parts import ConvNormAct
+from ghost_plugin.backbones.common import ConvNormAct
+from ghost_plugin.backbones.g_ghost_regnet import GhostStage, RegNetBottleneck
 from ghost_plugin.layers.common import draw_weights, second_moment
 from ghost_plugin.layers.ghost import GhostModuleV2
 from ghost_plugin.layers.reparam import GhostModuleV3

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.analysis import call, keeping, owned
+from ghost_plugin.utils.modules import call, keeping, owned
 
 
 def layers(*widths):

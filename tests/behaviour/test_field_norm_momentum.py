@@ -9,10 +9,10 @@ from torch.nn.utils import prune
 from torch.optim.swa_utils import update_bn
 
 import ghost_plugin as gp
-from ghost_plugin.layers import branches
-from ghost_plugin.layers.branches import Branches
+from ghost_plugin.layers import parallel_branches
 from ghost_plugin.layers.checkpointing import checkpointed
 from ghost_plugin.layers.norm import PooledBatchNorm2d, pooled_norm
+from ghost_plugin.layers.parallel_branches import Branches
 from ghost_plugin.layers.reparam import GhostModuleV3
 
 BUILD = {
@@ -83,7 +83,7 @@ def test_pooled_norm_keeps_what_the_norm_layer_chose(options):
 
 @pytest.fixture
 def _any_size(monkeypatch):
-    monkeypatch.setattr(branches, 'ENOUGH', 2)
+    monkeypatch.setattr(parallel_branches, 'ENOUGH', 2)
 
 
 @pytest.mark.parametrize('momentum', [0.1, 0.0, None])
@@ -130,7 +130,7 @@ def watch(net):
 @pytest.mark.usefixtures('_any_size')
 def test_branches_follow_what_is_changed_on_them(change, monkeypatch):
     net = Branches(4, 8, 3, nn.BatchNorm2d, stride=2, groups=4)
-    assert branches.joinable(torch.randn(2, 4, 9, 9), net)
+    assert parallel_branches.joinable(torch.randn(2, 4, 9, 9), net)
     twin = copy.deepcopy(net)
     for model in (net, twin):
         torch.manual_seed(0)

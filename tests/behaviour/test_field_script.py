@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin import _optional
+from ghost_plugin.utils import optional
 
 FAMILY = {
     'GhostNet': functools.partial(gp.GhostNet, 0.25),
@@ -86,7 +86,7 @@ def test_a_neck_that_reads_the_features_scripts(name, image):
 
 @pytest.mark.parametrize('name', ['GhostNet', 'GGhostRegNet'])
 def test_a_torchvision_detector_scripts(name):
-    if not _optional.usable('torchvision'):
+    if not optional.usable('torchvision'):
         pytest.skip('needs torchvision')
     from torchvision.models.detection import RetinaNet
     from torchvision.models.detection.anchor_utils import AnchorGenerator

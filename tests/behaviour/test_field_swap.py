@@ -14,9 +14,19 @@ from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import MODELS
 from torch import nn
 
-from ghost_plugin.integrations.swap import consumers, load_config, swap_backbone, write_config
-from ghost_plugin.integrations.swap.check import build, compare, exercise, verify
-from ghost_plugin.integrations.swap.kinds import find_kind
+from ghost_plugin.integrations.openmmlab.backbone_swap import (
+    consumers,
+    load_config,
+    swap_backbone,
+    write_config,
+)
+from ghost_plugin.integrations.openmmlab.backbone_swap.kinds import find_kind
+from ghost_plugin.integrations.openmmlab.backbone_swap.smoke_test import (
+    build,
+    compare,
+    exercise,
+    verify,
+)
 
 GHOST = 'ghost_plugin.GhostNet'
 OLD, CHANNELS = [16, 32, 64, 128], [12, 20, 56, 80]  # the second: GhostNet 0.5x, strides 4 to 32

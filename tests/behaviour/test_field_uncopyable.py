@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.analysis import copied
+from ghost_plugin.utils.modules import copied
 
 
 class Block(nn.Module):

@@ -107,7 +107,7 @@ def of_conversion(name: str, plan_options: dict, apply_options: dict) -> dict:
 def of_swap(config: str) -> dict:
     pytest.importorskip('mmengine')
     pytest.importorskip(config.partition('::')[0])
-    from ghost_plugin.integrations.swap import load_config, swap_backbone
+    from ghost_plugin.integrations.openmmlab.backbone_swap import load_config, swap_backbone
 
     swap = swap_backbone(load_config(config), 'ghost_plugin.GhostNet', width=0.5)
     text = json.dumps(swap.change, sort_keys=True, default=str)

@@ -14,7 +14,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
 import ghost_plugin as gp
-from ghost_plugin.integrations.runs import build_model
+from ghost_plugin.integrations.openmmlab.runner_setup import build_model
 
 ROOT = Path(__file__).parents[2] / 'configs'
 LEAVES = [path for path in sorted(ROOT.rglob('*.py')) if '_base_' not in path.parts]

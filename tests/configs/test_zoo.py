@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.apis import ModelHub, get_model
 
 import ghost_plugin as gp
-from ghost_plugin.integrations.runs import read_config
+from ghost_plugin.integrations.openmmlab.runner_setup import read_config
 
 MIM = Path(gp.__file__).parent / '.mim'  # where mim looks in an installed package
 LEAVES = {

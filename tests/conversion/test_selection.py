@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ghost_plugin as gp
+from ghost_plugin.conversion.inspection import find_convs
 from ghost_plugin.conversion.selection import REASONS, select
-from ghost_plugin.conversion.tracing import find_convs
 
 
 class Net(nn.Module):

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from _small import ALL, X, net, same
+from helpers.small import ALL, X, net, same
 from torch import nn
 
 import ghost_plugin as gp

@@ -2,18 +2,18 @@
 
 import pytest
 import torch
-from _nets import Residual
+from helpers.nets import Residual
 
 import ghost_plugin as gp
-from ghost_plugin import _optional
+from ghost_plugin.utils import optional
 
 
 @pytest.fixture(autouse=True)
 def halves_of_any_size(monkeypatch):
     """Small networks have small maps."""
-    monkeypatch.setattr('ghost_plugin.deploy.lazy.LEAST', 0)
-    if _optional.usable('onnx'):
-        monkeypatch.setattr('ghost_plugin.deploy.halves.LEAST', 0)
+    monkeypatch.setattr('ghost_plugin.deploy.concat_elimination.lazy_concat.LEAST', 0)
+    if optional.usable('onnx'):
+        monkeypatch.setattr('ghost_plugin.deploy.concat_elimination.onnx_rewrite.LEAST', 0)
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin.backbones.bottlenecks import GhostBottleneck
-from ghost_plugin.backbones.g_ghost import RegNetBottleneck
-from ghost_plugin.integrations import checkpoints, runs
+from ghost_plugin.backbones.g_ghost_regnet import RegNetBottleneck
+from ghost_plugin.integrations.openmmlab import checkpoint_hook, runner_setup
 from ghost_plugin.layers.ghost import Ghost
 
 ROOT = Path(__file__).parents[2]
@@ -89,10 +89,10 @@ class Study:
 
     def here(self, name, resumed=False, **options):
         """Train in this process; losses of the steps."""
-        cfg = runs.load_run(self.config(**options), self.folder / name)
-        runs.keep_whole(cfg)
+        cfg = runner_setup.load_run(self.config(**options), self.folder / name)
+        runner_setup.keep_whole(cfg)
         if resumed:
-            runs.resume(cfg, 'auto')
+            runner_setup.resume(cfg, 'auto')
         Runner.from_cfg(cfg).train()
         return self.curve(name)
 
@@ -114,11 +114,11 @@ class Study:
         return json.loads((self.folder / name / 'curve.json').read_text())
 
     def weights(self, name):
-        last = runs.last_checkpoint(self.folder / name)
+        last = runner_setup.last_checkpoint(self.folder / name)
         return torch.load(last, weights_only=False)['state_dict']
 
     def accuracies(self, name):
-        logged = runs.scalars(self.folder / name)
+        logged = runner_setup.scalars(self.folder / name)
         return [row['accuracy/top1'] for row in logged if 'accuracy/top1' in row]
 
 
@@ -171,7 +171,7 @@ save_checkpoint(large, path, backend_args=backend)
 def test_killed_while_it_saves_it_leaves_the_file_that_was_there(whole, tmp_path):
     """A limit on the size of files kills a process in the middle of its writing."""
     path = tmp_path / 'epoch_1.pth'
-    backend = {'backend': checkpoints._NAME} if whole else None
+    backend = {'backend': checkpoint_hook._NAME} if whole else None
     save_checkpoint({'state_dict': {'a': torch.ones(3)}}, str(path), backend_args=backend)
     # A process of its own: a fork of one with threads may wait for a lock for ever.
     done = subprocess.run([sys.executable, '-c', WRITE, str(path), json.dumps(backend)], cwd=ROOT)
@@ -183,7 +183,7 @@ def test_killed_while_it_saves_it_leaves_the_file_that_was_there(whole, tmp_path
 
 def test_a_lost_pointer_and_half_a_file_are_passed_over(tmp_path):
     with pytest.raises(FileNotFoundError, match='train first'):
-        runs.last_checkpoint(tmp_path)
+        runner_setup.last_checkpoint(tmp_path)
     for epoch in (9, 10):
         torch.save({'epoch': epoch}, tmp_path / f'epoch_{epoch}.pth')
     (tmp_path / 'epoch_11.pth').write_bytes((tmp_path / 'epoch_10.pth').read_bytes()[:100])
@@ -191,12 +191,12 @@ def test_a_lost_pointer_and_half_a_file_are_passed_over(tmp_path):
     for pointer in (None, '', str(tmp_path / 'epoch_11.pth'), str(tmp_path / 'epoch_8.pth')):
         if pointer is not None:
             (tmp_path / 'last_checkpoint').write_text(pointer)
-        assert runs.last_checkpoint(tmp_path).name == 'epoch_10.pth'
+        assert runner_setup.last_checkpoint(tmp_path).name == 'epoch_10.pth'
 
 
 @pytest.mark.parametrize('keep, kept', [(1, 2), (3, 3), (-1, -1)])
 def test_the_hook_never_keeps_only_one(keep, kept):
-    assert checkpoints.WholeCheckpointHook(max_keep_ckpts=keep).max_keep_ckpts == kept
+    assert checkpoint_hook.WholeCheckpointHook(max_keep_ckpts=keep).max_keep_ckpts == kept
 
 
 def units(model, **options):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.layers.cheap import NEIGHBOURS, Shift
+from ghost_plugin.layers.cheap_ops import NEIGHBOURS, Shift
 
 
 @pytest.mark.parametrize('cheap', ['depthwise', 'shift', 'linear'])

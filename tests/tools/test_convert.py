@@ -20,7 +20,7 @@ import _options
 import convert as tool
 
 import ghost_plugin as gp
-from ghost_plugin.integrations import sources
+from ghost_plugin.cli import model_loading
 
 NETS = """
 from torch import nn
@@ -123,13 +123,13 @@ def test_apply_fits_to_flat_pictures_and_a_new_process_restores_it(ok, model, pi
     code = f"""
 import sys, torch
 sys.path.insert(0, {str(TOOLS)!r})
-from ghost_plugin.integrations.restoring import converted
-from ghost_plugin.integrations.sources import load
+from ghost_plugin.conversion.restore import converted
+from ghost_plugin.cli.model_loading import load
 model = converted(load({model[0]!r}).model, {str(plan)!r}, {str(weights)!r})
 torch.save(model(torch.ones(2, 3, 32, 32)), {str(tmp_path / 'there.pth')!r})
 """
     subprocess.run([sys.executable, '-c', code], check=True)
-    here = gp.ConversionPlan.load(plan).apply(sources.load(model[0]).model, inherit=False)
+    here = gp.ConversionPlan.load(plan).apply(model_loading.load(model[0]).model, inherit=False)
     here.load_state_dict(torch.load(weights, weights_only=True), strict=True)
     there = torch.load(tmp_path / 'there.pth', weights_only=True)
     assert torch.equal(there, here.eval()(torch.ones(2, 3, 32, 32)))
@@ -293,7 +293,7 @@ def test_bad_plans_and_weights(refused, model, made, pictures, tmp_path):
     evaluate = ['evaluate', *model, '--plan', plan]
     assert 'go together' in refused(*evaluate)
     assert 'no checkpoint at' in refused(*evaluate, '--weights', 'none.pth')
-    torch.save(sources.load(model[0]).model.state_dict(), tmp_path / 'dense.pth')
+    torch.save(model_loading.load(model[0]).model.state_dict(), tmp_path / 'dense.pth')
     assert 'holds other weights' in refused(*evaluate, '--weights', tmp_path / 'dense.pth')
     tune = ['finetune', *model, *training(pictures, tmp_path / 'w.pth'), plan]
     assert 'go together' in refused(*tune)
@@ -308,7 +308,7 @@ def test_no_result_takes_the_place_of_what_it_is_made_from(refused, model, made,
     said = refused('apply', name, plan, '-o', plan, *size)
     assert 'would take the place of' in said
     weights = tmp_path / 'dense.pth'
-    torch.save(sources.load(model[0]).model.state_dict(), weights)
+    torch.save(model_loading.load(model[0]).model.state_dict(), weights)
     given = ['--checkpoint', weights, '-o', weights, *size]
     assert 'give another --out' in refused('apply', name, plan, *given)
     assert plan.read_bytes() == kept and 'conv' not in torch.load(weights)

@@ -8,7 +8,7 @@ pytest.importorskip('mmdet')
 from mmengine.config import Config
 
 import ghost_plugin as gp
-from ghost_plugin.integrations.runs import build_model
+from ghost_plugin.integrations.openmmlab.runner_setup import build_model
 
 
 def test_the_distilled_config_learns_from_the_network_that_was_converted(run, tmp_path):

@@ -22,9 +22,9 @@ from mmengine.config import Config
 from mmengine.runner import checkpoint
 
 import ghost_plugin as gp
-from ghost_plugin.analysis import Timing
-from ghost_plugin.integrations import sources
-from ghost_plugin.integrations.runs import build_model
+from ghost_plugin.cli import model_loading
+from ghost_plugin.integrations.openmmlab.runner_setup import build_model
+from ghost_plugin.profiling import Timing
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / 'configs/classification/ghostnet-050_digits.py'
@@ -284,8 +284,10 @@ def test_benchmark_refuses_before_it_measures(args, said, monkeypatch, in_proces
 
 @pytest.mark.parametrize('met', [True, False])
 def test_the_digits_are_learned_converted_and_shown(met, digits, tmp_path, in_process, monkeypatch):
-    small = functools.partial(sources.load, 'timm:test_resnet')  # fitting ResNet-18 takes long
-    monkeypatch.setattr(sources, 'load', lambda name, **options: small(**options))
+    small = functools.partial(
+        model_loading.load, 'timm:test_resnet'
+    )  # fitting ResNet-18 takes long
+    monkeypatch.setattr(model_loading, 'load', lambda name, **options: small(**options))
     plan = gp.plan
 
     def pretended(*args, latency=None, ready=None, **options):

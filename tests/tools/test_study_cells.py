@@ -9,7 +9,7 @@ pytest.importorskip('mmdet')
 
 from mmengine.config import Config
 
-from ghost_plugin.integrations.runs import build_model
+from ghost_plugin.integrations.openmmlab.runner_setup import build_model
 
 
 @pytest.fixture

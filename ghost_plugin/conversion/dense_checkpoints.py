@@ -1,0 +1,69 @@
+"""Weights of the dense network into the converted one, while they load."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..layers.ghost import GhostConv2d
+from ..utils.modules import copied, own_passes
+from .fitting.channel_statistics import from_kernels
+from .fitting.initialization import cheap_side, inherit
+
+
+@own_passes()
+def adopt(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
+    """Replace a dense conv's tensors in a state dict by those of its Ghost, fitted without data.
+
+    Args:
+        ghost: Of a converted network; it is left as it is.
+        weights: A state dict, changed in place.
+        prefix: Of the conv's names in it.
+
+    Raises:
+        ValueError: The dense conv has another shape, or a bias more or less.
+    """
+    weight, bias = weights.pop(f'{prefix}weight'), weights.pop(f'{prefix}bias', None)
+    try:
+        conv = dense_like(ghost, weight, bias)
+    except ValueError as error:
+        raise ValueError(f'{prefix.removesuffix(".") or "the conv"!r}: {error}') from None
+    twin = _twin(ghost, weight)
+    inherit(conv, twin, from_kernels(conv, cheap_side(twin)))
+    weights.update({f'{prefix}{name}': tensor for name, tensor in twin.state_dict().items()})
+
+
+def _twin(ghost: GhostConv2d, weight: torch.Tensor) -> GhostConv2d:
+    """A copy to be filled, where the weight lies, as assigned tensors stay there."""
+    like = copied(ghost, share=True)
+    if like.primary_conv.weight.is_meta:
+        like.to_empty(device=weight.device)
+        like.order = torch.arange(like.out_channels)
+    return like.to(weight)
+
+
+def dense_like(ghost: GhostConv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
+    """The dense conv that a Ghost stands for, with given weights."""
+    like = ghost.primary_conv
+    conv = nn.Conv2d(
+        ghost.in_channels,
+        ghost.out_channels,
+        ghost.kernel_size,
+        ghost.stride,
+        ghost.padding,
+        ghost.dilation,
+        ghost.groups,
+        like.bias is not None,
+        like.padding_mode,
+    ).to(weight)
+    if conv.weight.shape != weight.shape or (bias is None) != (conv.bias is None):
+        raise ValueError(
+            f'the dense weight {tuple(weight.shape)} with{"out" if bias is None else ""} bias does '
+            f'not fit a Ghost of {tuple(conv.weight.shape)} with'
+            f'{"out" if conv.bias is None else ""} bias'
+        )
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+        if bias is not None:
+            conv.bias.copy_(bias)
+    return conv

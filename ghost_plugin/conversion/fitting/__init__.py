@@ -1,0 +1,1 @@
+"""Weights of the replaced convolutions: inherited, fitted and reconstructed."""

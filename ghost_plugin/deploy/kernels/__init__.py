@@ -1,0 +1,1 @@
+"""Triton kernels and the modules that use them."""

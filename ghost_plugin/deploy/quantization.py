@@ -1,0 +1,357 @@
+"""int8 after training, by ONNX Runtime or by NNCF for OpenVINO, and what each layer loses by it."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..profiling import TURN, time_together
+from ..utils import optional
+from ..utils.atomic_io import check_target, whole_files
+from ..utils.modules import own_passes
+from .comparison import Difference, differences
+from .export_formats import FORMATS
+from .exporting import export
+from .flat_io import of_calibration
+from .inference import Runner, of_onnx, of_openvino, openvino_core, quiet
+
+_logger = logging.getLogger(__name__)
+DEPTHWISE = ('auto', 'int8', 'float')
+# Depthwise layers go to int8 only where that makes the whole faster by this share: they lose most.
+_GAIN = 0.03
+_ROUNDS = 10
+# Error of the outputs, as a share of them, from which on they are no longer the model's: maps of
+# zeros have 1.
+_WRONG = 0.8
+
+
+@dataclass(frozen=True)
+class QuantReport:
+    """What became of a model in int8.
+
+    Attributes:
+        path: The file.
+        library: ``'onnxruntime'`` or ``'openvino'``.
+        depthwise: ``'int8'`` or ``'float'``.
+        typical: Root mean square of the outputs' error, as a share of that of the outputs, on the
+            last calibration batch.
+        times: Median milliseconds for that batch of ``'float32'`` and of the forms that were tried
+            and compute the model.
+        layers: Error of each layer's maps, all in front of it in int8 too, measured like
+            ``typical``; ONNX Runtime only.
+        size, float_size: Bytes of the file, and of the one in float32.
+    """
+
+    path: Path
+    library: str
+    depthwise: str
+    typical: float
+    times: dict[str, float]
+    layers: dict[str, float]
+    size: int
+    float_size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), 'path': str(self.path)}
+
+    def table(self, number: int = 10) -> str:
+        """The layers that lose most, in Markdown."""
+        worst = sorted(self.layers.items(), key=lambda item: -item[1])[:number]
+        rows = [f'| {name} | {error:.3f} |' for name, error in worst]
+        return '\n'.join(['| Layer | Error of its maps |', '| --- | --- |', *rows])
+
+
+@own_passes()
+def quantize(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    path: str | os.PathLike,
+    *,
+    depthwise: str = 'auto',
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> QuantReport:
+    """Write a model in int8, with a scale per output channel of its weights.
+
+    Args:
+        model: In eval mode, on the CPU; it is left as it is.
+        calibration: Inputs that the model is called with, real ones; some 100 pictures do. The
+            first says which inputs there are: the file takes its tensors in its order, and what is
+            no tensor in it is kept as it is. The last is what errors and times are measured on.
+        path: ``.onnx`` quantises with ONNX Runtime, ``.xml`` with NNCF for OpenVINO.
+        depthwise: Whether depthwise convs become int8 or stay in float32; ``'auto'`` tries both
+            and takes int8 only where it is faster here.
+        input_names, output_names: As in :func:`ghost_plugin.export`.
+
+    Returns:
+        What was written, how far it lies from the model, and how fast it is here.
+
+    Raises:
+        ValueError: No calibration input, or one that the model does not take or that has other
+            inputs than the first; an option that cannot be; the model cannot be exported;
+            what the runtime computes in int8 on this machine is not the model. Files stay as they
+            were then.
+        ImportError: The library is not installed.
+        OSError: The file cannot be written there.
+    """
+    path = Path(path)
+    if path.suffix not in _LIBRARIES:
+        raise ValueError(f'the name must end in one of {list(_LIBRARIES)}, got {str(path)!r}')
+    if depthwise not in DEPTHWISE:
+        raise ValueError(f'depthwise must be one of {DEPTHWISE}, got {depthwise!r}')
+    library = _LIBRARIES[path.suffix]
+    optional.require(*library.needs)
+    check_target(path, *FORMATS[path.suffix].others)
+    given = list(calibration)
+    if not given:
+        raise ValueError('calibration holds no input; some 100 pictures do')
+    batches = of_calibration(model, given)
+    with tempfile.TemporaryDirectory(prefix='ghost_plugin-') as name:
+        folder = Path(name)
+        plain = folder / 'plain.onnx'
+        _export(model, given[0], plain, input_names, output_names)
+        kinds = ('float', 'int8') if depthwise == 'auto' else (depthwise,)
+        files = {kind: folder / f'{kind}{path.suffix}' for kind in kinds}
+        for kind, file in files.items():
+            with quiet():
+                library.write(plain, batches, file, _depthwise(plain) if kind == 'float' else [])
+        runners = {kind: library.read(file) for kind, file in files.items()}
+        errors = _errors(runners, of_onnx(plain), batches[-1])
+        right = {kind: run for kind, run in runners.items() if errors[kind] < _WRONG}
+        if not right:
+            raise ValueError(_not_the_model(library.name, errors))
+        times = _times({'float32': library.read(plain), **right}, batches[-1])
+        kind = _better(times)
+        layers = library.layers(plain, files[kind], batches[-1:], folder)
+        library.warn(files[kind], runners[kind], batches[-1])
+        size = _place(files[kind], path)
+        return QuantReport(
+            path, library.name, kind, errors[kind], times, layers, size, plain.stat().st_size
+        )
+
+
+def _export(
+    model: nn.Module,
+    example_input: Any,
+    path: Path,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> None:
+    """As ONNX, of free sizes where the model takes them."""
+    options = dict(
+        exporter='trace', portable=False, input_names=input_names, output_names=output_names
+    )
+    try:
+        export(model, example_input, path, **options)
+    except ValueError:
+        export(model, example_input, path, dynamic='batch', **options)
+
+
+def _times(runners: dict[str, Runner], batch: list[torch.Tensor]) -> dict[str, float]:
+    tasks = {name: lambda run=run: run(batch) for name, run in runners.items()}
+    return {t.name: t.median for t in time_together(tasks, _ROUNDS, 2, apart=True, least=TURN)}
+
+
+def _errors(
+    runners: dict[str, Runner], plain: Runner, batch: list[torch.Tensor]
+) -> dict[str, float]:
+    want = plain(batch)
+    return {kind: differences(run(batch), want).typical for kind, run in runners.items()}
+
+
+def _not_the_model(library: str, errors: dict[str, float]) -> str:
+    found = ', '.join(f'{error:.2f} with depthwise {kind}' for kind, error in errors.items())
+    other = next(suffix for suffix, row in _LIBRARIES.items() if row.name != library)
+    return (
+        f'what {library} computes in int8 on this processor is not the model: its outputs are off '
+        f'by {found} (root mean square, of theirs), where {_WRONG} is too much; nothing was '
+        f'written; try a file that ends in {other!r}, or other calibration inputs'
+    )
+
+
+def _better(times: dict[str, float]) -> str:
+    """Of the kinds that were timed."""
+    fast, safe = times.get('int8', float('inf')), times.get('float', float('inf'))
+    return 'int8' if fast < (1 - _GAIN) * safe else 'float'
+
+
+def _depthwise(path: Path) -> list[str]:
+    """Names of the depthwise convs of an ONNX file."""
+    import onnx
+
+    from .concat_elimination.onnx_analysis import attribute
+
+    graph = onnx.load(path).graph
+    shapes = {weight.name: weight.dims for weight in graph.initializer}
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == 'Conv'
+        and shapes.get(node.input[1], (0, 0))[1] == 1 < attribute(node, 'group', 1)
+    ]
+
+
+def _place(file: Path, path: Path) -> int:
+    """Move a file and its companions to where they belong; their bytes."""
+    others = FORMATS[path.suffix].others
+    with whole_files(path, *others) as partial:
+        size = 0
+        for suffix in (path.suffix, *others):
+            content = file.with_suffix(suffix).read_bytes()
+            partial.with_suffix(suffix).write_bytes(content)
+            size += len(content)
+    return size
+
+
+def _feeds(path: Path, batches: list[list[torch.Tensor]]) -> Iterator[dict[str, Any]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    names = [node.name for node in session.get_inputs()]
+    for batch in batches:
+        yield {name: x.numpy() for name, x in zip(names, batch, strict=True)}
+
+
+def _reader(path: Path, batches: list[list[torch.Tensor]]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.feeds = _feeds(path, batches)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.feeds, None)
+
+    return Reader()
+
+
+def _by_onnxruntime(
+    plain: Path, batches: list[list[torch.Tensor]], path: Path, left: list[str]
+) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    ready = path.with_suffix('.ready.onnx')
+    quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+    quantize_static(
+        str(ready),
+        str(path),
+        _reader(ready, batches),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        # One bit less for weights: processors without VNNI add pairs of products in 16 bits, which
+        # overflow. On one a converted EfficientNet-Lite0 has 64 % right so, 60 % with all bits.
+        reduce_range=True,
+        nodes_to_exclude=left,
+    )
+    _unique(path)
+
+
+def _unique(path: Path) -> None:
+    """Drop steps that stand twice, which ONNX Runtime writes and then refuses to read."""
+    import onnx
+
+    model = onnx.load(path)
+    nodes = {tuple(node.output): node for node in reversed(model.graph.node)}
+    kept = [node for node in model.graph.node if nodes[tuple(node.output)] is node]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    onnx.save(model, path)
+
+
+def _by_nncf(plain: Path, batches: list[list[torch.Tensor]], path: Path, left: list[str]) -> None:
+    import nncf
+    import openvino
+
+    model = openvino_core().read_model(str(plain))
+    # A stored order between int8 maps and a shortcut kills the process in which OpenVINO 2026.4
+    # compiles it.
+    kept = ['GroupConvolution', 'Gather'] if left else ['Gather']
+    present = {op.get_type_name() for op in model.get_ops()}
+    kinds = [kind for kind in kept if kind in present]  # NNCF refuses what is not there
+    data = nncf.Dataset(batches, lambda batch: [x.numpy() for x in batch])
+    scope = nncf.IgnoredScope(types=kinds)
+    # Maps that no ReLU cuts off need a zero point of their own: a converted EfficientNet-Lite0 with
+    # 86.0 % right in float32 has 85.3 % so and 84.0 % without, at about the same speed.
+    preset = nncf.QuantizationPreset.MIXED
+    number = len(batches)
+    made = nncf.quantize(model, data, preset=preset, subset_size=number, ignored_scope=scope)
+    openvino.save_model(made, str(path), compress_to_fp16=False)
+
+
+def _warn_of_free_sizes(path: Path, right: Runner, batch: list[torch.Tensor]) -> None:
+    """Warn where these make OpenVINO wrong, as they do 2026.4 on a processor with AVX-VNNI."""
+    compiled = openvino_core().compile_model(str(path), 'CPU')
+    found = compiled([x.numpy() for x in batch]).to_tuple()
+    error = differences([torch.from_numpy(maps) for maps in found], right(batch)).typical
+    if not error < _WRONG:
+        _logger.warning(
+            'OpenVINO computes something else on this processor when this int8 model is compiled '
+            'with free sizes; set them before: model = core.read_model(path); '
+            'model.reshape([1, 3, 224, 224]); core.compile_model(model)'
+        )
+
+
+def _layers(
+    plain: Path, path: Path, batches: list[list[torch.Tensor]], folder: Path
+) -> dict[str, float]:
+    """Error of each quantised map, as ONNX Runtime's debugger matches them."""
+    from onnxruntime.quantization import qdq_loss_debug as debug
+
+    found = []
+    for name, file in (('plain', path.with_suffix('.ready.onnx')), ('int8', path)):
+        shown = folder / f'{name}.shown.onnx'
+        debug.modify_model_output_intermediate_tensors(file, shown)
+        found.append(debug.collect_activations(str(shown), _reader(plain, batches)))
+    matches = debug.create_activation_matching(found[1], found[0])
+    return {
+        name: _error(match['float'], match['post_qdq'])
+        for name, match in matches.items()
+        if match.get('float')
+    }
+
+
+def _error(want: Iterable[Any], got: Iterable[Any]) -> float:
+    worst = Difference()
+    for a, b in zip(want, got, strict=True):
+        worst |= differences(torch.from_numpy(b), torch.from_numpy(a))
+    return worst.typical
+
+
+@dataclass(frozen=True)
+class _Library:
+    name: str
+    needs: tuple[str, ...]
+    write: Callable[[Path, list[list[torch.Tensor]], Path, list[str]], None]
+    read: Callable[[Path], Runner]
+    layers: Callable[..., dict[str, float]]
+    warn: Callable[[Path, Runner, list[torch.Tensor]], None]
+
+
+_LIBRARIES = {
+    '.onnx': _Library(
+        'onnxruntime',
+        ('onnx', 'onnxruntime'),
+        _by_onnxruntime,
+        of_onnx,
+        _layers,
+        lambda *args: None,
+    ),
+    '.xml': _Library(
+        'openvino',
+        ('onnx', 'onnxruntime', 'openvino', 'nncf'),
+        _by_nncf,
+        of_openvino,
+        lambda *args: {},
+        _warn_of_free_sizes,
+    ),
+}

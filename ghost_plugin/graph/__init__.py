@@ -1,0 +1,1 @@
+"""What fusion, conversion and pruning know about a model's graph."""

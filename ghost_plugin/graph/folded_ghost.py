@@ -1,0 +1,131 @@
+"""A Ghost conv with the norm behind it folded in, as far as that is exact."""
+
+import copy
+
+import torch
+from torch import nn
+
+from ..layers.bn_folding import noise, remains, scale_and_shift
+from ..layers.ghost import Ghost, GhostConv2d
+from ..layers.permutation import Permuted
+
+# A primary map whose scale is smaller than that share of the largest keeps it as a step of its own:
+# the cheap kernels would have to be divided by it.
+_TINY = 1e-3
+
+
+class FoldedGhostConv2d(Ghost, Permuted):
+    """What a norm behind a Ghost conv gives, with a step on the primary maps where one is left.
+
+    A scale of the ghost maps goes into the cheap kernels, one of the primary maps into the primary
+    kernels and out of the cheap ones. A shift of the primary maps cannot go that way: the cheap
+    kernels see zeros around the maps, and would see the shift's border. It is added behind, unless
+    the cheap kernels have no border.
+
+    Args:
+        ghost: The Ghost conv, left as it is.
+        scale, shift: Of the norm, (out_channels,) each.
+
+    Shape:
+        As the Ghost conv.
+    """
+
+    def __init__(self, ghost: GhostConv2d, scale: torch.Tensor, shift: torch.Tensor) -> None:
+        primary = copy.deepcopy(ghost.primary_conv)
+        super().__init__(ghost.out_channels, primary.out_channels, ghost.copies, ghost.served)
+        self.in_channels, self.groups, self.cut = ghost.in_channels, ghost.groups, ghost.cut
+        self.primary_conv = primary
+        self.cheap_operation = copy.deepcopy(ghost.cheap_operation)
+        self.order = ghost.order
+        left, shift = self._fold(*_by_map(ghost, scale, shift))
+        self.scale = _step(left, primary.weight) if (left != 1).any() else None
+        self.shift = _step(shift, primary.weight) if (shift != 0).any() else None
+        self.train(ghost.training)
+
+    @torch.no_grad()
+    def _fold(self, scale: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fold what can be; the scale and the shift of the primary maps that are left."""
+        number = self.primary_conv.out_channels
+        own, ghosts = scale[:number], scale[number:]
+        if not self.copies:
+            _scale(self.primary_conv, own, shift)
+            return torch.ones_like(own), torch.zeros_like(own)
+        taken = torch.where(own.abs() > _TINY * own.abs().max(), own, torch.ones_like(own))
+        left, moved = own / taken, shift[:number].clone()
+        inner = torch.where(left == 1, moved, torch.zeros_like(moved))
+        if not _borderless(self.cheap_operation):
+            inner.zero_()
+        _scale(self.primary_conv, taken, inner)
+        sums = self.cheap_operation.weight.double().sum((1, 2, 3))
+        each = (v[: self.served].repeat_interleave(self.copies) for v in (taken, inner))
+        taken, seen = each
+        _scale(self.cheap_operation, ghosts / taken, shift[number:] - ghosts / taken * sums * seen,
+               bias_scale=ghosts)  # fmt: skip
+        return left, moved - inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        primary = self.primary_conv(x)
+        if self.copies == 0:
+            maps = primary
+        else:
+            ghosts = self.ghosts(primary)
+            if self.scale is not None:
+                primary = primary * self.scale
+            if self.shift is not None:
+                primary = primary + self.shift
+            maps = self.join(primary, ghosts)
+        return self.permuted(maps)
+
+    def extra_repr(self) -> str:
+        steps = [name for name in ('scale', 'shift') if getattr(self, name) is not None]
+        return f'{self.in_channels}, {self.out_channels}, steps={steps}'
+
+
+def _borderless(cheap: nn.Conv2d) -> bool:
+    """Whether the cheap kernels see no zeros around the maps."""
+    return cheap.padding_mode != 'zeros' or not any(cheap.padding)
+
+
+def foldable_ghost(ghost: nn.Module) -> bool:
+    """Whether a norm behind this Ghost conv can be folded: its ghosts must have kernels."""
+    if type(ghost) is not GhostConv2d:
+        return False
+    return not ghost.copies or isinstance(ghost.cheap_operation, nn.Conv2d)
+
+
+def fold_ghost(ghost: GhostConv2d, norm: nn.Module) -> tuple[FoldedGhostConv2d, nn.Module, float]:
+    """What stands for both, what is left of the norm, and the largest difference on noise."""
+    folded = FoldedGhostConv2d(ghost, *scale_and_shift(norm))
+    rest = remains(norm)
+    x = noise(ghost.primary_conv, *([ghost.cheap_operation] if ghost.copies else []))
+    with torch.no_grad():
+        difference = (norm(ghost(x)) - rest(folded(x))).abs().max().item()
+    return folded, rest, difference
+
+
+def _by_map(
+    ghost: GhostConv2d, scale: torch.Tensor, shift: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift of every map that the convs make; those that are cut off stay."""
+    order = torch.arange(ghost.out_channels) if ghost.order is None else ghost.order
+    every_scale, every_shift = scale.new_ones(ghost.made()), shift.new_zeros(ghost.made())
+    every_scale[order], every_shift[order] = scale, shift
+    return every_scale, every_shift
+
+
+def _step(values: torch.Tensor, like: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(values[:, None, None].to(like), requires_grad=like.requires_grad)
+
+
+def _scale(
+    conv: nn.Conv2d,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    bias_scale: torch.Tensor | None = None,
+) -> None:
+    """Scale the kernels of a conv, and its bias too, then shift what it gives; in place."""
+    bias = shift
+    if conv.bias is not None:
+        bias = shift + conv.bias.double() * (scale if bias_scale is None else bias_scale)
+    conv.weight.copy_(conv.weight.double() * scale[:, None, None, None])
+    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)

@@ -1,0 +1,262 @@
+"""Runs of OpenMMLab: their config, what they left behind, pictures of them."""
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from torch import distributed, nn
+
+from ...specs import SPECS, out_channels
+from ...utils import optional
+from ...utils.checkpoint_io import read
+
+optional.require('mmengine')
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.runner import load_checkpoint
+
+# What a Runner cannot do without, and the loaders that it builds where the config has them.
+_READ = {
+    'train': (
+        ('model', 'train_dataloader', 'optim_wrapper'),
+        ('train_dataloader', 'val_dataloader'),
+    ),
+    'test': (('model', 'test_dataloader'), ('test_dataloader',)),
+}
+
+
+def read_config(path: str | os.PathLike) -> Config:
+    """A config file.
+
+    Raises:
+        FileNotFoundError: No such file. ValueError: It cannot be read.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'no config at {os.fspath(path)!r}')
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # it is a program, and can go wrong in any way
+        raise ValueError(f'cannot read config {os.fspath(path)!r}: {_reason(error)}') from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in the first place and, where mmengine wrapped it, what it advises to do."""
+    root, lines = error, str(error).splitlines() or ['']
+    if error.__cause__:
+        root = error.__cause__
+        while root.__cause__ or root.__context__:
+            root = root.__cause__ or root.__context__
+    if root is error:
+        return f'{type(error).__name__}: {lines[0]}'
+    return f'{type(root).__name__}: {root}. {lines[-1].strip()}'
+
+
+def check_checkpoint(source: str, resume: bool = False) -> None:
+    """Refuse a file that mmengine would have to run code of; an address is left to mmengine.
+
+    Args:
+        source: File, folder of a file per process, or address.
+        resume: Whether a run is to go on from it, and not only to begin with its weights.
+
+    Raises:
+        FileNotFoundError: No such file. ValueError: Not a checkpoint of tensors and plain values,
+            or not of a run.
+    """
+    if '://' in source or (resume and os.path.isdir(source)):
+        return
+    told = read(source).get('meta')
+    if resume and not (isinstance(told, Mapping) and {'epoch', 'iter'} <= told.keys()):
+        raise ValueError(
+            f'{source!r} holds weights but no state of a run to resume; begin with them by '
+            f'--cfg-options load_from={source}'
+        )
+
+
+def load_run(
+    config: str | os.PathLike, work_dir: Path, options: dict | None = None, mode: str = 'train'
+) -> Config:
+    """A config file with changes, ready for a Runner.
+
+    Args:
+        config: File.
+        work_dir: Where the run writes if neither the config nor ``options`` say.
+        options: Changes, such as ``{'train_cfg.max_epochs': 3}``.
+        mode: What the Runner shall do, ``'train'`` or ``'test'``; the other's data may be missing.
+
+    Raises:
+        FileNotFoundError: No config, or no folder where it looks for its data.
+        ValueError: A config that cannot be read, of only a part, or whose neck does not fit.
+    """
+    cfg = read_config(config)
+    cfg.merge_from_dict(options or {})
+    cfg.work_dir = cfg.get('work_dir') or str(work_dir)
+    needed, loaders = _READ[mode]
+    for part in needed:
+        if part not in cfg:
+            raise ValueError(f'{config} has no {part}; it is part of a config, inherit from it')
+    _check_neck(cfg.model)
+    for loader in loaders:
+        _check_data(cfg, loader)
+    return cfg
+
+
+def _check_neck(model: dict) -> None:
+    """Raise when a neck wants other maps than the backbone of ours in front of it gives."""
+    backbone, neck = model.get('backbone') or {}, model.get('neck') or {}
+    wanted = neck.get('in_channels') if isinstance(neck, dict) else None
+    scope, _, name = str(backbone.get('type')).rpartition('.')
+    if scope != 'ghost_plugin' or name not in SPECS or not isinstance(wanted, list | tuple):
+        return
+    size = {key: backbone[key] for key in ('out_indices', 'width', 'arch') if key in backbone}
+    given = out_channels(name, **size)
+    if list(wanted) not in (given, given[::-1]):  # YOLOV3Neck begins with the deepest
+        raise ValueError(
+            f'the neck {neck.get("type")} wants maps of {wanted} channels and the backbone gives '
+            f'{given}; change out_indices, or ask ghost_plugin.out_channels for in_channels'
+        )
+
+
+def _check_data(cfg: Config, loader: str) -> None:
+    root = (cfg.get(loader) or {}).get('dataset', {}).get('data_root')
+    if root and '://' not in root and (not os.path.isdir(root) or not os.listdir(root)):
+        raise FileNotFoundError(
+            f'{loader} looks for data in {root!r}, which is missing or empty; '
+            'tools/make_digits.py, voc_to_coco.py and prepare_folder.py make such folders'
+        )
+
+
+def last_checkpoint(work_dir: Path) -> Path:
+    """The newest whole checkpoint of a run, also where the run was killed while it saved.
+
+    Raises:
+        FileNotFoundError: The run saved none.
+    """
+    pointer = work_dir / 'last_checkpoint'
+    named = Path(pointer.read_text().strip() or '-') if pointer.is_file() else work_dir / '-'
+    if named.is_dir() or zipfile.is_zipfile(named):  # a folder holds one file per process
+        return named
+    whole = [path for path in work_dir.glob('*_*.pth') if _step(path) and zipfile.is_zipfile(path)]
+    if not whole:
+        raise FileNotFoundError(f'no checkpoint in {work_dir}; train first')
+    return max(whole, key=_step)
+
+
+def _step(path: Path) -> int:
+    """Number of the epoch or iteration that a checkpoint's name tells, 0 for others."""
+    found = re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem)
+    return int(found[1]) if found else 0
+
+
+# What a launcher sets in each of its processes, and the command that does it.
+_STARTED = {
+    'pytorch': ('RANK', 'torchrun'),
+    'slurm': ('SLURM_PROCID', 'srun'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
+}
+
+
+def launch(cfg: Config, launcher: str) -> None:
+    """Choose a job launcher; processes of torchrun without GPUs talk by gloo.
+
+    MMEngine by itself asks for a GPU as soon as there is a launcher.
+
+    Raises:
+        ValueError: The launcher did not start this process.
+    """
+    variable, command = _STARTED.get(launcher, ('', ''))
+    if variable and variable not in os.environ and not distributed.is_initialized():
+        raise ValueError(
+            f'--launcher {launcher} is for processes that {command} starts, and {variable} is not '
+            f'set; start with {command}, or leave --launcher out'
+        )
+    cfg.launcher = launcher
+    if launcher != 'pytorch' or get_device() != 'cpu':
+        return
+    if not distributed.is_initialized():
+        distributed.init_process_group('gloo')
+    unused = cfg.get('find_unused_parameters', False)
+    wrapper = {'broadcast_buffers': False, 'find_unused_parameters': unused}
+    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+
+
+def leave() -> None:
+    """Wait for the other processes of a launcher and part: gloo may abort one that just ends."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def resume(cfg: Config, source: str) -> None:
+    """Let a run go on from a checkpoint; with ``'auto'`` from its newest one, if it has any."""
+    if source == 'auto':
+        try:
+            source = str(last_checkpoint(Path(cfg.work_dir)))
+        except FileNotFoundError:
+            return  # it was killed before its first, and begins again with what it loads
+    cfg.resume, cfg.load_from = True, source
+
+
+def explained(error: Exception) -> Exception:
+    """What torch says about tensors, in words about data and config; other errors as they are."""
+    label = re.search(r'Target (-?\d+) is out of bounds', str(error))
+    if not label:
+        return error
+    return ValueError(
+        f'the data has a label {label[1]} and the model fewer classes, which count from 0; change '
+        'num_classes of its head'
+    )
+
+
+def scale_rate(cfg: Config) -> None:
+    """Let MMEngine fit the learning rate to the real batch size.
+
+    Raises:
+        ValueError: The config does not say which batch size its learning rate is for.
+    """
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise ValueError(
+            'the config does not say which batch size its learning rate is for; give '
+            '--cfg-options auto_scale_lr.base_batch_size=N, or leave --auto-scale-lr out'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def keep_whole(cfg: Config) -> None:
+    """Let MMEngine's checkpoint hook, where a config has it, write whole files only."""
+    hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', {'type': 'CheckpointHook'})
+    kind = hook.get('type') if hook else None
+    # Python-style configs hold the class, and dumped ones its name with any of its modules.
+    if (HOOKS.get(kind) if isinstance(kind, str) else kind) is CheckpointHook:
+        hook['type'] = 'ghost_plugin.WholeCheckpointHook'
+
+
+def scope_of(cfg: Config) -> AbstractContextManager[None]:
+    """Build what a config names inside; the scope before is back afterwards, without a warning."""
+    return DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine')
+
+
+def build_model(
+    config: str | os.PathLike, checkpoint: str | os.PathLike | None = None
+) -> nn.Module:
+    """The model of a config in eval mode, with the weights of a checkpoint."""
+    cfg = Config.fromfile(config)
+    with scope_of(cfg):
+        model = MODELS.build(cfg.model)
+    if checkpoint is not None:
+        load_checkpoint(model, os.fspath(checkpoint), map_location='cpu', strict=True)
+    model.eval()
+    return model
+
+
+def scalars(work_dir: Path) -> list[dict[str, Any]]:
+    """Everything a run logged, over all its resumed parts, in order."""
+    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]

@@ -1,0 +1,1 @@
+"""Registration of the backbones with timm."""

@@ -1,0 +1,227 @@
+"""Convs side by side, each with its norm, summed; and how to train that in fewer passes.
+
+A norm of a batch is a scale and a shift once mean and variance are known, so a sum of normalised
+convs is one conv with one kernel. What the branches are needed for are their means and variances;
+those of a 1x1 depthwise conv, and of the input itself, follow from the input's, those of a 1x1
+conv from the input's covariance. That leaves one conv where there were five normalised maps to
+write, read and add. Values and gradients are those of the plain sum.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from ..utils.torch_compat import has_autocast, is_compiling
+from .bn_folding import Foldable, altered
+from .common import same_padding
+
+NUMBER = 3  # convs of full size side by side
+ENOUGH = 1024  # values per channel from which the joint sum measured faster, on CPU
+
+Norm = Callable[[int], nn.Module]
+
+
+class Branch(Foldable, nn.Module):
+    """A conv without bias that keeps the map's size up to the stride, and its norm.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
+    """
+
+    folds = (('conv', 'bn1'),)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        norm_layer: Norm,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        padding = same_padding(kernel_size, dilation)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False
+        )
+        self.bn1 = norm_layer(out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn1(self.conv(x))
+
+
+class Branches(nn.Sequential):
+    """Equal branches side by side on one input, summed.
+
+    Args:
+        args, kwargs: As :class:`Branch`.
+
+    Shape:
+        As each of them.
+    """
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*(Branch(*args, **kwargs) for _ in range(NUMBER)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.jit.is_scripting():
+            if joinable(x, self):
+                return joint_sum(x, self)
+        return self[0](x) + self[1](x) + self[2](x)
+
+
+def joinable(
+    x: torch.Tensor, convs: Branches, pixel: Branch | None = None, skip: nn.Module | None = None
+) -> bool:
+    """Whether :func:`joint_sum` gives what the plain sum does, and pays.
+
+    It gives the same for equal batch norms in training; it pays on large maps, behind depthwise
+    convs and behind 1x1 convs on few channels. Tracers and compilers follow the plain sum better.
+    """
+    conv = convs[0].conv
+    pays = conv.groups > 1 or (
+        conv.kernel_size == (1, 1) and conv.in_channels <= NUMBER * conv.out_channels
+    )
+    tracing = not isinstance(x, torch.Tensor) or is_compiling()
+    if tracing or not pays or _values(x, conv) < ENOUGH:
+        return False
+    norms = _norms(convs, pixel, skip)
+    branches = [*convs] if pixel is None else [*convs, pixel]
+    called = [convs, *norms, *branches, *(branch.conv for branch in branches)]
+    return (
+        all(type(norm) is nn.BatchNorm2d and norm.training for norm in norms)
+        and all(norm.affine and norm.track_running_stats for norm in norms)
+        and len({(norm.eps, norm.momentum) for norm in norms}) == 1
+        and norms[0].momentum is not None
+        and all(_keeps_size(branch.conv, conv.stride) for branch in branches)
+        and len({branch.conv.dilation for branch in convs}) == 1
+        and not any(altered(module) for module in called)
+    )
+
+
+def _keeps_size(conv: nn.Module, stride: tuple[int, ...]) -> bool:
+    """Whether a plain conv pads with zeros what its kernel needs, and has the given stride.
+
+    Asked at each call: strides and dilations are changed on finished networks, too.
+    """
+    kept = type(conv) is nn.Conv2d and conv.padding_mode == 'zeros' and conv.stride == stride
+    same = tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    return kept and conv.padding == same
+
+
+def joint_sum(
+    x: torch.Tensor,
+    convs: Branches,
+    pixel: Branch | None = None,
+    skip: nn.Module | None = None,
+    copies: int = 1,
+) -> torch.Tensor:
+    """Sum of branches, in training, as one conv; running statistics follow as in the plain sum.
+
+    Args:
+        x: Input of all branches, (N, in_channels, H, W).
+        convs: The branches of full size.
+        pixel: A depthwise branch with a 1x1 kernel.
+        skip: A norm of the input itself, whose map ``o // copies`` goes into output map ``o``.
+        copies: Output maps per input map where the branches are depthwise.
+    """
+    conv = convs[0].conv
+    kernels = [branch.conv.weight for branch in convs]
+    mean, var = _moments(x, conv, torch.stack(kernels))
+    if pixel is not None:
+        seen = x[:, :, :: conv.stride[0], :: conv.stride[1]]
+        own_mean, own_var = (v.repeat_interleave(copies) for v in _Moments.apply(seen))
+        weight = pixel.conv.weight.flatten()
+        mean, var = [*mean, weight * own_mean], [*var, weight.square() * own_var]
+        kernels.append(_centred(pixel.conv.weight, conv))
+        if skip is not None:
+            mean, var = [*mean, own_mean], [*var, own_var]
+            kernels.append(_centred(torch.ones_like(pixel.conv.weight), conv))
+        mean, var = torch.stack(mean), torch.stack(var)
+    norms = _norms(convs, pixel, skip)
+    _track(norms, mean, var, _values(x, conv))
+    scale = torch.stack([norm.weight for norm in norms]) * (var + norms[0].eps).rsqrt()
+    bias = (torch.stack([norm.bias for norm in norms]) - mean * scale).sum(0)
+    kernel = (torch.stack(kernels) * scale[:, :, None, None, None]).sum(0)
+    return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _norms(convs: Branches, pixel: Branch | None, skip: nn.Module | None) -> list[nn.Module]:
+    norms = [branch.bn1 for branch in convs]
+    return norms + [norm for norm in (pixel and pixel.bn1, skip) if norm is not None]
+
+
+def _values(x: torch.Tensor, conv: nn.Conv2d) -> int:
+    """Values per channel that ``conv`` gives."""
+    rows, columns = (-(-side // step) for side, step in zip(x.shape[2:], conv.stride, strict=True))
+    return x.shape[0] * rows * columns
+
+
+def _centred(weight: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """A 1x1 kernel with zeros around it, of the size of the kernel of ``conv``."""
+    rows, columns = (side // 2 for side in conv.kernel_size)
+    return F.pad(weight, (columns, columns, rows, rows))
+
+
+def _moments(
+    x: torch.Tensor, conv: nn.Conv2d, kernels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance, (B, C) each, of what convs like ``conv`` give with (B, C, ...) kernels."""
+    if conv.groups > 1:  # wider than its input, a depthwise conv has no fast form
+        options = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        each = [_Moments.apply(F.conv2d(x, kernel, None, *options)) for kernel in kernels]
+        mean, var = zip(*each, strict=True)
+        return torch.stack(mean), torch.stack(var)
+    return _from_covariance(x[:, :, :: conv.stride[0], :: conv.stride[1]], kernels.flatten(2))
+
+
+def _from_covariance(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of linear maps of the pixels; weights (B, C, in_channels)."""
+    pixels = x.movedim(1, -1).flatten(0, 2)
+    with _full_precision(x.device.type):
+        pixels = pixels.to(torch.promote_types(pixels.dtype, weights.dtype))
+        mean = pixels.mean(0)
+        centred = pixels - mean
+        covariance = centred.T @ centred / len(pixels)
+        return weights @ mean, ((weights @ covariance) * weights).sum(2).clamp_min(0)
+
+
+def _full_precision(device: str) -> AbstractContextManager:
+    """No autocast, also where a device knows none."""
+    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
+
+
+@torch.no_grad()
+def _track(norms: list[nn.Module], mean: torch.Tensor, var: torch.Tensor, values: int) -> None:
+    """Move the running statistics on, as the norms themselves would."""
+    momentum, unbiased = norms[0].momentum, var * (values / (values - 1))
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+    torch._foreach_lerp_([norm.running_mean for norm in norms], list(mean), momentum)
+    torch._foreach_lerp_([norm.running_var for norm in norms], list(unbiased), momentum)
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and variance of each map, (N, C, H, W) -> (C,), (C,), one pass each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wide = torch.float if x.dtype in (torch.bfloat16, torch.half) else x.dtype
+        unused = x.new_zeros(2, x.shape[1], dtype=wide)
+        mean, var = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
+        ctx.save_for_backward(x, mean)
+        return mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_mean: torch.Tensor, to_var: torch.Tensor) -> torch.Tensor:
+        x, mean = ctx.saved_tensors
+        values = x.numel() // x.shape[1]
+        # An evaluated batch norm of variance 1 is the fused (x - mean) * weight + bias.
+        half = torch.full_like(mean, 0.5)
+        return F.batch_norm(x, mean, half, 2 / values * to_var, to_mean / values, eps=0.5)

@@ -1,0 +1,1 @@
+"""Files, checkpoints, optional packages and small tools for modules."""

@@ -1,0 +1,275 @@
+"""Modes, hooks, copies and calls of modules, without a trace on what the caller owns."""
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils import checkpoint
+
+from . import torch_compat
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def hooked(*handles: Any) -> Iterator[None]:
+    """Remove the handles of hooks when the block ends."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Replaced:
+    """Replaces an attribute of a class or module while any thread is within.
+
+    Args:
+        owner, name: The attribute.
+        new: What it is meanwhile.
+    """
+
+    def __init__(self, owner: Any, name: str, new: Any) -> None:
+        self.owner, self.name, self.new = owner, name, new
+        self.lock, self.users, self.old = threading.Lock(), 0, {}
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.users:
+                own = vars(self.owner)
+                self.old = {self.name: own[self.name]} if self.name in own else {}
+                setattr(self.owner, self.name, self.new)
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                delattr(self.owner, self.name)
+                for name, value in self.old.items():
+                    setattr(self.owner, name, value)
+
+
+def _run_once(function: Callable, preserve_rng_state: bool, *args: Any) -> Any:
+    return function(*args)
+
+
+# Both ways of torch.utils.checkpoint, wherever the function itself was imported to. The re-entrant
+# one hides what is inside from gradients, and either would run the hooks inside a second time.
+_PLAIN_CHECKPOINTS = (
+    _Replaced(checkpoint.CheckpointFunction, 'apply', staticmethod(_run_once)),
+    _Replaced(
+        checkpoint,
+        '_checkpoint_without_reentrant_generator',
+        lambda *args, **kwargs: iter((None,)),
+    ),
+)
+
+
+@contextmanager
+def own_passes() -> Iterator[None]:
+    """Forward passes of this package's own: in full precision, checkpointed parts as plain ones.
+
+    Every entry point that runs a model runs it so. Without it autocast would round what is fitted
+    and compared, and gradient checkpointing would hide parts of the model.
+    """
+    with torch_compat.full_precision(), _PLAIN_CHECKPOINTS[0], _PLAIN_CHECKPOINTS[1]:
+        yield
+
+
+def copied(
+    model: nn.Module,
+    memo: Mapping[int, Any] | None = None,
+    *,
+    share: bool = False,
+    instead: str = 'set it to None meanwhile, or give its class a __deepcopy__',
+) -> nn.Module:
+    """A deep copy, also of a model that keeps what it computed with gradients in its last call.
+
+    Args:
+        model: To be copied.
+        memo: What stands for a part of it, by the part's id.
+        share: Whether a copy may hold the same locks, files and whatever else cannot be copied;
+            for copies that nobody but the caller sees.
+        instead: What the error says to do.
+
+    Raises:
+        ValueError: Something in the model cannot be copied; the error names it.
+    """
+    memo = dict(memo or {})
+    try:
+        return _deepcopied(model, memo)
+    except Exception as error:
+        found = list(_uncopyable(model, '', memo, set()))
+        if not found or found[0][1] is model:
+            raise
+        if share:
+            return _deepcopied(model, memo | {id(value): value for _, value, _ in found})
+        path, value, reason = found[0]
+        kind = f'{type(value).__module__}.{type(value).__qualname__}'
+        raise ValueError(
+            f'{type(model).__name__} cannot be copied: its {path!r} ({kind}) cannot ({reason}); '
+            f'{instead}'
+        ) from error
+
+
+def _deepcopied(value: Any, memo: Mapping[int, Any]) -> Any:
+    with _Detached():
+        return copy.deepcopy(value, dict(memo))
+
+
+def _uncopyable(
+    value: Any, path: str, memo: Mapping[int, Any], seen: set[int]
+) -> Iterator[tuple[str, Any, Exception]]:
+    """What in a value cannot be copied, with its path and the reason."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    try:
+        _deepcopied(value, memo)
+    except Exception as error:
+        found = False
+        for name, part in _parts(value):
+            for one in _uncopyable(part, f'{path}.{name}'.lstrip('.'), memo, seen):
+                found = True
+                yield one
+        if not found:
+            yield path, value, error
+
+
+def _parts(value: Any) -> list[tuple[Any, Any]]:
+    """What a module or a container holds, by name."""
+    if isinstance(value, nn.Module):
+        held = dict(vars(value))
+        own = [held.pop(kind) for kind in ('_parameters', '_buffers', '_modules')]
+        return [*held.items(), *(item for part in own for item in part.items())]
+    if isinstance(value, Mapping):
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, list | tuple) else []
+
+
+class _Detached(TorchFunctionMode):
+    """Computed tensors, which torch does not copy, are copied without where they came from."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
+def call(model: Callable, example_input: Any) -> Any:
+    """Call with a copy of an input, so that a model which writes into it changes nothing outside.
+
+    Args:
+        model: What to call.
+        example_input: A tensor, a tuple of arguments or a mapping of keyword arguments.
+    """
+    args, kwargs = as_copies(example_input)
+    return model(*args, **kwargs)
+
+
+def as_copies(example_input: Any) -> tuple[tuple, dict[str, Any]]:
+    """Positional and keyword arguments of :func:`call`: copies, which ask for no gradient."""
+    with torch.inference_mode(False), torch.no_grad():
+        return owned(as_arguments(example_input))
+
+
+def owned(value: Any) -> Any:
+    """A copy of what a model is called with: nested tensors and whatever else can be copied.
+
+    Memory format and gradients of tensors stay; modules inside are not copied.
+    """
+    memo: dict[int, Any] = {}
+
+    def own(leaf: Any) -> Any:
+        if isinstance(leaf, nn.Module):
+            return leaf
+        if isinstance(leaf, torch.Tensor):
+            if id(leaf) not in memo:  # one that is given twice stays one
+                memo[id(leaf)] = leaf.clone()
+            return memo[id(leaf)]
+        try:
+            with _Detached():
+                return copy.deepcopy(leaf, memo)
+        except Exception:  # such as locks and iterators, which cannot be given twice anyway
+            return leaf
+
+    return pytree.tree_map(own, value)
+
+
+def keeping(model: Callable) -> Callable:
+    """A call of a model that never changes what it is given.
+
+    The first call with tensors of some kind gets copies. If the model does not write into these,
+    later calls get the tensors themselves, so that no copying is timed.
+    """
+    harmless: set[tuple] = set()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        leaves = pytree.tree_flatten((args, kwargs))[0]
+        kind = tuple(map(_kind, leaves))
+        if kind in harmless:
+            return model(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            args, kwargs = owned((args, kwargs))
+        given = tensors((args, kwargs))
+        before = [x._version for x in given]
+        outputs = model(*args, **kwargs)
+        if None not in kind and before == [x._version for x in given]:
+            harmless.add(kind)
+        return outputs
+
+    return run
+
+
+def _kind(leaf: Any) -> Any:
+    """What decides whether a model makes a tensor of its own first; None where nobody can tell."""
+    if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    return repr(leaf) if isinstance(leaf, bool | int | float | str | type(None)) else None
+
+
+def as_arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
+    """Positional and keyword arguments of :func:`call`."""
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    if isinstance(example_input, tuple | list):
+        return tuple(example_input), {}
+    return (example_input,), {}
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors of a nesting of tuples, lists and dictionaries, in their order."""
+    return [leaf for leaf in pytree.tree_flatten(value)[0] if isinstance(leaf, torch.Tensor)]
+
+
+@contextmanager
+def constant(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient; afterwards those do again that did."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

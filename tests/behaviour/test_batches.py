@@ -1,0 +1,290 @@
+"""Every form of a batch, for planning, calibration, reconstruction and budgets."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import ghost_plugin as gp
+from ghost_plugin.conversion.fitting import sequential
+from ghost_plugin.conversion.fitting.sequential import measured
+
+ALL = {'keep_first': False, 'keep_last': False}
+
+
+def body():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3)
+    ).eval()  # fmt: skip
+
+
+class One(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = body()
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class Two(One):
+    def forward(self, x, *, gain, flag=True):
+        return {'maps': self.body(x) * gain if flag else None}
+
+
+class Scenes(One):
+    """As detectors: a list of pictures of any size."""
+
+    def forward(self, images, targets=None):
+        side = max(max(image.shape[-2:]) for image in images)
+        padded = [
+            nn.functional.pad(i, (0, side - i.shape[-1], 0, side - i.shape[-2])) for i in images
+        ]
+        maps = self.body(torch.stack(padded))
+        return [{'boxes': m.flatten(1)[:4].T, 'scores': m.mean((1, 2))} for m in maps]
+
+
+class Boxes(One):
+    """A head that runs on as many crops as there are boxes, not on the pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Conv2d(16, 16, 3)
+
+    def forward(self, x):
+        maps = self.body(x)
+        crops = torch.cat([maps[:, :, i : i + 5, i : i + 5] for i in range(3)])
+        return self.head(crops).mean((1, 2, 3)).view(3, -1)
+
+
+class Windows(One):
+    """A block with a conv that sees windows of its maps."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.whole = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(16)
+            self.parts = nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x):
+            maps = self.norm(self.whole(x))
+            windows = self.parts(torch.cat(maps.chunk(2, 3)))
+            return maps + torch.cat(windows.chunk(2), 3)
+
+    def __init__(self):
+        super().__init__()
+        self.block = self.Block()
+
+    def forward(self, x):
+        return self.block(self.body(x))
+
+
+def batch():
+    return torch.randn(4, 3, 12, 12)
+
+
+FORMS = {
+    'tensor': (One, batch),
+    'tuple': (One, lambda: (batch(),)),
+    'mapping': (Two, lambda: {'x': batch(), 'gain': torch.tensor(2.0), 'flag': True}),
+    'scenes': (Scenes, lambda: ([torch.randn(3, 12, 12) for _ in range(4)],)),
+    'boxes': (Boxes, batch),
+    'windows': (Windows, batch),
+}
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    build, example = FORMS[request.param]
+    return build().eval(), example
+
+
+def look(output):
+    leaves = torch.utils._pytree.tree_flatten(output)[0]
+    return [leaf.shape for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.parametrize('reconstruct', [None, 'layer', 'block'])
+def test_batches_of_every_form_calibrate(form, reconstruct):
+    model, example = form
+    plan = gp.plan(model, example(), **ALL)
+    calibration = [example() for _ in range(3)]
+    converted = plan.apply(model, calibration=calibration, reconstruct=reconstruct, steps=3)
+    call = gp.analysis.call
+    assert look(call(converted, example())) == look(call(model, example()))
+    assert all(0 <= row.error < 1 for row in plan.rows)
+
+
+def test_costs_are_per_picture_whatever_the_form(form):
+    model, example = form
+    converted, plan = gp.convert(model, example(), **ALL)
+    assert gp.count(model, example()).macs == 4 * plan.totals['macs_before']
+    assert gp.count(converted, example()).macs == 4 * plan.totals['macs_after']
+
+
+@pytest.mark.parametrize('calibrated', [True, False])
+def test_budgets_take_every_form(form, calibrated):
+    model, example = form
+    calibration = [example()] if calibrated else None
+    plan = gp.plan(model, example(), macs=0.8, calibration=calibration, **ALL)
+    assert plan.totals['macs_after'] <= 0.8 * plan.totals['macs_before']
+
+
+def test_batches_of_several_sizes_calibrate(caplog):
+    model = One().eval()
+    sizes = [torch.randn(2, 3, side, side) for side in (12, 16, 20)]
+    converted, plan = gp.convert(model, sizes[0], calibration=sizes, **ALL)
+    assert converted(sizes[2]).shape == model(sizes[2]).shape
+    assert all(row.error is not None for row in plan.rows)
+
+
+@pytest.mark.parametrize('options', [{}, {'macs': 0.8}])
+def test_scenes_with_pictures_of_several_sizes_calibrate(options, caplog):
+    model = Scenes().eval()
+    scenes = [([torch.randn(3, side, 12) for side in sides],) for sides in ((12, 16), (20, 14))]
+    plan = gp.convert(model, scenes[0], calibration=scenes, **options, **ALL)[1]
+    assert all(row.error is not None for row in plan.rows if row.converts)
+    assert any('do not fit together' in message for message in caplog.messages)
+    with pytest.raises(ValueError, match='pictures of one size'):
+        plan.apply(model, calibration=scenes, reconstruct='block')
+
+
+def test_a_generator_of_batches_is_enough():
+    model = One().eval()
+    _, plan = gp.convert(model, batch(), calibration=(batch() for _ in range(2)), **ALL)
+    assert all(row.error is not None for row in plan.rows)
+
+
+def test_nothing_leaks_from_one_plan_to_the_next():
+    include = {'*': {'ratio': 3}, 'body.3': {'dw_size': 1}}
+    given = copy.deepcopy(include)
+    first = gp.plan(One(), batch(), include=include, ratio=4)
+    assert include == given
+    second = gp.plan(One(), batch(), **ALL)
+    assert [row.ratio for row in second.rows] == [2, 2]
+    assert [row.ratio for row in first.rows] == [3, 4]
+    first.rows[0].ratio = 5
+    assert first.rows[1].ratio == 4
+
+
+def test_one_plan_converts_several_models_alike():
+    model = One().eval()
+    plan = gp.plan(model, batch(), **ALL)
+    first, second = plan.apply(model), plan.apply(copy.deepcopy(model))
+    x = batch()
+    assert torch.equal(first(x), second(x))
+    fresh = [plan.apply(model, inherit=False) for _ in range(2)]
+    assert torch.equal(fresh[0](x), fresh[1](x))
+
+
+@pytest.mark.parametrize('reconstruct', [None, 'block'])
+def test_a_conv_that_sees_windows_inherits(reconstruct):
+    torch.manual_seed(0)
+    model, x = Windows().eval(), batch()
+    plan = gp.plan(model, x, **ALL)
+    with torch.no_grad():
+        fresh, inherited = (
+            plan.apply(model, **options)(x) - model(x)
+            for options in (
+                {'inherit': False},
+                {'calibration': [x, batch()], 'reconstruct': reconstruct, 'steps': 0},
+            )
+        )
+    assert inherited.square().mean() < 0.7 * fresh.square().mean()
+
+
+@pytest.mark.parametrize(('memory', 'passes'), [(1, True), (2**28, False)])
+def test_convs_that_few_pictures_reach_are_told_by_all_of_them(monkeypatch, memory, passes):
+    model, told = One().eval(), {}
+
+    def watched(model, sides, batches):
+        told.update(dict.fromkeys(sides, sum(map(len, batches))))
+        return measured(model, sides, batches)
+
+    monkeypatch.setattr(sequential, 'MEMORY', memory)
+    monkeypatch.setattr(sequential, 'measured', watched)
+    plan = gp.plan(model, batch(), **ALL)
+    plan.apply(model, calibration=[batch(), batch()])
+    assert told == ({row.name: 8 for row in plan.rows} if passes else {})
+
+
+class Grid(One):
+    """Takes a grid beside the pictures, with a first axis of its own."""
+
+    def forward(self, x, grid):
+        return self.body(x) * grid.mean()
+
+
+def test_what_is_no_picture_is_not_counted_or_cut():
+    model, grid = Grid().eval(), torch.rand(7, 5)
+    plan = gp.plan(model, (batch(), grid), macs=0.8, **ALL)
+    assert 4 * plan.totals['macs_before'] == gp.count(model, (batch(), grid)).macs
+    converted = plan.apply(model, calibration=[(batch(), grid), (batch(), grid)])
+    alone = plan.apply(model, calibration=[(batch(), grid)])
+    assert converted(batch(), grid).shape == alone(batch(), grid).shape
+
+
+def test_a_list_is_a_tuple_of_arguments():
+    model, x = One().eval(), batch()
+    assert gp.plan(model, [x], **ALL).totals == gp.plan(model, (x,), **ALL).totals
+    (listed, _), (paired, _) = (
+        gp.convert(model, x, calibration=[kind([x])], **ALL) for kind in (list, tuple)
+    )
+    assert torch.equal(listed(x), paired(x))
+
+
+@pytest.mark.parametrize(
+    'calibration, said',
+    [
+        (batch(), 'takes several batches, got one Tensor'),
+        ([(batch(), torch.arange(4))], 'without labels; a tuple was given'),
+        ([], 'holds no batch'),
+    ],
+)
+def test_what_is_no_calibration_is_told(calibration, said):
+    with pytest.raises(ValueError, match=said):
+        gp.convert(One().eval(), batch(), calibration=calibration, **ALL)
+
+
+@pytest.mark.parametrize('budget', [{}, {'macs': 0.8}])
+@pytest.mark.parametrize('where', ['pictures', 'weights'])
+def test_no_nan_passes_for_a_harmless_ratio(budget, where):
+    model, x = One().eval(), batch()
+    spoilt = x if where == 'pictures' else model.body[3].weight.data
+    spoilt[0, 0, 0, 0] = float('nan')
+    with pytest.raises(ValueError, match=r"'body.\d' gives maps that are no finite numbers"):
+        gp.convert(model, batch(), calibration=[x], **budget, **ALL)
+
+
+class Finds(Scenes):
+    """Boxes of bright pictures only."""
+
+    def forward(self, images):
+        return [{'boxes': maps['boxes'][: int(image.mean() > 1)]}
+                for image, maps in zip(images, super().forward(images), strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize('options', [{'macs': 0.8}, {'reconstruct': 'block', 'steps': 1}])
+def test_pictures_in_which_nothing_is_found_calibrate(options, caplog):
+    dark, bright = torch.randn(2, 4, 3, 12, 12).unbind()
+    batches = [([*pictures],) for pictures in (dark, bright + 9, torch.cat((dark, bright + 9)))]
+    plan = gp.convert(Finds().eval(), batches[0], calibration=batches, **options, **ALL)[1]
+    assert {row.reason for row in plan.rows} <= {'', 'budget'} and not caplog.messages
+    with pytest.raises(ValueError, match='the output is empty'):
+        gp.plan(Finds().eval(), batches[0], macs=0.8, calibration=batches[:1], **ALL)
+
+
+@pytest.mark.parametrize('number', [1, 4, 6, 8])
+def test_few_pictures_do_not_make_maps_of_one_pixel_look_dear(number):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1)
+    ).eval()  # fmt: skip
+    x = torch.randn(number, 3, 7, 7)
+    options = {'macs': 0.95, 'calibration': [x], 'dw_size': 1, **ALL}
+    plan = gp.convert(model, x, **options)[1]
+    assert all(row.scores['2'] < 10 for row in plan.rows)
+    assert all(row.error is None or row.error < 10 for row in plan.rows)

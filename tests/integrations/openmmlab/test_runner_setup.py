@@ -1,0 +1,164 @@
+"""Configs of runs: what they must have, which data they read, where they write."""
+
+import pytest
+import torch
+
+pytest.importorskip('mmengine')
+pytest.importorskip('mmcv')
+
+from mmengine.config import Config
+from mmengine.hooks import LoggerHook
+
+from ghost_plugin.integrations.openmmlab import runner_setup
+
+WHOLE = """
+model = dict(backbone=dict(type='ghost_plugin.GhostNet', width=0.5, out_indices=(2, 3, 4)),
+             neck=dict(type='Neck', in_channels={channels}))
+train_dataloader = dict(dataset=dict(data_root='{train}'))
+optim_wrapper = dict(optimizer=dict(lr=1.0))
+"""
+MORE = """
+val_dataloader = dict(dataset=dict(data_root='{val}'))
+test_dataloader = dict(dataset=dict(data_root='{test}'))
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a config; data that is not named otherwise is there."""
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/0.png').touch()
+
+    def write(text=WHOLE + MORE, channels=(20, 56, 80), **roots):
+        there = dict.fromkeys(('train', 'val', 'test'), tmp_path / 'data')
+        path = tmp_path / 'mine.py'
+        path.write_text(text.format(channels=list(channels), **{**there, **roots}))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize('channels', [(20, 56, 80), (80, 56, 20)])
+def test_a_neck_may_begin_with_the_deepest_map(written, channels):
+    runner_setup.load_run(written(channels=channels), 'work')
+
+
+def test_a_neck_of_other_channels_is_named(written):
+    with pytest.raises(ValueError, match=r'Neck wants maps of \[20, 80, 56\] .* \[20, 56, 80\]'):
+        runner_setup.load_run(written(channels=(20, 80, 56)), 'work')
+
+
+def test_pretraining_has_no_test(written):
+    runner_setup.load_run(written(WHOLE), 'work')
+    with pytest.raises(ValueError, match='has no test_dataloader'):
+        runner_setup.load_run(written(WHOLE), 'work', mode='test')
+
+
+@pytest.mark.parametrize('mode, reads', [('train', {'train', 'val'}), ('test', {'test'})])
+@pytest.mark.parametrize('missing', ['train', 'val', 'test'])
+def test_only_data_that_is_read_must_be_there(written, mode, reads, missing):
+    path = written(**{missing: 'nowhere'})
+    if missing not in reads:
+        runner_setup.load_run(path, 'work', mode=mode)
+        return
+    with pytest.raises(FileNotFoundError, match=f"{missing}_dataloader looks for data in 'nowh"):
+        runner_setup.load_run(path, 'work', mode=mode)
+
+
+@pytest.mark.parametrize(
+    'line, options, where',
+    [
+        ('', {}, 'work'),
+        ('work_dir = None', {}, 'work'),
+        ("work_dir = 'mine'", {}, 'mine'),
+        ("work_dir = 'mine'", {'work_dir': 'given'}, 'given'),
+    ],
+)
+def test_the_command_line_goes_before_the_configs_work_dir(written, line, options, where):
+    assert runner_setup.load_run(written(WHOLE + line), 'work', options).work_dir == where
+
+
+LAZY = """
+from mmengine.hooks import {kind}
+default_hooks = dict(checkpoint=dict(type={kind}, interval=3))
+"""
+TEXT = 'default_hooks = dict(checkpoint=dict(type={kind!r}, interval=3))'
+
+
+@pytest.mark.parametrize(
+    'text, kind, whole',
+    [
+        (LAZY, 'CheckpointHook', True),
+        (TEXT, 'CheckpointHook', True),
+        (TEXT, 'mmengine.CheckpointHook', True),
+        (TEXT, 'mmengine.hooks.CheckpointHook', True),
+        (LAZY, 'LoggerHook', False),
+        (TEXT, 'LoggerHook', False),
+    ],
+)
+def test_every_way_to_name_mmengines_checkpoint_hook_writes_whole_files(
+    text, kind, whole, tmp_path
+):
+    path = tmp_path / 'mine.py'
+    path.write_text(text.format(kind=kind))
+    cfg = Config.fromfile(path)
+    runner_setup.keep_whole(cfg)
+    hook = cfg.default_hooks.checkpoint
+    assert hook.interval == 3
+    assert (
+        hook.type == 'ghost_plugin.WholeCheckpointHook'
+        if whole
+        else (hook.type in ('LoggerHook', LoggerHook))
+    )
+
+
+def test_a_hook_that_nobody_knows_is_left_to_the_runner():
+    cfg = Config({'default_hooks': {'checkpoint': {'type': 'nobody.Knows'}}})
+    runner_setup.keep_whole(cfg)
+    assert cfg.default_hooks.checkpoint.type == 'nobody.Knows'
+
+
+def test_a_missing_module_of_custom_imports_is_named(written):
+    text = "custom_imports = dict(imports=['no_such_module'])\nmodel = dict()"
+    with pytest.raises(ValueError, match=r"No module named 'no_such_module'.*PYTHONPATH") as caught:
+        runner_setup.read_config(written(text.replace('{', '{{').replace('}', '}}')))
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'content', [{'conv.weight': torch.ones(2)}, {'state_dict': {}, 'meta': {'classes': ['a']}}]
+)
+def test_only_a_checkpoint_of_a_run_is_resumed(content, tmp_path):
+    path = str(tmp_path / 'w.pth')
+    torch.save(content, path)
+    runner_setup.check_checkpoint(path)
+    with pytest.raises(ValueError, match=r'no state of a run .*load_from='):
+        runner_setup.check_checkpoint(path, resume=True)
+    torch.save({**content, 'meta': {'epoch': 1, 'iter': 9}}, path)
+    runner_setup.check_checkpoint(path, resume=True)
+    runner_setup.check_checkpoint(str(tmp_path), resume=True)  # a file per process
+
+
+def test_rates_scale_only_where_the_config_says_from_which_batch_size():
+    cfg = Config({'auto_scale_lr': {'base_batch_size': 16}})
+    runner_setup.scale_rate(cfg)
+    assert cfg.auto_scale_lr.enable
+    for without in ({}, {'auto_scale_lr': {'enable': False}}):
+        with pytest.raises(ValueError, match='base_batch_size=N'):
+            runner_setup.scale_rate(Config(without))
+
+
+def test_a_label_beyond_the_classes_is_explained():
+    with pytest.raises(IndexError) as caught:
+        torch.nn.functional.cross_entropy(torch.zeros(1, 3), torch.tensor([7]))
+    assert 'label 7 and the model fewer classes' in str(runner_setup.explained(caught.value))
+    other = IndexError('list index out of range')
+    assert runner_setup.explained(other) is other
+
+
+@pytest.mark.parametrize('launcher, command', [('pytorch', 'torchrun'), ('slurm', 'srun')])
+def test_a_launcher_that_did_not_start_the_process_is_told(launcher, command, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    monkeypatch.delenv('SLURM_PROCID', raising=False)
+    with pytest.raises(ValueError, match=f'--launcher {launcher} .* start with {command}'):
+        runner_setup.launch(Config(), launcher)
