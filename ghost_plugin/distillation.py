@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .layers.common import check_module
-from .utils.modules import as_arguments, call, evaluating, owned, tensors
+from .utils.modules import as_arguments, call_model, clone_tensors, eval_mode, tensors_in
 
 # Names of pooling layers; the map in front of the last one stands for a network's features.
 BEFORE_POOLING = 'before_pooling'
@@ -76,10 +76,10 @@ class Distiller:
         with watching(self.student, list(self.pairs)) as seen:
             # A copy, so that the teacher gets the same even if the student writes into it; its
             # gradients go on to the batch.
-            args, kwargs = owned(as_arguments(example))
+            args, kwargs = clone_tensors(as_arguments(example))
             output = self.student(*args, **kwargs)
-        with watching(self.teacher, list(self.pairs.values())) as wanted, evaluating(self.teacher):
-            target = call(self.teacher, example)
+        with watching(self.teacher, list(self.pairs.values())) as wanted, eval_mode(self.teacher):
+            target = call_model(self.teacher, example)
         distance = self.features(seen, wanted)
         if self.logits:
             distance = distance + self.logits * divergence(output, target, self.temperature)
@@ -138,10 +138,10 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Maps]
     seen: dict[str, Maps] = {}
 
     def output(name: str) -> Any:
-        return lambda module, inputs, out: seen.update({name: tensors(out)})
+        return lambda module, inputs, out: seen.update({name: tensors_in(out)})
 
     def given(module: nn.Module, inputs: Any) -> None:
-        seen[BEFORE_POOLING] = tensors(inputs)
+        seen[BEFORE_POOLING] = tensors_in(inputs)
 
     with ExitStack() as hooks:
         for name in names:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .utils import torch_compat
-from .utils.modules import call, constant, evaluating, hooked, own_passes
+from .utils.modules import call_model, eval_mode, frozen_parameters, plain_forward, removing_hooks
 
 # What convolutions and linear layers become; FlopCounterMode counts two per multiply-add.
 _COUNTED = frozenset({'convolution', '_convolution', 'convolution_overrideable', 'mm', 'addmm'})
@@ -31,7 +31,7 @@ TURN = 20.0  # milliseconds of a turn of short calls
 
 
 @dataclass(frozen=True)
-class Row:
+class ModuleCost:
     """Cost of one module, without that of its children."""
 
     name: str
@@ -52,14 +52,14 @@ class Complexity:
 
     params: int
     macs: int
-    rows: tuple[Row, ...] = field(repr=False)
+    rows: tuple[ModuleCost, ...] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, for JSON."""
         return asdict(self)
 
 
-@own_passes()
+@plain_forward()
 def count(model: nn.Module, example_input: Any) -> Complexity:
     """Count parameters and multiply-adds of one forward pass in eval mode.
 
@@ -74,11 +74,17 @@ def count(model: nn.Module, example_input: Any) -> Complexity:
     counter = FlopCounterMode(display=False)
     seen = torch.inference_mode(torch.is_inference_mode_enabled() and torch_compat.COUNTS_INFERENCE)
     # The counter stumbles over views that ask for gradients.
-    with seen, evaluating(model), constant(model), counter, _spending(model, counter) as own:
-        call(model, example_input)
+    with (
+        seen,
+        eval_mode(model),
+        frozen_parameters(model),
+        counter,
+        _spending(model, counter) as own,
+    ):
+        call_model(model, example_input)
     params = sum(p.numel() for p in model.parameters())
     rows = (
-        Row(name, type(module).__name__, _held(module), own[module])
+        ModuleCost(name, type(module).__name__, _held(module), own[module])
         for name, module in model.named_modules()
         if own[module] > 0
     )
@@ -111,8 +117,8 @@ def _spending(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[nn.Mo
 
     watched = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # no hooks
     with (
-        hooked(*(m.register_forward_pre_hook(enter) for m in watched)),
-        hooked(*(m.register_forward_hook(leave, always_call=True) for m in watched)),
+        removing_hooks(*(m.register_forward_pre_hook(enter) for m in watched)),
+        removing_hooks(*(m.register_forward_hook(leave, always_call=True) for m in watched)),
     ):
         yield own
 

@@ -9,7 +9,7 @@ from _convert_options import BUDGETS
 from _options import device
 
 from ghost_plugin.cli.model_loading import is_config
-from ghost_plugin.utils.atomic_io import check_target
+from ghost_plugin.utils.atomic_io import check_writable
 
 
 def checked(args: argparse.Namespace) -> argparse.Namespace:
@@ -17,7 +17,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     for said in _wrong(args):
         fail(said)
     if 'out' in args:
-        check_target(args.out)
+        check_writable(args.out)
         _spare_inputs(args)
         args.out.parent.mkdir(parents=True, exist_ok=True)
     args.size = args.size and tuple(args.size * 2)[:2]

@@ -10,11 +10,11 @@ from _terminal import Meter
 import ghost_plugin as gp
 from ghost_plugin.cli import model_loading
 from ghost_plugin.training import evaluation
-from ghost_plugin.training.image_folder import Pictures
-from ghost_plugin.training.loader import Calibration, Feed
+from ghost_plugin.training.image_folder import ImageFolder
+from ghost_plugin.training.loader import Calibration, ImageLoader
 
 
-def load(args: argparse.Namespace) -> model_loading.Source:
+def load(args: argparse.Namespace) -> model_loading.LoadedModel:
     """The model of the command line on its device, and the look of its pictures."""
     torch.manual_seed(args.seed)
     source = model_loading.load(args.model, args.num_classes, args.checkpoint, args.pretrained)
@@ -25,18 +25,18 @@ def load(args: argparse.Namespace) -> model_loading.Source:
 
 
 def calibration(
-    args: argparse.Namespace, source: model_loading.Source, meter: Meter
+    args: argparse.Namespace, source: model_loading.LoadedModel, meter: Meter
 ) -> dict[str, Any]:
     """The pictures that a conversion may see, as an argument, if there are any."""
     if args.data is None:
         return {}
-    pictures = Pictures(args.data, args.split).some(args.pictures, args.seed)
-    feed = Feed(pictures, source.look, device=args.device, keep=True, tick=meter)
+    pictures = ImageFolder(args.data, args.split).some(args.pictures, args.seed)
+    feed = ImageLoader(pictures, source.look, device=args.device, keep=True, tick=meter)
     return {'calibration': Calibration(feed, wrap=source.wrap)}
 
 
 def planned(
-    args: argparse.Namespace, source: model_loading.Source, meter: Meter
+    args: argparse.Namespace, source: model_loading.LoadedModel, meter: Meter
 ) -> gp.ConversionPlan:
     """A plan by what the command line chose; a budget is scored on the pictures, if any."""
     names = ('ratio', 'dw_size', 'cheap', 'include', 'exclude', *BUDGETS, 'seed')

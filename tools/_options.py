@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from _cli import fail
 
-from ghost_plugin.utils.atomic_io import check_target
+from ghost_plugin.utils.atomic_io import check_writable
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,7 +69,7 @@ def ratio(text: str) -> float | int:
 
 def target(text: str) -> Path:
     """A file that can be written, now rather than after the work."""
-    check_target(text)
+    check_writable(text)
     return Path(text)
 
 

@@ -23,7 +23,7 @@ from _grid import BACKENDS, run_grid
 from _modes import MODES
 from _options import Parser, device, target, whole
 
-from ghost_plugin.utils.atomic_io import whole_file
+from ghost_plugin.utils.atomic_io import atomic_write
 
 JOBS = {
     'forms': lambda args, keep: forms_table(args, FAMILY, torch.float32, keep),
@@ -34,7 +34,7 @@ JOBS = {
 
 def _write(path: Path | None, figures: list[dict]) -> None:
     if path:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(json.dumps(figures, indent=1, default=str))
 
 

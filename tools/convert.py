@@ -24,8 +24,8 @@ import ghost_plugin as gp
 from ghost_plugin.conversion.restore import converted
 from ghost_plugin.training import evaluation
 from ghost_plugin.training.config import Recipe
-from ghost_plugin.training.image_folder import Pictures, read_labels
-from ghost_plugin.training.loader import Augmentation, Feed
+from ghost_plugin.training.image_folder import ImageFolder, read_labels
+from ghost_plugin.training.loader import Augmentation, ImageLoader
 from ghost_plugin.training.trainer import finetune, save
 
 Result = tuple[dict[str, Any], list[str]]  # for machines, for people
@@ -85,11 +85,11 @@ def tune(args: argparse.Namespace, meter: Meter) -> Result:
     names = [field.name for field in dataclasses.fields(Recipe) if field.name in args]
     recipe = Recipe(**{name: getattr(args, name) for name in names})
     labels = read_labels(args.labels)
-    train = Pictures(args.data, args.split, labels)
-    val = Pictures(args.val, args.val_split, labels or train.classes)
+    train = ImageFolder(args.data, args.split, labels)
+    val = ImageFolder(args.val, args.val_split, labels or train.classes)
     common = {'look': source.look, 'device': args.device, 'workers': args.workers, 'tick': meter}
     change = Augmentation(flip=not args.no_flip, min_area=args.min_area)
-    feed, held = Feed(train, augmentation=change, **common), Feed(val, **common)
+    feed, held = ImageLoader(train, augmentation=change, **common), ImageLoader(val, **common)
     for one in (feed, held):
         evaluation.check_classes(model, one, mapped=labels is not None)
 
@@ -115,8 +115,10 @@ def evaluate(args: argparse.Namespace, meter: Meter) -> Result:
     found = {}
     if args.data:
         labels = read_labels(args.labels)
-        pictures = Pictures(args.data, args.split, labels)
-        held = Feed(pictures, source.look, device=args.device, workers=args.workers, tick=meter)
+        pictures = ImageFolder(args.data, args.split, labels)
+        held = ImageLoader(
+            pictures, source.look, device=args.device, workers=args.workers, tick=meter
+        )
         evaluation.check_classes(model, held, mapped=labels is not None)
         found = dataclasses.asdict(evaluation.accuracy(model, held, args.batch, meter))
     found |= evaluation.expenses(model, source.example())

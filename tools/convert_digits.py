@@ -17,8 +17,8 @@ from ghost_plugin.cli import model_loading
 from ghost_plugin.profiling import TURN, time_together
 from ghost_plugin.training.config import Recipe
 from ghost_plugin.training.evaluation import costs, device_name, top1
-from ghost_plugin.training.image_folder import Pictures
-from ghost_plugin.training.loader import Augmentation, Calibration, Feed
+from ghost_plugin.training.image_folder import ImageFolder
+from ghost_plugin.training.loader import Augmentation, Calibration, ImageLoader
 from ghost_plugin.training.trainer import finetune, save
 
 ORIGINAL = Recipe(batch=64, hard=1.0, soft=0.0)
@@ -31,7 +31,7 @@ RUNTIMES = ('openvino', 'onnxruntime', 'channels-last')
 
 
 def trained(
-    source: model_loading.Source, feed: Feed, kept: Path, epochs: float, meter: Meter
+    source: model_loading.LoadedModel, feed: ImageLoader, kept: Path, epochs: float, meter: Meter
 ) -> torch.nn.Module:
     """The original; training it is done once."""
     if not kept.is_file():
@@ -95,11 +95,11 @@ def study(
     """
     torch.manual_seed(0)
     source = model_loading.load('timm:resnet18', num_classes=10).adjusted(size=(SIZE, SIZE))
-    train = Pictures(data, 'train')
-    feed = Feed(train, source.look, Augmentation(flip=False), tick=meter)
-    held = Feed(Pictures(data, 'val', train.classes), source.look, tick=meter)
+    train = ImageFolder(data, 'train')
+    feed = ImageLoader(train, source.look, Augmentation(flip=False), tick=meter)
+    held = ImageLoader(ImageFolder(data, 'val', train.classes), source.look, tick=meter)
     original = trained(source, feed, out / 'resnet18.pth', epochs, meter)
-    calibration = list(Calibration(Feed(train.some(512, 0), source.look, keep=True)))
+    calibration = list(Calibration(ImageLoader(train.some(512, 0), source.look, keep=True)))
     batch = calibration[0][:BATCH]
     runtime = fastest(original, batch)
     plan, budget = planned(original, batch, runtime, calibration)

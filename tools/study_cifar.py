@@ -22,11 +22,11 @@ from cifar_resnet import CifarResNet
 
 import ghost_plugin as gp
 from ghost_plugin.training.evaluation import top1
-from ghost_plugin.training.image_folder import Pictures
-from ghost_plugin.training.loader import Calibration, Feed
-from ghost_plugin.training.preprocessing import Look
+from ghost_plugin.training.image_folder import ImageFolder
+from ghost_plugin.training.loader import Calibration, ImageLoader
+from ghost_plugin.training.preprocessing import Preprocessing
 from ghost_plugin.training.trainer import finetune, save
-from ghost_plugin.utils.atomic_io import whole_file
+from ghost_plugin.utils.atomic_io import atomic_write
 
 
 class Study:
@@ -41,11 +41,11 @@ class Study:
 
     def __init__(self, data: Path, weights: Path, out: Path, meter: Meter) -> None:
         self.weights, self.out, self.meter = weights, out, meter
-        look = Look((32, 32), crop=1.0)
-        train = Pictures(data, 'train')
-        self.train = Feed(train, look, tick=meter)
-        self.test = Feed(Pictures(data, 'test', train.classes), look, tick=meter)
-        self.calibration = list(Calibration(Feed(train.some(1024, 0), look, keep=True)))
+        look = Preprocessing((32, 32), crop=1.0)
+        train = ImageFolder(data, 'train')
+        self.train = ImageLoader(train, look, tick=meter)
+        self.test = ImageLoader(ImageFolder(data, 'test', train.classes), look, tick=meter)
+        self.calibration = list(Calibration(ImageLoader(train.some(1024, 0), look, keep=True)))
         self.measure = partial(top1, feed=self.test, tick=meter)
 
     def run(self, case: Case) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Study:
         found['converted'] = self.measure(model)['top1']
         if case.epochs:
             found['distilled'] = self.distilled(case, model, teacher)
-        with whole_file(kept) as partial_file:
+        with atomic_write(kept) as partial_file:
             partial_file.write_text(json.dumps(found, indent=1))
         return found
 

@@ -17,7 +17,7 @@ from ghost_plugin.integrations.openmmlab.runner_setup import (
     leave,
     load_run,
 )
-from ghost_plugin.utils.atomic_io import check_target
+from ghost_plugin.utils.atomic_io import check_writable
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +36,7 @@ def main() -> None:
         launch(cfg, args.launcher)
         check_checkpoint(args.checkpoint)
         if args.json:
-            check_target(args.json)
+            check_writable(args.json)
             args.json.parent.mkdir(parents=True, exist_ok=True)
         cfg.load_from = args.checkpoint
         metrics = Runner.from_cfg(cfg).test()

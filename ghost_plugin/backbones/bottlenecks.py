@@ -72,7 +72,7 @@ class GhostBottleneck(Foldable, nn.Module):
         branch = self.ghost2.initialize(inner, BRANCH)
         if self.zero_init_residual:
             branch = 0.0
-            self.start_as_shortcut()
+            self.zero_init_last_norm()
         if isinstance(self.shortcut, nn.Sequential):
             draw_weights(self.shortcut[0], moment)
             moment = 1.0 if self.zero_init_residual else 1.0 - BRANCH
@@ -98,7 +98,7 @@ class GhostBottleneck(Foldable, nn.Module):
     ) -> None:
         self.conv_dw, self.bn_dw = depthwise_norm(channels, kernel, stride, dilation, norm_layer)
 
-    def start_as_shortcut(self) -> None:
+    def zero_init_last_norm(self) -> None:
         """Let the branch add nothing until training says otherwise."""
         for part in self.ghost2.modules():
             scale = getattr(part, 'weight', None)

@@ -292,11 +292,11 @@ class GGhostRegNet(Foldable, Stages):
         ]
         return nn.Sequential(*blocks)
 
-    def first_modules(self, level: int) -> list[nn.Module]:
+    def modules_up_to(self, level: int) -> list[nn.Module]:
         """The stem and the stages up to a level."""
         return list(self.children())[: self.level_taps[level] + 1]
 
-    def cut_behind(self, level: int) -> None:
+    def truncate_after(self, level: int) -> None:
         """Drop what lies behind a level."""
         for deeper in range(level + 1, self.out_indices[-1] + 1):
             delattr(self, f'layer{deeper}')

@@ -110,12 +110,12 @@ class GhostNet(Foldable, nn.Module):
             stages.append(nn.Sequential(ConvNormAct(*sizes, parts.norm_layer, parts.act_layer)))
         return stages
 
-    def first_modules(self, level: int) -> list[nn.Module]:
+    def modules_up_to(self, level: int) -> list[nn.Module]:
         """The stem and the stages up to the end of a level; level 0 of the stem alone."""
         stages = self.blocks[: self.level_taps[level] + 1] if level else ()
         return [self.conv_stem, self.bn1, self.act1, *stages]
 
-    def cut_behind(self, level: int) -> None:
+    def truncate_after(self, level: int) -> None:
         """Drop what lies behind a level."""
         self.blocks = self.blocks[: self.level_taps[level] + 1]
         self.blocks.training = self.training  # a slice is made anew

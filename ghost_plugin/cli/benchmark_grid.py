@@ -16,10 +16,10 @@ from ..conversion import ConversionPlan, convert
 from ..deploy.backends import TIMED, Forms
 from ..deploy.inference import Runner
 from ..profiling import TURN, time_together
-from ..training.loader import Tick, silent
+from ..training.loader import ProgressFn, no_progress
 from ..utils import optional
-from ..utils.modules import own_passes
-from .model_loading import Source, load
+from ..utils.modules import plain_forward
+from .model_loading import LoadedModel, load
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Figure:
         return asdict(self)
 
 
-@own_passes()
+@plain_forward()
 def grid(
     models: Sequence[str],
     backends: Sequence[str],
@@ -60,7 +60,7 @@ def grid(
     size: tuple[int, int] | None = None,
     rounds: int = 20,
     warmup: int = 3,
-    tick: Tick = silent,
+    tick: ProgressFn = no_progress,
     device: str = 'cpu',
 ) -> list[Figure]:
     """Time all models by all backends, in turns for each batch and number of threads.
@@ -95,7 +95,7 @@ def grid(
     return found
 
 
-def named(name: str, size: tuple[int, int] | None = None) -> Source:
+def named(name: str, size: tuple[int, int] | None = None) -> LoadedModel:
     """The model of a name, converted where it says so."""
     plain, _, how = name.partition('@')
     torch.manual_seed(0)
@@ -112,17 +112,17 @@ def named(name: str, size: tuple[int, int] | None = None) -> Source:
                 f'behind @ stands a plan (.json) or a ratio, got {how!r} in {name!r}'
             ) from None
         model = convert(source.model, source.example(), ratio=ratio)[0]
-    return Source(model.eval(), source.look, source.wrap)
+    return LoadedModel(model.eval(), source.look, source.wrap)
 
 
 def _run(
-    sources: dict[str, Source],
+    sources: dict[str, LoadedModel],
     backends: Sequence[str],
     batch: int,
     threads: int,
     rounds: int,
     warmup: int,
-    tick: Tick,
+    tick: ProgressFn,
     device: str,
 ) -> list[Figure]:
     runners: dict[tuple[str, str], tuple[Runner, Any]] = {}

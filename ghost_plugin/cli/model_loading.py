@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..training.preprocessing import Look, look_of
+from ..training.preprocessing import Preprocessing, preprocessing_from_cfg
 from ..utils import optional
 from ..weights import load_weights
 
@@ -30,7 +30,7 @@ def _itself(images: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Source:
+class LoadedModel:
     """A model in eval mode and how it wants its pictures.
 
     Attributes:
@@ -40,7 +40,7 @@ class Source:
     """
 
     model: nn.Module
-    look: Look
+    look: Preprocessing
     wrap: Callable[[torch.Tensor], Any] = _itself
 
     def example(self) -> Any:
@@ -54,7 +54,7 @@ class Source:
         size: tuple[int, int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-    ) -> 'Source':
+    ) -> 'LoadedModel':
         """With another look where one is given; small pictures are then seen whole."""
         look = replace(self.look, **({} if size is None else {'size': tuple(size)}))
         if size is not None and look.small:
@@ -69,7 +69,7 @@ def load(
     num_classes: int | None = None,
     checkpoint: str | Path | None = None,
     pretrained: bool = False,
-) -> Source:
+) -> LoadedModel:
     """Build a model.
 
     Args:
@@ -92,7 +92,7 @@ def load(
     return source
 
 
-Builder = Callable[[str, int | None, bool], Source]
+Builder = Callable[[str, int | None, bool], LoadedModel]
 
 
 def _builder(name: str) -> tuple[Builder, str]:
@@ -154,7 +154,7 @@ def _built(name: str, build: Callable[[], nn.Module], published: bool = False) -
         raise ValueError(f'cannot build {name}: {type(error).__name__}: {reason}{hint}') from error
 
 
-def _from_timm(name: str, num_classes: int | None, pretrained: bool) -> Source:
+def _from_timm(name: str, num_classes: int | None, pretrained: bool) -> LoadedModel:
     optional.require('timm')
     import timm
 
@@ -164,7 +164,7 @@ def _from_timm(name: str, num_classes: int | None, pretrained: bool) -> Source:
     model = _built(
         name, lambda: timm.create_model(name, pretrained=pretrained, **options), pretrained
     )
-    return Source(model, look_of(model.pretrained_cfg))
+    return LoadedModel(model, preprocessing_from_cfg(model.pretrained_cfg))
 
 
 def _torchvision_names() -> dict[str, list[str]]:
@@ -179,7 +179,7 @@ def _torchvision_names() -> dict[str, list[str]]:
     return {part: models.list_models(module=module) for part, module in parts.items()}
 
 
-def _from_torchvision(name: str, num_classes: int | None, pretrained: bool) -> Source:
+def _from_torchvision(name: str, num_classes: int | None, pretrained: bool) -> LoadedModel:
     optional.require('torchvision')
     from torchvision import models
 
@@ -194,24 +194,24 @@ def _from_torchvision(name: str, num_classes: int | None, pretrained: bool) -> S
         options['weights_backbone'] = None  # otherwise it is downloaded
     model = _built(name, lambda: models.get_model(name, **options), pretrained)
     if part == 'detection':  # normalises its pictures itself
-        return Source(model, Look(mean=(0.0,) * 3, std=(1.0,) * 3))
-    return Source(model, _torchvision_look(models.get_model_weights(name)))
+        return LoadedModel(model, Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3))
+    return LoadedModel(model, _torchvision_look(models.get_model_weights(name)))
 
 
-def _torchvision_look(weights: Any) -> Look:
+def _torchvision_look(weights: Any) -> Preprocessing:
     """The look that torchvision writes beside its weights."""
     if not hasattr(weights, 'DEFAULT'):
-        return Look()
+        return Preprocessing()
     preset = weights.DEFAULT.transforms()
     crop, resize = (getattr(preset, key, None) for key in ('crop_size', 'resize_size'))
     size = crop or resize or [224]
     side = size[0] if isinstance(size, list | tuple) else size
     share = side / resize[0] if crop and resize else 1.0
     filter_name = str(getattr(preset.interpolation, 'value', 'bilinear'))
-    return Look((side, side), tuple(preset.mean), tuple(preset.std), share, filter_name)
+    return Preprocessing((side, side), tuple(preset.mean), tuple(preset.std), share, filter_name)
 
 
-def _from_file(name: str, num_classes: int | None, pretrained: bool) -> Source:
+def _from_file(name: str, num_classes: int | None, pretrained: bool) -> LoadedModel:
     path, _, function = name.rpartition(':')
     if pretrained:
         raise ValueError(f'{name} has no published weights; give a checkpoint')
@@ -225,7 +225,9 @@ def _from_file(name: str, num_classes: int | None, pretrained: bool) -> Source:
     model = _built(name, lambda: make(**options))
     if not isinstance(model, nn.Module):
         raise ValueError(f'{name} returns a {type(model).__name__}, not a torch.nn.Module')
-    return Source(model, look_of(getattr(model, 'pretrained_cfg', None) or _PLAIN))
+    return LoadedModel(
+        model, preprocessing_from_cfg(getattr(model, 'pretrained_cfg', None) or _PLAIN)
+    )
 
 
 _PLAIN = {'interpolation': 'bilinear'}
@@ -251,13 +253,13 @@ def _module(path: Path) -> Any:
     return module
 
 
-def _from_config(name: str, num_classes: int | None, pretrained: bool) -> Source:
+def _from_config(name: str, num_classes: int | None, pretrained: bool) -> LoadedModel:
     optional.require('mmengine')
     from ..integrations.openmmlab.model_from_config import build
 
     if pretrained:
         raise ValueError(f'{name} names no published weights; give a checkpoint')
-    return Source(*build(name, num_classes))
+    return LoadedModel(*build(name, num_classes))
 
 
 _BUILDERS: dict[str, Builder] = {'timm': _from_timm, 'torchvision': _from_torchvision}

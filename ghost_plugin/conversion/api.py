@@ -7,19 +7,19 @@ from typing import Any
 from torch import nn
 
 from ..profiling import count
-from ..utils.modules import own_passes
-from .budget import allocate, open_rows, ratios_of
-from .fitting.paired_forward import pictures
-from .fitting.sequential import listed
+from ..utils.modules import plain_forward
+from .budget import meet_budget, open_rows, ratios_of
+from .fitting.paired_forward import batch_size
+from .fitting.sequential import as_batches
 from .latency_budget import meet_latency
 from .layer_latency import Ready, eager
-from .layer_plan import Row
+from .layer_plan import LayerPlan
 from .plan import ConversionPlan, fingerprint
 from .selection import select
 from .sensitivity import score
 
 
-@own_passes()
+@plain_forward()
 def plan(
     model: nn.Module,
     example_input: Any,
@@ -70,12 +70,12 @@ def plan(
     if isinstance(example_input, list):
         example_input = tuple(example_input)
     found = select(model, example_input, **options)
-    number = max(1, pictures(example_input))
+    number = max(1, batch_size(example_input))
     whole = count(model, example_input)
     made = ConversionPlan(
         type(model).__name__,
         fingerprint(model),
-        [Row.of(f) for f in found],
+        [LayerPlan.of(f) for f in found],
         whole.params,
         whole.macs // number,
         seed=seed,
@@ -85,26 +85,26 @@ def plan(
     fixed = {f.name for f in found if f.fixed}
     ratios = {row.name: ratios_of(row, row.name in fixed) for row in open_rows(made.rows)}
     ratios = {name: own for name, own in ratios.items() if own}
-    batches = None if calibration is None else listed(calibration, model)
+    batches = None if calibration is None else as_batches(calibration, model)
     _close(made.rows, ratios)
     if ratios:
         score(model, made.rows, ratios, example_input, batches, seed)
     if macs is None and params is None:
         macs = 1.0  # all stay, before time decides
-    allocate(made.rows, {'macs': made.macs, 'params': made.params}, macs=macs, params=params)
+    meet_budget(made.rows, {'macs': made.macs, 'params': made.params}, macs=macs, params=params)
     if latency is not None:
         meet_latency(model, example_input, made, latency, ready)
     return made
 
 
-def _close(rows: list[Row], ratios: dict[str, list[float]]) -> None:
+def _close(rows: list[LayerPlan], ratios: dict[str, list[float]]) -> None:
     """Rows that no ratio gains anything for stay."""
     for row in open_rows(rows):
         if row.name not in ratios:
             row.decision, row.reason = 'keep', 'no_gain'
 
 
-@own_passes()
+@plain_forward()
 def convert(
     model: nn.Module, example_input: Any, **options: Any
 ) -> tuple[nn.Module, ConversionPlan]:
@@ -123,7 +123,7 @@ def convert(
     known = set(inspect.signature(ConversionPlan.apply).parameters) - {'self', 'model'}
     applied = {name: value for name, value in options.items() if name in known}
     if options.get('calibration') is not None:
-        options['calibration'] = applied['calibration'] = listed(options['calibration'], model)
+        options['calibration'] = applied['calibration'] = as_batches(options['calibration'], model)
     planned = {n: v for n, v in options.items() if n not in applied or n == 'calibration'}
     made = plan(model, example_input, **planned)
     return made.apply(model, **applied), made

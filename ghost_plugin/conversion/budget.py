@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .layer_plan import Row, kept
+from .layer_plan import LayerPlan, kept
 
 RATIOS = (1.0625, 1.125, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 _UNITS = {'k': 1e3, 'M': 1e6, 'G': 1e9}
@@ -61,20 +61,20 @@ def _wrong(budget: float | str, what: str) -> str:
     )
 
 
-def open_rows(rows: Sequence[Row]) -> list[Row]:
+def open_rows(rows: Sequence[LayerPlan]) -> list[LayerPlan]:
     """Rows that a budget may decide about."""
     return [row for row in rows if row.converts or row.reason in ('budget', 'slower')]
 
 
-def ratios_of(row: Row, fixed: bool) -> list[float]:
+def ratios_of(row: LayerPlan, fixed: bool) -> list[float]:
     """Ratios that would gain something for a conv, the row's own only where it is fixed."""
     wanted = (row.ratio,) if fixed else RATIOS
     settings = [{**row.settings, 'ratio': ratio} for ratio in wanted]
     return [s['ratio'] for s in settings if row.shape.splits(s) and row.shape.gains(s)]
 
 
-def allocate(
-    rows: Sequence[Row],
+def meet_budget(
+    rows: Sequence[LayerPlan],
     before: Mapping[str, int],
     *,
     macs: float | str | None = None,
@@ -93,16 +93,16 @@ def allocate(
         options = {row.name: choices(row, _cost(row, place)) for row in open_rows(rows)}
         if number:
             options = {row.name: no_lower(options[row.name], row) for row in open_rows(rows)}
-        decide(rows, spend(options, limit - fixed, what, fixed, rows))
+        decide(rows, greedy_select(options, limit - fixed, what, fixed, rows))
 
 
-def no_lower(options: list[Choice], row: Row) -> list[Choice]:
+def no_lower(options: list[Choice], row: LayerPlan) -> list[Choice]:
     """Those choices that keep what another budget has decided."""
     floor = row.ratio if row.converts else 1.0
     return [choice for choice in options if choice.ratio >= floor]
 
 
-def _cost(row: Row, place: int) -> Callable[[float], float]:
+def _cost(row: LayerPlan, place: int) -> Callable[[float], float]:
     def cost(ratio: float) -> float:
         shape = row.shape
         if ratio == 1:
@@ -112,7 +112,7 @@ def _cost(row: Row, place: int) -> Callable[[float], float]:
     return cost
 
 
-def choices(row: Row, cost: Callable[[float], float]) -> list[Choice]:
+def choices(row: LayerPlan, cost: Callable[[float], float]) -> list[Choice]:
     """What can be chosen for a row: the conv as it is, and every ratio that was scored."""
     if not row.scores:
         raise ValueError(
@@ -123,12 +123,12 @@ def choices(row: Row, cost: Callable[[float], float]) -> list[Choice]:
     return [Choice(ratio, cost(ratio), harm) for ratio, harm in sorted(harms.items())]
 
 
-def spend(
+def greedy_select(
     options: Mapping[str, list[Choice]],
     limit: float,
     what: str,
     fixed: float = 0.0,
-    rows: Sequence[Row] = (),
+    rows: Sequence[LayerPlan] = (),
 ) -> dict[str, Choice]:
     """One choice for every name with a total cost of at most ``limit`` and little harm.
 
@@ -164,10 +164,10 @@ def spend(
         _, name, other = min(steps, key=lambda step: step[:2])
         total += other.cost - chosen[name].cost
         chosen[name] = other
-    return _take_back(options, chosen, limit - total)
+    return _relax_selection(options, chosen, limit - total)
 
 
-def _stay(rows: Sequence[Row]) -> str:
+def _stay(rows: Sequence[LayerPlan]) -> str:
     stays = [row for row in rows if row.reason not in ('', 'budget')]
     return f'of {len(rows)} convolutions stay: {kept(stays)}; ' if stays else ''
 
@@ -176,7 +176,7 @@ def _price(now: Choice, other: Choice) -> float:
     return (other.harm - now.harm) / (now.cost - other.cost)
 
 
-def _take_back(
+def _relax_selection(
     options: Mapping[str, list[Choice]], chosen: dict[str, Choice], room: float
 ) -> dict[str, Choice]:
     while True:
@@ -193,7 +193,7 @@ def _take_back(
         chosen[name] = other
 
 
-def decide(rows: Sequence[Row], chosen: Mapping[str, Choice]) -> None:
+def decide(rows: Sequence[LayerPlan], chosen: Mapping[str, Choice]) -> None:
     """Write choices into the rows, in place."""
     for row in rows:
         if row.name not in chosen:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ..layers.ghost import served_channels, split_channels
-from .inspection import Found
+from .inspection import ConvRecord
 
 
 @dataclass(frozen=True)
-class Shape:
+class ConvSpec:
     """A conv in numbers.
 
     Attributes:
@@ -31,7 +31,7 @@ class Shape:
     pixels: int
 
     @classmethod
-    def of(cls, found: Found) -> 'Shape':
+    def of(cls, found: ConvRecord) -> 'ConvSpec':
         """Of a conv that was watched."""
         conv = found.conv
         return cls(

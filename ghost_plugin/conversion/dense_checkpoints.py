@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from ..layers.ghost import GhostConv2d
-from ..utils.modules import copied, own_passes
-from .fitting.channel_statistics import from_kernels
+from ..utils.modules import deepcopy_detached, plain_forward
+from .fitting.channel_statistics import moments_from_weights
 from .fitting.initialization import cheap_side, inherit
 
 
-@own_passes()
+@plain_forward()
 def adopt(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
     """Replace a dense conv's tensors in a state dict by those of its Ghost, fitted without data.
 
@@ -29,13 +29,13 @@ def adopt(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
     except ValueError as error:
         raise ValueError(f'{prefix.removesuffix(".") or "the conv"!r}: {error}') from None
     twin = _twin(ghost, weight)
-    inherit(conv, twin, from_kernels(conv, cheap_side(twin)))
+    inherit(conv, twin, moments_from_weights(conv, cheap_side(twin)))
     weights.update({f'{prefix}{name}': tensor for name, tensor in twin.state_dict().items()})
 
 
 def _twin(ghost: GhostConv2d, weight: torch.Tensor) -> GhostConv2d:
     """A copy to be filled, where the weight lies, as assigned tensors stay there."""
-    like = copied(ghost, share=True)
+    like = deepcopy_detached(ghost, share=True)
     if like.primary_conv.weight.is_meta:
         like.to_empty(device=weight.device)
         like.order = torch.arange(like.out_channels)

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..layers.common import check_module
 from ..layers.ghost import GhostConv2d
-from ..utils.modules import as_copies, evaluating, hooked, tensors
-from .fitting.paired_forward import pictures
+from ..utils.modules import as_copies, eval_mode, removing_hooks, tensors_in
+from .fitting.paired_forward import batch_size
 
 # Wrappers that hide the network inside; what to hand over instead.
 _WRAPPERS = {
@@ -49,7 +49,7 @@ _OTHERS = {
 
 
 @dataclass
-class Found:
+class ConvRecord:
     """A conv of a network and what one forward pass told about it."""
 
     name: str
@@ -116,13 +116,13 @@ def _has_weight(module: nn.Module) -> bool:
     return own or hasattr(type(module), 'weight')
 
 
-def find_convs(model: nn.Module, example_input: Any) -> list[Found]:
+def inspect_convs(model: nn.Module, example_input: Any) -> list[ConvRecord]:
     """All convs in the order in which the forward pass calls them, those never called last.
 
     Convolutions that are no ``nn.Conv2d`` have their reason already.
     """
     check_root(model)
-    found: dict[int, Found] = {}
+    found: dict[int, ConvRecord] = {}
     ghosts = [m for m in model.modules() if isinstance(m, GhostConv2d)]
     inside = {id(part) for ghost in ghosts for part in ghost.modules()}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -132,18 +132,18 @@ def find_convs(model: nn.Module, example_input: Any) -> list[Found]:
         if id(module) in found:
             found[id(module)].aliases += (name,)
         else:
-            found[id(module)] = Found(name, module, reason=code)
+            found[id(module)] = ConvRecord(name, module, reason=code)
         if id(module) in inside:
             found[id(module)].reason = 'converted'
     _find_held(model, found)
     order = _run(model, example_input, found)
-    number = max(1, pictures(example_input))
+    number = max(1, batch_size(example_input))
     for record in found.values():
         record.pixels //= number
     return sorted(found.values(), key=lambda f: order.get(id(f.conv), len(order)))
 
 
-def _find_held(model: nn.Module, found: dict[int, Found]) -> None:
+def _find_held(model: nn.Module, found: dict[int, ConvRecord]) -> None:
     """Mark convs that are, or whose weights are, in attributes that a swap would miss."""
     holders = {id(p): record for record in found.values() for p in record.conv.parameters()}
     holders |= found
@@ -156,7 +156,7 @@ def _find_held(model: nn.Module, found: dict[int, Found]) -> None:
                     holders[id(part)].held = True
 
 
-def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[int, int]:
+def _run(model: nn.Module, example_input: Any, found: dict[int, ConvRecord]) -> dict[int, int]:
     """Fill in what one forward pass tells; the order of the first calls."""
     order: dict[int, int] = {}
     args, kwargs = as_copies(example_input)
@@ -165,7 +165,7 @@ def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[
             stack.enter_context(_watched(record, order))
         given = [*model.parameters(), *model.buffers(), *pytree.tree_flatten((args, kwargs))[0]]
         maps = stack.enter_context(_norms(model, list(found.values()), given))
-        stack.enter_context(evaluating(model))
+        stack.enter_context(eval_mode(model))
         for leaf in pytree.tree_flatten(model(*args, **kwargs))[0]:
             for record in maps.makers_of(leaf) or ():
                 record.last = True
@@ -173,14 +173,14 @@ def _run(model: nn.Module, example_input: Any, found: dict[int, Found]) -> dict[
 
 
 @contextmanager
-def _watched(record: Found, order: dict[int, int]) -> Iterator[None]:
+def _watched(record: ConvRecord, order: dict[int, int]) -> Iterator[None]:
     conv = record.conv
 
     def seen(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         order.setdefault(id(module), len(order))
         # A transposed conv applies its kernel to every pixel of its input.
         transposed = getattr(module, 'transposed', False)
-        maps = (tensors((args, kwargs)) if transposed else tensors(output))[:1]
+        maps = (tensors_in((args, kwargs)) if transposed else tensors_in(output))[:1]
         channels = module.in_channels if transposed else module.out_channels
         # Not the map's size alone: boxes or windows may stand where the pictures stood. Sparse
         # tensors of other libraries have no pixels.
@@ -191,12 +191,12 @@ def _watched(record: Found, order: dict[int, int]) -> Iterator[None]:
         record.calls += 1
 
     seeing = conv.register_forward_hook(seen, with_kwargs=True)
-    with _spied(conv, record), hooked(seeing):
+    with _spied(conv, record), removing_hooks(seeing):
         yield
 
 
 @contextmanager
-def _spied(conv: nn.Module, record: Found) -> Iterator[None]:
+def _spied(conv: nn.Module, record: ConvRecord) -> Iterator[None]:
     """Note when somebody reads the conv's weight while the conv itself is not running."""
     if type(conv) is not nn.Conv2d:
         yield  # left alone by its class, or known to read no other conv
@@ -207,7 +207,7 @@ def _spied(conv: nn.Module, record: Found) -> Iterator[None]:
     enter = conv.register_forward_pre_hook(lambda *args: running.append(True))
     leave = conv.register_forward_hook(lambda *args: running.pop() and None, always_call=True)
     try:
-        with hooked(enter), hooked(leave):
+        with removing_hooks(enter), removing_hooks(leave):
             yield
     finally:
         del vars(conv)['_on_read']
@@ -229,12 +229,14 @@ class _Maps(TorchDispatchMode):
     def __init__(self, given: Iterable[Any]) -> None:
         super().__init__()
         # With the maps themselves, so that no id comes twice.
-        self.makers: dict[int, tuple[Found, torch.Tensor]] = {}
+        self.makers: dict[int, tuple[ConvRecord, torch.Tensor]] = {}
         # Made of these as outputs are; of none, what is given.
-        self.finished: dict[int, tuple[tuple[Found, ...], Any]] = {id(x): ((), x) for x in given}
+        self.finished: dict[int, tuple[tuple[ConvRecord, ...], Any]] = {
+            id(x): ((), x) for x in given
+        }
         self.uses: Counter[int] = Counter()
 
-    def makers_of(self, leaf: Any) -> tuple[Found, ...] | None:
+    def makers_of(self, leaf: Any) -> tuple[ConvRecord, ...] | None:
         """The convs whose maps a tensor holds, finished or not; None where others made it, too."""
         if id(leaf) in self.makers:
             return (self.makers[id(leaf)][0],)
@@ -256,12 +258,12 @@ class _Maps(TorchDispatchMode):
 
 
 @contextmanager
-def _norms(model: nn.Module, records: list[Found], given: Iterable[Any]) -> Iterator[_Maps]:
+def _norms(model: nn.Module, records: list[ConvRecord], given: Iterable[Any]) -> Iterator[_Maps]:
     """Find the norm that takes a conv's very output, where nothing else takes it."""
     maps = _Maps(given)
-    takers: dict[str, list[Found | None]] = {}
+    takers: dict[str, list[ConvRecord | None]] = {}
 
-    def made(record: Found) -> Callable:
+    def made(record: ConvRecord) -> Callable:
         return lambda module, inputs, output: maps.makers.update({id(output): (record, output)})
 
     def taken(name: str) -> Callable:
@@ -273,12 +275,12 @@ def _norms(model: nn.Module, records: list[Found], given: Iterable[Any]) -> Iter
 
     with ExitStack() as stack:
         for record in records:
-            stack.enter_context(hooked(record.conv.register_forward_hook(made(record))))
+            stack.enter_context(removing_hooks(record.conv.register_forward_hook(made(record))))
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # takes no hooks
             if isinstance(getattr(module, 'running_mean', None), torch.Tensor):
-                stack.enter_context(hooked(module.register_forward_pre_hook(taken(name))))
+                stack.enter_context(removing_hooks(module.register_forward_pre_hook(taken(name))))
         stack.enter_context(maps)
         yield maps
     uses = {id(record): maps.uses[key] for key, (record, _) in maps.makers.items()}

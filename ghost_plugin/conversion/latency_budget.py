@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from .budget import Choice, choices, decide, no_lower, spend
+from .budget import Choice, choices, decide, greedy_select, no_lower
 from .layer_latency import Ready, converted, measure, time_rows
-from .layer_plan import Row
+from .layer_plan import LayerPlan
 from .plan import ConversionPlan
 
 TRIES = 5  # plans that are measured
@@ -139,12 +139,12 @@ def _share(model: nn.Module, example_input: Any, budget: float | str, ready: Rea
 def _afford(options: Mapping[str, list[Choice]], limit: float) -> dict[str, Choice] | None:
     """Choices that take so many milliseconds by their own forecast; None where none do."""
     try:
-        return spend(options, limit, 'latency')
+        return greedy_select(options, limit, 'latency')
     except ValueError:
         return None
 
 
-def _choices(row: Row) -> list[Choice]:
+def _choices(row: LayerPlan) -> list[Choice]:
     """The conv as other budgets leave it, and every higher ratio that measured faster."""
     first, *higher = no_lower(choices(row, lambda ratio: row.latencies[f'{ratio:g}']), row)
     return [first, *(choice for choice in higher if choice.cost < (1 - MARGIN) * first.cost)]

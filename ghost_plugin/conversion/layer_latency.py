@@ -6,13 +6,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..graph.channel_permutation import settle
+from ..graph.channel_permutation import absorb_permutations
 from ..layers.ghost import GhostConv2d
 from ..profiling import TURN, time_together
-from ..utils.modules import as_arguments, call, copied, evaluating, hooked, keeping
-from .layer_plan import Row
+from ..utils.modules import (
+    as_arguments,
+    call_model,
+    deepcopy_detached,
+    eval_mode,
+    preserving_inputs,
+    removing_hooks,
+)
+from .layer_plan import LayerPlan
 from .plan import ConversionPlan, check_forwards
-from .surgery import build_ghost, build_ghosts, swap
+from .surgery import build_ghost, build_ghosts, replace_modules
 
 WHOLE, SINGLE = 15, 3  # turns of a network, of one conv
 WARMUP = 3  # untimed calls of each
@@ -24,7 +31,7 @@ Ready = Callable[[nn.Module, Any], Callable[[], Any]]
 def eager(module: nn.Module, example_input: Any) -> Callable[[], Any]:
     """A call of a module as it is, with the same values each time."""
     args, kwargs = as_arguments(example_input)
-    kept = keeping(module)
+    kept = preserving_inputs(module)
 
     def run() -> None:
         with torch.no_grad():
@@ -41,7 +48,8 @@ def measure(
 ) -> dict[str, float]:
     """Median milliseconds of each, in turns."""
     tasks = {
-        name: ready(copied(net, share=True).eval(), example_input) for name, net in nets.items()
+        name: ready(deepcopy_detached(net, share=True).eval(), example_input)
+        for name, net in nets.items()
     }
     timings = time_together(tasks, turns, WARMUP, ready is not eager, TURN)
     return {t.name: t.median for t in timings}
@@ -50,7 +58,9 @@ def measure(
 def converted(model: nn.Module, plan: ConversionPlan) -> nn.Module:
     """The plan's network with fresh weights, and with orders as inheritance would leave them."""
     check_forwards(model)
-    net = plan.apply(copied(model, share=True), inherit=False, inplace=True, optimizers=[])
+    net = plan.apply(
+        deepcopy_detached(model, share=True), inherit=False, inplace=True, optimizers=[]
+    )
     _shuffle(net.get_submodule(row.name) for row in plan.rows if row.converts)
     return net
 
@@ -62,7 +72,7 @@ def _shuffle(ghosts: Iterable[GhostConv2d]) -> None:
         ghost.order = torch.randperm(ghost.made(), generator=random)[: ghost.out_channels]
 
 
-def time_rows(model: nn.Module, example_input: Any, rows: list[Row], ready: Ready) -> None:
+def time_rows(model: nn.Module, example_input: Any, rows: list[LayerPlan], ready: Ready) -> None:
     """Fill in ``latencies``: milliseconds of each conv and of its Ghosts, for all its calls."""
     inputs = _inputs(model, example_input, [row.name for row in rows])
     settled = set() if ready is eager else _settled(model, rows)
@@ -86,17 +96,17 @@ def _inputs(model: nn.Module, example_input: Any, names: Iterable[str]) -> dict[
         return lambda module, given, maps: inputs.update({name: given[0].detach().clone()})
 
     handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    with hooked(*handles), evaluating(model):
-        call(model, example_input)
+    with removing_hooks(*handles), eval_mode(model):
+        call_model(model, example_input)
     return inputs
 
 
-def _settled(model: nn.Module, rows: list[Row]) -> set[str]:
+def _settled(model: nn.Module, rows: list[LayerPlan]) -> set[str]:
     """Convs whose Ghosts lose their order in a network that is fused, all of them converted."""
-    net = copied(model, share=True)
+    net = deepcopy_detached(model, share=True)
     ghosts = build_ghosts(net, {row.name: {**row.settings, 'ratio': 2} for row in rows}, seed=0)
     _shuffle(ghosts.values())
-    settle(swap(net, ghosts))
+    absorb_permutations(replace_modules(net, ghosts))
     return {name for name, ghost in ghosts.items() if ghost.order is None}
 
 

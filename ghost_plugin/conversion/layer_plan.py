@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .cost_model import Shape
-from .inspection import Found
-from .selection import FINAL, REASONS, SETTINGS, checked
+from .cost_model import ConvSpec
+from .inspection import ConvRecord
+from .selection import FINAL, REASONS, SETTINGS, validate_settings
 
 
 @dataclass
-class Row:
+class LayerPlan:
     """What a plan says about one conv; costs are per picture of the example input.
 
     Attributes:
@@ -32,17 +32,17 @@ class Row:
     ratio: float
     dw_size: int
     cheap: str
-    shape: Shape
+    shape: ConvSpec
     norm: str = ''
     scores: dict[str, float] = field(default_factory=dict)
     latencies: dict[str, float] = field(default_factory=dict)
     error: float | None = None
 
     @classmethod
-    def of(cls, found: Found) -> 'Row':
+    def of(cls, found: ConvRecord) -> 'LayerPlan':
         """The row of a conv that was selected or not."""
         decision = 'keep' if found.reason else 'convert'
-        shape = Shape.of(found)
+        shape = ConvSpec.of(found)
         return cls(
             found.name, decision, found.reason, **found.settings, shape=shape, norm=found.norm
         )
@@ -83,7 +83,7 @@ class Row:
         return {**values, 'kind': self.shape.kind, **self.costs}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> 'Row':
+    def from_dict(cls, values: dict[str, Any]) -> 'LayerPlan':
         """Back from :meth:`as_dict`, edited or not.
 
         Raises:
@@ -97,19 +97,19 @@ class Row:
         shape = dict(values['shape'])
         shape['kernel_size'] = tuple(shape['kernel_size'])
         own = {name: value for name, value in values.items() if name not in derived}
-        row = cls(**{**own, 'shape': Shape(**shape)})
+        row = cls(**{**own, 'shape': ConvSpec(**shape)})
         if row.decision not in ('convert', 'keep'):
             raise ValueError(
                 f"decision of {row.name!r} must be 'convert' or 'keep', got {row.decision!r}"
             )
         try:
-            checked(row.settings)
+            validate_settings(row.settings)
         except (TypeError, ValueError) as error:
             raise ValueError(f'{row.name!r}: {error}') from error
         return row
 
 
-def kept(rows: Sequence[Row]) -> str:
+def kept(rows: Sequence[LayerPlan]) -> str:
     """How many convs stay for which reason, in words."""
     counts = Counter(row.reason or 'edited' for row in rows if not row.converts)
     return '; '.join(

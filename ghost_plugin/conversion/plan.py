@@ -18,26 +18,26 @@ from torch import nn
 
 from .._version import __version__
 from ..layers.ghost import GhostConv2d
-from ..utils.atomic_io import whole_file
-from ..utils.modules import copied, own_passes
-from .budget import allocate
+from ..utils.atomic_io import atomic_write
+from ..utils.modules import deepcopy_detached, plain_forward
+from .budget import meet_budget
 from .fitting.few_images import few_images, misled
 from .fitting.reconstruction import STEPS, Reconstruction
 from .fitting.sequential import (
-    Fit,
-    begin,
+    FitState,
+    absorb_shifts,
+    as_batches,
+    can_concat,
+    fit_sequentially,
     from_statistics,
     from_weights,
-    joinable,
-    listed,
-    on_inputs,
-    settle,
+    initialize_early_layers,
 )
 from .inspection import check_root
-from .layer_plan import Row, kept
+from .layer_plan import LayerPlan, kept
 from .plan_report import draw, table
 from .selection import FINAL, REASONS
-from .surgery import build_ghosts, fits, repair, swap
+from .surgery import build_ghosts, fits, replace_modules, update_optimizers
 
 _logger = logging.getLogger(__name__)
 RECONSTRUCT = ('layer', 'block')
@@ -60,7 +60,7 @@ class ConversionPlan:
 
     model: str
     fingerprint: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[LayerPlan] = field(default_factory=list)
     params: int = 0
     macs: int = 0
     latency: dict[str, float] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class ConversionPlan:
     def save(self, path: str | os.PathLike) -> None:
         """Write JSON; a file that is there stays whole until the new one is."""
         text = json.dumps(self.as_dict(), indent=1, sort_keys=False) + '\n'
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(text)
 
     @classmethod
@@ -117,7 +117,7 @@ class ConversionPlan:
     def from_dict(cls, content: Mapping[str, Any]) -> 'ConversionPlan':
         """Back from :meth:`as_dict`."""
         values = {name: value for name, value in content.items() if name != 'totals'}
-        rows = [Row.from_dict(row) for row in values['rows']]
+        rows = [LayerPlan.from_dict(row) for row in values['rows']]
         twice = [name for name, number in Counter(row.name for row in rows).items() if number > 1]
         if twice:
             raise ValueError(f'a plan has one row for each conv, this one several of {twice[0]!r}')
@@ -149,10 +149,10 @@ class ConversionPlan:
         plan.latency = {}  # of other ratios
         for row in plan.rows:
             row.error = None
-        allocate(plan.rows, {'macs': self.macs, 'params': self.params}, macs=macs, params=params)
+        meet_budget(plan.rows, {'macs': self.macs, 'params': self.params}, macs=macs, params=params)
         return plan
 
-    @own_passes()
+    @plain_forward()
     @torch.inference_mode(False)  # fits need gradients, and the new weights shall learn
     def apply(
         self,
@@ -199,7 +199,7 @@ class ConversionPlan:
         model = model if inplace else _copied(model, chosen)
         settings = {row.name: row.settings for row in chosen}
         ghosts = build_ghosts(model, settings, self.seed)
-        fit = Fit(model, ghosts, {row.name: row.norm for row in self.rows})
+        fit = FitState(model, ghosts, {row.name: row.norm for row in self.rows})
         learnt = None
         if inherit and calibration is not None:
             batches = _batches(model, calibration)
@@ -219,11 +219,11 @@ class ConversionPlan:
         elif inherit and not any(parameter.is_meta for parameter in model.parameters()):
             from_weights(fit, ghosts)
         dense = [(fit.conv(name), ghost) for name, ghost in ghosts.items()]
-        model = swap(model, ghosts)
-        settle(model, fit)
+        model = replace_modules(model, ghosts)
+        absorb_shifts(model, fit)
         if learnt is not None:
             learnt.settle(model)
-        repair(optimizers, dense)
+        update_optimizers(optimizers, dense)
         if inplace and given is None:
             _logger.warning(
                 'optimizers built before hold dense weights: give them, or [], as optimizers='
@@ -263,7 +263,7 @@ class ConversionPlan:
             'weights removed), or leave this network as it is; report() of gp.plan lists every conv'
         )
 
-    def _check(self, model: nn.Module, chosen: list[Row]) -> None:
+    def _check(self, model: nn.Module, chosen: list[LayerPlan]) -> None:
         for row in chosen:
             code = row.reason if row.reason in FINAL else ''
             code = code or ('' if row.shape.splits(row.settings) else 'groups')
@@ -289,7 +289,7 @@ class ConversionPlan:
             )
 
 
-def _copied(model: nn.Module, rows: list[Row]) -> nn.Module:
+def _copied(model: nn.Module, rows: list[LayerPlan]) -> nn.Module:
     """A copy; convs that will be replaced are the original's own, as they are only read.
 
     Raises:
@@ -298,7 +298,7 @@ def _copied(model: nn.Module, rows: list[Row]) -> nn.Module:
     """
     check_forwards(model)
     convs = [model.get_submodule(row.name) for row in rows]
-    return copied(
+    return deepcopy_detached(
         model,
         {id(conv): conv for conv in convs},
         instead='use inplace=True, which copies nothing',
@@ -336,20 +336,20 @@ def _check_options(reconstruct: str | None, steps: int, inherit: bool, calibrate
 def _batches(model: nn.Module, calibration: Iterable[Any]) -> list[Any]:
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError('a model on the meta device has no weights to calibrate')
-    return listed(calibration, model)
+    return as_batches(calibration, model)
 
 
 def _fitted(
-    fit: Fit, batches: list[Any], reconstruct: str | None, steps: int, seed: int
+    fit: FitState, batches: list[Any], reconstruct: str | None, steps: int, seed: int
 ) -> Reconstruction | None:
     """Fit the Ghosts of ``fit`` to batches; what was learnt beyond them, if anything."""
-    alike = joinable(batches)
+    alike = can_concat(batches)
     if reconstruct and not alike:
         raise ValueError('reconstruct needs calibration batches of pictures of one size')
     learnt = Reconstruction(fit, batches, steps, seed) if reconstruct else None
     if alike:
-        begin(fit, batches)
-        on_inputs(fit, batches) if learnt is None else learnt.run(reconstruct)
+        initialize_early_layers(fit, batches)
+        fit_sequentially(fit, batches) if learnt is None else learnt.run(reconstruct)
     else:
         _logger.warning('the calibration batches do not fit together; no refit on converted inputs')
     from_statistics(fit, fit.ghosts, batches)  # of what no pass could reach
@@ -373,7 +373,7 @@ def _optimizers(given: Any, inplace: bool, model: nn.Module) -> list[torch.optim
     return found
 
 
-def _converted(model: nn.Module, rows: list[Row]) -> bool:
+def _converted(model: nn.Module, rows: list[LayerPlan]) -> bool:
     """Whether a model is what a plan makes.
 
     Raises:

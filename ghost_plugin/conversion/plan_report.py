@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..utils import optional
-from .layer_plan import Row
+from .layer_plan import LayerPlan
 from .selection import REASONS
 
 
-def table(rows: Sequence[Row], totals: Mapping[str, int]) -> str:
+def table(rows: Sequence[LayerPlan], totals: Mapping[str, int]) -> str:
     """In Markdown, with the whole model's totals and what the reasons mean.
 
     Args:
@@ -42,7 +42,7 @@ def _change(numbers: Mapping[str, Any], what: str, unit: float) -> str:
     return f'{before:.2f}' if before == after else f'{before:.2f} to {after:.2f}'
 
 
-def _line(row: Row) -> str:
+def _line(row: LayerPlan) -> str:
     decision = 'convert' if row.converts else f'keep ({row.reason or "edited"})'
     ratio = f'{row.ratio:g}' if row.converts else ''
     error = '' if row.error is None else f'{row.error:.3f}'
@@ -52,7 +52,7 @@ def _line(row: Row) -> str:
     )
 
 
-def draw(rows: Sequence[Row], title: str, path: str | os.PathLike) -> None:
+def draw(rows: Sequence[LayerPlan], title: str, path: str | os.PathLike) -> None:
     """Multiply-adds before and after of each conv, and its error below, as a PNG.
 
     Raises:

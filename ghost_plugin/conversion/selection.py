@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..layers.bn_folding import plain
+from ..layers.bn_folding import is_standard_conv
 from ..layers.cheap_ops import build_cheap
 from ..layers.ghost import split_channels
-from .cost_model import Shape
-from .inspection import Found, find_convs, other_conv
+from .cost_model import ConvSpec
+from .inspection import ConvRecord, inspect_convs, other_conv
 
 Pattern = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 # What a pattern may set for the convs that it matches, and the default of each.
@@ -63,7 +63,7 @@ def select(
     keep_first: bool = True,
     keep_last: bool = True,
     **settings: Any,
-) -> list[Found]:
+) -> list[ConvRecord]:
     """Find all convs and give each its settings, or the reason why it stays.
 
     Args:
@@ -80,8 +80,8 @@ def select(
         ValueError: A pattern matches no conv; the error names the nearest modules.
         TypeError: A setting that does not exist.
     """
-    convs = find_convs(model, example_input)
-    defaults = checked({**SETTINGS, **settings})
+    convs = inspect_convs(model, example_input)
+    defaults = validate_settings({**SETTINGS, **settings})
     wanted = _patterns(include)
     for pattern, _ in (*wanted, *_patterns(exclude)):
         _check_matches(pattern, model, convs)
@@ -92,7 +92,7 @@ def select(
     )
     for f in convs:
         matching = [own for pattern, own in wanted if _matches(pattern, f)]
-        f.settings = defaults if not matching else checked({**defaults, **matching[-1]})
+        f.settings = defaults if not matching else validate_settings({**defaults, **matching[-1]})
         f.fixed = bool(matching) and 'ratio' in matching[-1]
         if f.reason:
             continue
@@ -105,28 +105,28 @@ def select(
         elif owners[id(f.conv._parameters.get('weight'))] > 1:
             f.reason = 'tied'
         else:
-            f.reason = hazard(f)
+            f.reason = skip_reason(f)
     return convs
 
 
-def unfit(conv: nn.Module) -> str:
+def conversion_blocker(conv: nn.Module) -> str:
     """Why a conv cannot be replaced, as it stands; '' if it can."""
     if not isinstance(conv, nn.Conv2d):
         return other_conv(conv) or 'subclass'
     if is_parametrized(conv) or 'weight' not in conv._parameters:
         return 'parametrized'
-    if not plain(conv):
+    if not is_standard_conv(conv):
         return 'subclass'
     if any(hooks for key, hooks in vars(conv).items() if key.endswith('_hooks') and key in _HOOKS):
         return 'hooks'
     return ''
 
 
-def hazard(f: Found) -> str:
+def skip_reason(f: ConvRecord) -> str:
     """Why a conv cannot be converted or would not gain, '' if neither."""
     conv = f.conv
-    if unfit(conv):
-        return unfit(conv)
+    if conversion_blocker(conv):
+        return conversion_blocker(conv)
     if f.held:
         return 'held'
     if not f.calls:
@@ -136,7 +136,7 @@ def hazard(f: Found) -> str:
     reach = f.settings['dw_size'] // 2
     if f.smallest < {'reflect': reach + 1, 'circular': reach}.get(conv.padding_mode, 0):
         return 'padding'
-    shape = Shape.of(f)
+    shape = ConvSpec.of(f)
     if not shape.splits(f.settings):
         return 'groups'
     return '' if shape.gains(f.settings) else 'no_gain'
@@ -145,7 +145,7 @@ def hazard(f: Found) -> str:
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
-def _ends(called: list[Found], first: bool, last: bool) -> Iterator[tuple[Found, str]]:
+def _ends(called: list[ConvRecord], first: bool, last: bool) -> Iterator[tuple[ConvRecord, str]]:
     if called and last:
         yield from ((f, 'last') for f in called if f.last or f is called[-1])
     if called and first:
@@ -168,7 +168,7 @@ def _patterns(given: Any) -> list[tuple[Pattern, dict[str, Any]]]:
     return [(given, {})]
 
 
-def checked(settings: dict[str, Any]) -> dict[str, Any]:
+def validate_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that a Ghost conv takes.
 
     Raises:
@@ -186,7 +186,7 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _matches(pattern: Pattern, f: Found) -> bool:
+def _matches(pattern: Pattern, f: ConvRecord) -> bool:
     if isinstance(pattern, str):
         return any(_fits(pattern, name) for name in (f.name, *f.aliases))
     if isinstance(pattern, type):
@@ -200,7 +200,7 @@ def _fits(pattern: str, name: str) -> bool:
     return name == pattern or name.startswith(f'{pattern}.') or fnmatch.fnmatchcase(name, pattern)
 
 
-def _check_matches(pattern: Pattern, model: nn.Module, convs: list[Found]) -> None:
+def _check_matches(pattern: Pattern, model: nn.Module, convs: list[ConvRecord]) -> None:
     if any(_matches(pattern, f) for f in convs):
         return
     modules = dict(model.named_modules())

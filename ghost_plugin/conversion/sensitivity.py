@@ -21,14 +21,20 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..utils.modules import call, evaluating, hooked
-from .fitting.channel_statistics import Correlations, from_kernels
+from ..utils.modules import call_model, eval_mode, removing_hooks
+from .fitting.channel_statistics import ChannelMoments, moments_from_weights
 from .fitting.least_squares import shared_mean
-from .fitting.microbatch_scheduler import travel
-from .fitting.output_gradients import PART, Heard, Listener, UnconnectedError, listen
-from .fitting.paired_forward import Stream, Visit, part_of, pictures, regrouped
-from .fitting.sequential import MEMORY, Fit, joinable, measured, visit_conv
-from .layer_plan import Row
+from .fitting.microbatch_scheduler import run_microbatches
+from .fitting.output_gradients import (
+    PART,
+    GradientHandler,
+    GradientProbe,
+    UnconnectedError,
+    backprop_projections,
+)
+from .fitting.paired_forward import ActivationBatch, ModuleVisitor, batch_size, rebatch, slice_batch
+from .fitting.sequential import MEMORY, FitState, can_concat, make_visitor, measured
+from .layer_plan import LayerPlan
 from .surgery import build_ghosts
 
 POWER = 1.25  # of the error
@@ -42,7 +48,7 @@ REFERENCE = 2.0  # ratio at which the output is looked at, or the one next to it
 
 def score(
     model: nn.Module,
-    rows: Sequence[Row],
+    rows: Sequence[LayerPlan],
     ratios: Mapping[str, Sequence[float]],
     example_input: Any,
     calibration: Sequence[Any] | None,
@@ -70,7 +76,7 @@ def score(
         reference = {
             name: min((abs(r - REFERENCE), r) for r in own)[1] for name, own in ratios.items()
         }
-        if batches and joinable(parts):
+        if batches and can_concat(parts):
             _refit(model, fits, reference, parts)
         ghosts = {name: fits[ratio].ghosts[name] for name, ratio in reference.items()}
         moved = _moved(model, rows, ghosts, parts)
@@ -95,11 +101,11 @@ def _scores(errors: Mapping[float, float], mended: float, weight: float) -> dict
 
 def _fits(
     model: nn.Module,
-    rows: Sequence[Row],
+    rows: Sequence[LayerPlan],
     ratios: Mapping[str, Sequence[float]],
     batches: Sequence[Any] | None,
     seed: int,
-) -> dict[float, Fit]:
+) -> dict[float, FitState]:
     """All Ghosts of every ratio with their first weights."""
     norms = {row.name: row.norm for row in rows}
     fits = {}
@@ -109,7 +115,7 @@ def _fits(
             for row in rows
             if ratio in ratios.get(row.name, ())
         }
-        fits[ratio] = Fit(model, build_ghosts(model, settings, seed), norms)
+        fits[ratio] = FitState(model, build_ghosts(model, settings, seed), norms)
     sides = {name: fit.side(name) for fit in fits.values() for name in fit.ghosts}
     for name, stats in _statistics(model, sides, batches):
         for fit in fits.values():
@@ -119,17 +125,20 @@ def _fits(
 
 
 def _refit(
-    model: nn.Module, fits: Mapping[float, Fit], reference: Mapping[str, float], parts: list[Any]
+    model: nn.Module,
+    fits: Mapping[float, FitState],
+    reference: Mapping[str, float],
+    parts: list[Any],
 ) -> None:
     """Fit one Ghost of each conv to the original's maps, on the original's own inputs."""
-    stations = {name: _dense(visit_conv(fits[r], name)) for name, r in reference.items()}
-    travel(model, parts, stations, MEMORY)
+    stations = {name: _dense(make_visitor(fits[r], name)) for name, r in reference.items()}
+    run_microbatches(model, parts, stations, MEMORY)
 
 
-def _dense(fitted: Visit) -> Visit:
+def _dense(fitted: ModuleVisitor) -> ModuleVisitor:
     """A visit that fits, and sends both streams on as the original's."""
 
-    def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
+    def visit(forward: Callable, old: ActivationBatch, new: ActivationBatch) -> tuple[Any, Any]:
         wanted, _ = fitted(forward, old, old)
         return wanted, wanted
 
@@ -138,17 +147,20 @@ def _dense(fitted: Visit) -> Visit:
 
 def _statistics(
     model: nn.Module, sides: Mapping[str, int], batches: Sequence[Any] | None
-) -> Iterator[tuple[str, Correlations]]:
+) -> Iterator[tuple[str, ChannelMoments]]:
     if batches:
         return measured(model, sides, list(batches))
-    return ((name, from_kernels(model.get_submodule(name), side)) for name, side in sides.items())
+    return (
+        (name, moments_from_weights(model.get_submodule(name), side))
+        for name, side in sides.items()
+    )
 
 
 def _with_noise(calibration: Sequence[Any], example_input: Any) -> list[Any]:
     """Batches, and beside few images so much noise that a plan does not hang on one of them."""
     batches = list(calibration)
     for noise in _noise(example_input):
-        if sum(map(pictures, batches)) >= NOISE_IMAGES or not joinable([*batches, noise]):
+        if sum(map(batch_size, batches)) >= NOISE_IMAGES or not can_concat([*batches, noise]):
             break
         batches.append(noise)
     return batches
@@ -165,12 +177,15 @@ def _noise(example_input: Any) -> list[Any]:
 
 
 def _moved(
-    model: nn.Module, rows: Sequence[Row], ghosts: Mapping[str, nn.Module], parts: Sequence[Any]
+    model: nn.Module,
+    rows: Sequence[LayerPlan],
+    ghosts: Mapping[str, nn.Module],
+    parts: Sequence[Any],
 ) -> dict[str, float]:
     """Mean square of what each Ghost alone moves in the output, to first order; by gradients."""
     totals: dict[str, float] = {}
     ghosts = {name: ghost.eval() for name, ghost in ghosts.items()}
-    number = sum(map(pictures, parts))
+    number = sum(map(batch_size, parts))
     draws = max(MIN_DRAWS, -(-DRAWS // number))
     means = _mean_gaps(model, {row.name: ghosts[row.name] for row in rows if row.norm
                                and row.name in ghosts}, parts)  # fmt: skip
@@ -178,7 +193,7 @@ def _moved(
         name: _listener(name, ghost, totals, means.get(name)) for name, ghost in ghosts.items()
     }
     try:
-        listen(model, listeners, parts, draws)
+        backprop_projections(model, listeners, parts, draws)
     except UnconnectedError as error:
         raise ValueError(
             f'{error}, so a budget cannot score them: give a part of the model, or ratios by '
@@ -209,9 +224,9 @@ def _mean_gaps(
         return seen
 
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in ghosts]
-    with hooked(*handles), evaluating(model):
+    with removing_hooks(*handles), eval_mode(model):
         for part in parts:
-            call(model, part)
+            call_model(model, part)
     return {name: shared_mean(torch.cat(own))[:, None, None] for name, own in found.items()}
 
 
@@ -219,15 +234,15 @@ def _parts(batches: Sequence[Any]) -> Iterator[Any]:
     """A few pictures at a time, not too many in all, of every batch its share."""
     share = max(1, -(-PICTURES // len(batches)))
     for batch in batches:
-        yield from regrouped([part_of(batch, slice(share))], PART)
+        yield from rebatch([slice_batch(batch, slice(share))], PART)
 
 
 def _listener(
     name: str, ghost: nn.Module, totals: dict[str, float], mean: torch.Tensor | None
-) -> Listener:
+) -> GradientProbe:
     """Adds (g d)^2 of each image when the gradient comes; d is less ``mean``, (C, 1, 1)."""
 
-    def listener(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> Heard:
+    def listener(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> GradientHandler:
         with torch.no_grad():
             gap = ghost(inputs[0]) - maps - (0 if mean is None else mean)
 

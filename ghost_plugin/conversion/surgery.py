@@ -9,7 +9,7 @@ from torch import nn
 from ..layers.cheap_ops import build_cheap
 from ..layers.ghost import GhostConv2d
 from .dense_checkpoints import adopt
-from .selection import REASONS, unfit
+from .selection import REASONS, conversion_blocker
 
 _OWN = frozenset(vars(nn.Conv2d(1, 1, 1)))
 
@@ -84,7 +84,7 @@ def build_ghosts(
     """
     convs = {name: model.get_submodule(name) for name in settings}
     for name, conv in convs.items():
-        if code := unfit(conv):
+        if code := conversion_blocker(conv):
             kind = type(conv).__name__
             raise ValueError(f'{name!r}, a {kind}, cannot be converted ({code}): {REASONS[code]}')
     with torch.random.fork_rng(devices=[]):
@@ -95,7 +95,7 @@ def build_ghosts(
     return ghosts
 
 
-def swap(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
+def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
     """Put modules in by name, wherever the old ones stand, in place; a root is handed back."""
     by_id = {id(model.get_submodule(name)): module for name, module in new.items()}
     if id(model) in by_id:
@@ -107,12 +107,12 @@ def swap(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
     return model
 
 
-def absorb(norm: nn.Module, shift: torch.Tensor) -> None:
+def shift_running_mean(norm: nn.Module, shift: torch.Tensor) -> None:
     """Let a norm add ``shift``, (channels,), to the maps that it gets."""
     norm.running_mean -= shift.to(norm.running_mean)
 
 
-def repair(
+def update_optimizers(
     optimizers: Iterable[torch.optim.Optimizer],
     pairs: Iterable[tuple[nn.Module, nn.Module]],
 ) -> None:

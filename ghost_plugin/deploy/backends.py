@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..utils import optional
-from ..utils.modules import copied
+from ..utils.modules import deepcopy_detached
 from .comparison import Difference, Flat, differences
 from .concat_elimination import lazy_concat
 from .exporting import export
@@ -64,13 +64,13 @@ class Forms:
     @functools.cached_property
     def last(self) -> Flat:
         """That one channels-last."""
-        model = copied(self.fused.model).to(memory_format=torch.channels_last)
+        model = deepcopy_detached(self.fused.model).to(memory_format=torch.channels_last)
         return Flat(model, self.example_input)
 
     @functools.cached_property
     def apart(self) -> Flat:
         """That one with the halves of Ghost layers apart where that pays for the example."""
-        model = copied(self.last.model)
+        model = deepcopy_detached(self.last.model)
         joiner = lazy_concat.keep_apart(model)
         flat = Flat(model, self.example_input)  # it calls the model
         flat.register_forward_hook(lambda _, __, outputs: lazy_concat.joined(outputs))
@@ -135,7 +135,7 @@ def _half(model: nn.Module, example_input: Any) -> Flat:
         floating = isinstance(x, torch.Tensor) and x.is_floating_point()
         return channels_last(x.bfloat16()) if floating else x
 
-    return Flat(copied(model).bfloat16(), pytree.tree_map(half, example_input))
+    return Flat(deepcopy_detached(model).bfloat16(), pytree.tree_map(half, example_input))
 
 
 @dataclass(frozen=True)

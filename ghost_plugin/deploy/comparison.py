@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..utils.modules import as_arguments, call, copied, evaluating
+from ..utils.modules import as_arguments, call_model, deepcopy_detached, eval_mode
 from .flat_io import PLAIN, Inputs
 
 
@@ -132,8 +132,12 @@ def allowance(model: 'Flat', inputs: Sequence[torch.Tensor], tolerance: float) -
     wide = [x.double() if x.is_floating_point() else x for x in inputs]
     try:
         with torch.no_grad():
-            exact = Flat(copied(model.model, share=True).double(), model.inputs.filled(wide))
-            lost = differences(call(model, tuple(inputs)), call(exact, tuple(wide))).relative
+            exact = Flat(
+                deepcopy_detached(model.model, share=True).double(), model.inputs.filled(wide)
+            )
+            lost = differences(
+                call_model(model, tuple(inputs)), call_model(exact, tuple(wide))
+            ).relative
     except Exception:  # some networks know no float64
         return tolerance
     return max(tolerance, min(10 * lost, 0.01))
@@ -162,8 +166,8 @@ class Flat(nn.Module):
         super().__init__()
         self.model = model
         self.inputs = Inputs(model, example_input)
-        with evaluating(model):
-            outputs = call(model, example_input)
+        with eval_mode(model):
+            outputs = call_model(model, example_input)
         found, self.build = leaves(outputs), nesting(outputs)
         strange = [x for x in found if not isinstance(x, (torch.Tensor, *PLAIN))]
         self.where = [i for i, leaf in enumerate(found) if isinstance(leaf, torch.Tensor)]

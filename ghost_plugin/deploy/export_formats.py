@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..utils import optional, torch_compat
-from ..utils.modules import call
+from ..utils.modules import call_model
 from .comparison import Flat
 from .free_axes import FreeAxes
 from .inference import Runner, of_onnx, of_openvino, of_program, of_torchscript, openvino_core
@@ -22,7 +22,9 @@ def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, free: FreeAxes, opse
     """By the exporter that traces one call."""
     optional.require('onnx')
     dynamic_axes = {name: axes for name, axes in (free.inputs | free.outputs).items() if axes}
-    call(flat, tuple(inputs))  # what a network makes for a new size, and keeps, is no step of it
+    call_model(
+        flat, tuple(inputs)
+    )  # what a network makes for a new size, and keeps, is no step of it
     with _without_graphs():
         torch.onnx.export(
             flat,

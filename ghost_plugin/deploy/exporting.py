@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ..layers.bn_folding import check_inference
-from ..utils.atomic_io import check_target, whole_files
-from ..utils.modules import own_passes, owned
+from ..utils.atomic_io import atomic_write_all, check_writable
+from ..utils.modules import clone_tensors, plain_forward
 from .comparison import Difference, Flat, allowance, differences
 from .export_formats import DYNAMO_OPSET, FORMATS, Format
 from .flat_io import arguments
@@ -61,7 +61,7 @@ class ExportReport:
         return {**asdict(self), 'path': str(self.path)}
 
 
-@own_passes()
+@plain_forward()
 def export(
     model: nn.Module,
     example_input: Any,
@@ -123,7 +123,7 @@ def export(
     check_inference(model)
     path = Path(path)
     kind = _checked(path, dynamic, opset, exporter, split)
-    check_target(path, *kind.others)
+    check_writable(path, *kind.others)
     example = arguments(example_input)
     if any(value.device.type != 'cpu' for value in example):
         raise ValueError('export works on the CPU; move model and example_input there first')
@@ -202,7 +202,7 @@ class _Task:
 
     def run(self, exporter: str) -> tuple[Difference, int]:
         """Write, compare, put in place; the difference and the bytes."""
-        with whole_files(self.path, *self.kind.others) as partial:
+        with atomic_write_all(self.path, *self.kind.others) as partial:
             self._write(exporter, partial)
             found = compare(self.kind.read(partial), self.want, self.free.taken, self.tolerance)
             suffixes = (partial.suffix, *self.kind.others)
@@ -210,7 +210,7 @@ class _Task:
         return found, size
 
     def _write(self, exporter: str, path: Path) -> None:
-        traced = owned(self.free.traced)
+        traced = clone_tensors(self.free.traced)
         made = path.with_suffix('.onnx') if self.kind.of_onnx else path
         with quiet(), torch.no_grad():
             self.kind.exporters[exporter](self.net, traced, made, self.free, self.opset)

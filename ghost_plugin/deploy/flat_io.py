@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..utils.modules import as_arguments, call, evaluating, owned
+from ..utils.modules import as_arguments, call_model, clone_tensors, eval_mode
 from ..utils.torch_compat import is_compiling
 
 # What cannot hold a tensor, and is not changed by a call.
@@ -105,7 +105,7 @@ class Inputs:
         def part(key: Any, value: Any) -> Any:
             if key in given:
                 return given[key]
-            return value if isinstance(value, PLAIN) or is_compiling() else owned(value)
+            return value if isinstance(value, PLAIN) or is_compiling() else clone_tensors(value)
 
         if isinstance(self.example, Mapping):
             return {key: part(key, value) for key, value in self.example.items()}
@@ -138,8 +138,8 @@ def of_calibration(model: nn.Module, batches: Sequence[Any]) -> list[list[torch.
         kind = tuple((x.shape, x.dtype) for x in tensors)
         try:
             if kind not in tried:
-                with evaluating(model):
-                    call(model, inputs.filled(tensors))
+                with eval_mode(model):
+                    call_model(model, inputs.filled(tensors))
         except Exception as error:  # models raise whatever they like
             raise _not_an_input(number, error) from error
         tried.add(kind)

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..graph.channel_permutation import settle
+from ..graph.channel_permutation import absorb_permutations
 from ..graph.folded_ghost import fold_ghost, foldable_ghost
-from ..graph.symbolic_trace import beside, norms_behind
-from ..layers.bn_folding import Folding, check_inference, fixed, fold, fold_pair, foldable
-from ..utils.modules import call, copied, evaluating, own_passes
+from ..graph.symbolic_trace import conv_norm_neighbours, norms_behind
+from ..layers.bn_folding import Folding, check_inference, fold, fold_pair, foldable, is_affine_norm
+from ..utils.modules import call_model, deepcopy_detached, eval_mode, plain_forward
 from .comparison import Difference, differences
 
 # Share of the largest output that float32 seldom loses; beyond it float64 is asked.
@@ -24,7 +24,7 @@ _INSTEAD = (
 _DROP_NAMES = {'DropPath', 'DropBlock', 'DropBlock2d', 'StochasticDepth'}  # every library's own
 
 
-@own_passes()
+@plain_forward()
 def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
     """A copy for inference in which every branch is merged and every norm folded into its conv.
 
@@ -70,11 +70,11 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
 
 def _fused(model: nn.Module) -> nn.Module:
     check_inference(model)
-    fused = copied(model, instead=_INSTEAD)
+    fused = deepcopy_detached(model, instead=_INSTEAD)
     _drop(fused)
-    report = _fold_behind(fused, fold(fused, beside(fused)))
-    report = replace(report, orders=settle(fused))
-    left = tuple(name for name, module in fused.named_modules() if fixed(module))
+    report = _fold_behind(fused, fold(fused, conv_norm_neighbours(fused)))
+    report = replace(report, orders=absorb_permutations(fused))
+    left = tuple(name for name, module in fused.named_modules() if is_affine_norm(module))
     fused.folding = replace(report, left=left)
     return fused
 
@@ -123,8 +123,8 @@ def _drop(model: nn.Module) -> None:
 
 
 def _difference(before: nn.Module, after: nn.Module, example_input: Any) -> Difference:
-    with evaluating(before), evaluating(after):
-        pair = call(before, example_input), call(after, example_input)
+    with eval_mode(before), eval_mode(after):
+        pair = call_model(before, example_input), call_model(after, example_input)
     return differences(*pair)
 
 
@@ -140,7 +140,7 @@ def _rounds(model: nn.Module, example_input: Any) -> bool:
         return True  # it draws its outputs anew each time
     wide = pytree.tree_map(_double, example_input)
     try:
-        exact = copied(model, share=True).double()
+        exact = deepcopy_detached(model, share=True).double()
         return _difference(exact, _fused(exact), wide).relative <= _GROSS
     except Exception:  # some networks know no float64
         return False

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..utils import optional
-from ..utils.modules import call, keeping, own_passes
+from ..utils.modules import call_model, plain_forward, preserving_inputs
 from ..utils.torch_compat import full_precision
 from .comparison import differences, tensors
 from .onednn_prepack import Packed, packable
@@ -45,7 +45,7 @@ def of_module(module: Callable, dtype: torch.dtype = torch.float32, last: bool =
         last: Hand pictures over channels-last.
     """
 
-    kept = keeping(module)
+    kept = preserving_inputs(module)
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         with torch.inference_mode(), full_precision():
@@ -77,7 +77,7 @@ def of_graph(module: Callable, dtype: torch.dtype = torch.float32) -> Runner:
     turn = threading.Lock()
 
     @functools.lru_cache(maxsize=SHAPES)
-    @own_passes()
+    @plain_forward()
     def captured(*kinds: tuple[torch.Size, torch.dtype, torch.device]) -> tuple[Any, ...]:
         given = _blank(kinds)
         for _ in range(3):  # libraries choose, kernels compile
@@ -118,10 +118,10 @@ def of_traced(module: torch.nn.Module) -> Runner:
         given = _blank(kinds)
         draw = torch.Generator().manual_seed(0)
         noise = [x + torch.rand(x.shape, generator=draw).to(x) for x in given]
-        with quiet(), torch.no_grad(), own_passes():
+        with quiet(), torch.no_grad(), plain_forward():
             inside = Packed(module, given).eval() if packable(given) else module
             made = torch.jit.freeze(torch.jit.trace(inside, given, check_trace=False))
-            pair = (call(net, tuple(noise)) for net in (made, module))
+            pair = (call_model(net, tuple(noise)) for net in (made, module))
             if not differences(*pair).relative <= TRACED:
                 raise ValueError('traced, it computes something else for other values')
         return of_module(made, last=True)

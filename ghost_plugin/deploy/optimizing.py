@@ -10,7 +10,7 @@ from torch import nn
 from ..layers.bn_folding import check_inference
 from ..layers.common import check_positive
 from ..profiling import TURN, Timing, time_together
-from ..utils.modules import own_passes
+from ..utils.modules import plain_forward
 from .backends import BACKENDS, Backend, Forms
 from .comparison import Difference, allowance
 from .inference import Runner
@@ -111,7 +111,7 @@ class Optimized:
         return self._forms.flat.nested(self._run(inputs))
 
 
-@own_passes()
+@plain_forward()
 def optimize(
     model: nn.Module,
     example_input: Any,

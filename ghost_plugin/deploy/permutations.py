@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from ..graph.symbolic_trace import GHOST_CONVS
-from ..layers.bn_folding import altered, plain
+from ..layers.bn_folding import has_hooks_or_parametrization, is_standard_conv
 from ..layers.permutation import Permuted
-from ..utils.modules import copied
+from ..utils.modules import deepcopy_detached
 
 
 def with_constant_permutations(model: nn.Module, convolutions: bool) -> nn.Module:
@@ -33,7 +33,7 @@ def with_constant_permutations(model: nn.Module, convolutions: bool) -> nn.Modul
     """
     if not _permuted(model):
         return model
-    model = copied(model)
+    model = deepcopy_detached(model)
     for layer in _permuted(model):
         order = layer.order.clone()
         if not convolutions:
@@ -75,7 +75,9 @@ def _expanded(layer: Permuted, order: torch.Tensor) -> Iterator[nn.Conv2d]:
         order: (out_channels,) int64.
     """
     convs, size = _convs(layer), len(order)
-    if not isinstance(layer, GHOST_CONVS) or not all(plain(c) and not altered(c) for c in convs):
+    if not isinstance(layer, GHOST_CONVS) or not all(
+        is_standard_conv(c) and not has_hooks_or_parametrization(c) for c in convs
+    ):
         return  # such as shifts, padding of its own, masks
     primary, copies = layer.primary, max(layer.copies, 1)
     is_primary = order < primary

@@ -13,8 +13,8 @@ from torch import nn
 
 from ..profiling import TURN, time_together
 from ..utils import optional
-from ..utils.atomic_io import check_target, whole_files
-from ..utils.modules import own_passes
+from ..utils.atomic_io import atomic_write_all, check_writable
+from ..utils.modules import plain_forward
 from .comparison import Difference, differences
 from .export_formats import FORMATS
 from .exporting import export
@@ -68,7 +68,7 @@ class QuantReport:
         return '\n'.join(['| Layer | Error of its maps |', '| --- | --- |', *rows])
 
 
-@own_passes()
+@plain_forward()
 def quantize(
     model: nn.Module,
     calibration: Iterable[Any],
@@ -108,7 +108,7 @@ def quantize(
         raise ValueError(f'depthwise must be one of {DEPTHWISE}, got {depthwise!r}')
     library = _LIBRARIES[path.suffix]
     optional.require(*library.needs)
-    check_target(path, *FORMATS[path.suffix].others)
+    check_writable(path, *FORMATS[path.suffix].others)
     given = list(calibration)
     if not given:
         raise ValueError('calibration holds no input; some 100 pictures do')
@@ -201,7 +201,7 @@ def _depthwise(path: Path) -> list[str]:
 def _place(file: Path, path: Path) -> int:
     """Move a file and its companions to where they belong; their bytes."""
     others = FORMATS[path.suffix].others
-    with whole_files(path, *others) as partial:
+    with atomic_write_all(path, *others) as partial:
         size = 0
         for suffix in (path.suffix, *others):
             content = file.with_suffix(suffix).read_bytes()

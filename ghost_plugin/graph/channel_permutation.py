@@ -14,8 +14,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..layers.bn_folding import fixed, plain
-from .symbolic_trace import GHOST_CONVS, Followed, followed
+from ..layers.bn_folding import is_affine_norm, is_standard_conv
+from .symbolic_trace import GHOST_CONVS, TracedPart, trace_parts
 
 # What treats each channel alone: maps may pass through it in another order.
 CHANNELWISE = {
@@ -37,7 +37,7 @@ _FACTS = {'shape', 'dtype', 'device', 'ndim'}  # of a tensor, that tell nothing 
 
 
 @dataclass(eq=False)
-class Stream:
+class ChannelGroup:
     """Maps whose channels have one order.
 
     Attributes:
@@ -54,7 +54,7 @@ class Stream:
     sizes: set[int] = field(default_factory=set)
     pinned: bool = False
 
-    def take(self, other: 'Stream') -> None:
+    def take(self, other: 'ChannelGroup') -> None:
         """Become one with another stream."""
         self.writers += other.writers
         self.readers += other.readers
@@ -63,22 +63,22 @@ class Stream:
         self.pinned |= other.pinned
 
 
-class _Streams:
+class _ChannelGroupBuilder:
     """The streams of one graph, node after node."""
 
-    def __init__(self, part: Followed) -> None:
+    def __init__(self, part: TracedPart) -> None:
         self.part = part
-        self.of: dict[fx.Node, Stream] = {}
+        self.of: dict[fx.Node, ChannelGroup] = {}
         for node in part.graph.nodes:
             self.of[node] = self._stream(node)
 
-    def _stream(self, node: fx.Node) -> Stream:
+    def _stream(self, node: fx.Node) -> ChannelGroup:
         kind = self._kind(node)
         module = self.part.single(node)
         given = [self.of[x] for x in node.all_input_nodes]
         if _mixes(module):
             self._read(given[0], node, module)
-            return Stream(writers=[self.part.name(node)], sizes={module.out_channels})
+            return ChannelGroup(writers=[self.part.name(node)], sizes={module.out_channels})
         if module is not None and _alone(module):
             given[0].between.append(self.part.name(node))
             given[0].sizes.add(_channels(module))
@@ -90,21 +90,21 @@ class _Streams:
         if not (_asks(node) or self._head(node, given)):
             for stream in given:
                 stream.pinned = True
-        return Stream(pinned=True)
+        return ChannelGroup(pinned=True)
 
     def _kind(self, node: fx.Node) -> type | Callable | str | None:
         if node.op == 'call_module':
             return type(self.part.modules[node.target])
         return node.target if node.op in ('call_function', 'call_method') else None
 
-    def _read(self, stream: Stream, node: fx.Node, module: nn.Module) -> None:
+    def _read(self, stream: ChannelGroup, node: fx.Node, module: nn.Module) -> None:
         if getattr(module, 'groups', 1) == 1:
             stream.readers.append(self.part.name(node))
             stream.sizes.add(_inputs(module))
         else:
             stream.pinned = True
 
-    def _together(self, given: list[Stream]) -> Stream:
+    def _together(self, given: list[ChannelGroup]) -> ChannelGroup:
         first, *others = given
         for other in others:
             if other is not first:
@@ -112,7 +112,7 @@ class _Streams:
                 self.of.update({node: first for node, own in self.of.items() if own is other})
         return first
 
-    def _head(self, node: fx.Node, given: list[Stream]) -> bool:
+    def _head(self, node: fx.Node, given: list[ChannelGroup]) -> bool:
         """Whether one value per channel is left here, and only linear layers read it."""
         if not _pools(node, self.part.single(node)):
             return False
@@ -134,18 +134,18 @@ def _mixes(module: nn.Module | None) -> bool:
     """Whether each of its maps comes from many, and their order can be chosen."""
     if isinstance(module, GHOST_CONVS):
         return True
-    return module is not None and plain(module) and module.groups == 1
+    return module is not None and is_standard_conv(module) and module.groups == 1
 
 
 def _alone(module: nn.Module) -> bool:
     """Whether it has weights for each channel alone."""
-    if plain(module):
+    if is_standard_conv(module):
         return module.groups == module.in_channels == module.out_channels
-    return fixed(module)
+    return is_affine_norm(module)
 
 
 def _channels(module: nn.Module) -> int:
-    return module.out_channels if plain(module) else len(module.running_mean)
+    return module.out_channels if is_standard_conv(module) else len(module.running_mean)
 
 
 def _inputs(module: nn.Module) -> int:
@@ -186,15 +186,15 @@ def _given(node: fx.Node, place: int, name: str, otherwise: Any) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, otherwise)
 
 
-def settle(model: nn.Module) -> int:
+def absorb_permutations(model: nn.Module) -> int:
     """Reorder channels until as few stored orders as possible are left, in place.
 
     Returns:
         Orders that are gone.
     """
-    for part in followed(model):
+    for part in trace_parts(model):
         places = [part.name(node) for node in part.graph.nodes if node.op == 'call_module']
-        for stream in dict.fromkeys(_Streams(part).of.values()):
+        for stream in dict.fromkeys(_ChannelGroupBuilder(part).of.values()):
             if not stream.pinned and len(stream.sizes) == 1:
                 # Of orders that are equally common the first goes: a stem's maps are the largest.
                 stream.writers.sort(key=places.index)
@@ -204,7 +204,7 @@ def settle(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _reorder(model: nn.Module, stream: Stream) -> None:
+def _reorder(model: nn.Module, stream: ChannelGroup) -> None:
     """Put the channels into the order of most of those that write them."""
     writers = [model.get_submodule(name) for name in stream.writers]
     ghosts = [w for w in writers if isinstance(w, GHOST_CONVS)]

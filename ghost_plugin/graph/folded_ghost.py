@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from ..layers.bn_folding import noise, remains, scale_and_shift
+from ..layers.bn_folding import leftover_module, noise, scale_and_shift
 from ..layers.ghost import Ghost, GhostConv2d
 from ..layers.permutation import Permuted
 
@@ -73,7 +73,7 @@ class FoldedGhostConv2d(Ghost, Permuted):
                 primary = primary * self.scale
             if self.shift is not None:
                 primary = primary + self.shift
-            maps = self.join(primary, ghosts)
+            maps = self.concat(primary, ghosts)
         return self.permuted(maps)
 
     def extra_repr(self) -> str:
@@ -96,7 +96,7 @@ def foldable_ghost(ghost: nn.Module) -> bool:
 def fold_ghost(ghost: GhostConv2d, norm: nn.Module) -> tuple[FoldedGhostConv2d, nn.Module, float]:
     """What stands for both, what is left of the norm, and the largest difference on noise."""
     folded = FoldedGhostConv2d(ghost, *scale_and_shift(norm))
-    rest = remains(norm)
+    rest = leftover_module(norm)
     x = noise(ghost.primary_conv, *([ghost.cheap_operation] if ghost.copies else []))
     with torch.no_grad():
         difference = (norm(ghost(x)) - rest(folded(x))).abs().max().item()

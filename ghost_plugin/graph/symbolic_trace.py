@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..layers.bn_folding import altered, fixed, plain
+from ..layers.bn_folding import has_hooks_or_parametrization, is_affine_norm, is_standard_conv
 from ..layers.ghost import GhostConv2d
 from .folded_ghost import FoldedGhostConv2d
 
@@ -22,7 +22,7 @@ _CONSTANT = '_tensor_constant'  # as fx names tensors that a call makes
 
 
 @dataclass(frozen=True)
-class Followed:
+class TracedPart:
     """What could be followed of a network.
 
     Attributes:
@@ -55,10 +55,10 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         whole = isinstance(module, (nn.Conv2d, *GHOST_CONVS)) or not any(module.children())
-        return whole or fixed(module)
+        return whole or is_affine_norm(module)
 
 
-def followed(model: nn.Module) -> Iterator[Followed]:
+def trace_parts(model: nn.Module) -> Iterator[TracedPart]:
     """The whole, or those parts that can be followed; the model is not touched."""
     names = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
@@ -66,14 +66,14 @@ def followed(model: nn.Module) -> Iterator[Followed]:
         name
         for name, module in model.named_modules()
         if names[id(module)] == 1
-        and not any(altered(part) for part in module.modules())
+        and not any(has_hooks_or_parametrization(part) for part in module.modules())
         and all(owners[id(p)] == 1 for p in module.parameters())
     }
     # Tracing runs the network's own code, which may keep what it is given.
     for prefix, graph, modules in _graphs(copy.deepcopy(model)):
         calls = Counter(node.target for node in graph.nodes if node.op == 'call_module')
         read = {f'{prefix}{n.target}'.rpartition('.')[0] for n in graph.nodes if n.op == 'get_attr'}
-        yield Followed(prefix, graph, modules, alone - read, calls)
+        yield TracedPart(prefix, graph, modules, alone - read, calls)
 
 
 def _graphs(
@@ -125,18 +125,18 @@ def _steps(graph: fx.Graph, given: set[str]) -> list[tuple[str, str, str]]:
     return steps
 
 
-def beside(model: nn.Module) -> dict[nn.Module, nn.Module | None]:
+def conv_norm_neighbours(model: nn.Module) -> dict[nn.Module, nn.Module | None]:
     """What alone takes the maps of a conv, and what alone gives a norm its own, if that is known.
 
     None stands for several, for what is no layer, and for layers whose weights somebody reads.
     """
     layers = dict(model.named_modules(remove_duplicate=False))
     found: dict[nn.Module | None, nn.Module | None] = {}
-    for part in followed(model):
+    for part in trace_parts(model):
         called = {n: layers.get(part.name(n)) for n in part.graph.nodes if n.op == 'call_module'}
         for node, layer in called.items():
-            if layer is not None and (plain(layer) or fixed(layer)):
-                near = [*(node.users if plain(layer) else node.all_input_nodes)]
+            if layer is not None and (is_standard_conv(layer) or is_affine_norm(layer)):
+                near = [*(node.users if is_standard_conv(layer) else node.all_input_nodes)]
                 one = called.get(near[0]) if len(near) == 1 else None
                 found[layer] = one if found.get(layer, one) is one else None
         reads = [part.name(node) for node in part.graph.nodes if node.op == 'get_attr']
@@ -146,42 +146,46 @@ def beside(model: nn.Module) -> dict[nn.Module, nn.Module | None]:
 
 def norms_behind(model: nn.Module) -> list[tuple[str, str]]:
     """Names of convs or Ghost convs, each with the norm that stands directly behind it alone."""
-    return [pair for part in followed(model) for pair in (*_repeated(part), *_pairs(part))]
+    return [pair for part in trace_parts(model) for pair in (*_repeated(part), *_pairs(part))]
 
 
-def _pairs(part: Followed) -> Iterator[tuple[str, str]]:
+def _pairs(part: TracedPart) -> Iterator[tuple[str, str]]:
     for node in part.graph.nodes:
         module = part.single(node)
-        if isinstance(module, GHOST_CONVS) or (module is not None and plain(module)):
+        if isinstance(module, GHOST_CONVS) or (module is not None and is_standard_conv(module)):
             norm = _behind(part, node)
             if norm is not None:
                 yield part.name(node), part.name(norm)
 
 
-def _behind(part: Followed, node: fx.Node) -> fx.Node | None:
+def _behind(part: TracedPart, node: fx.Node) -> fx.Node | None:
     """The norm that takes the maps of a node, through nothing that changes them."""
     while len(node.users) == 1:
         (node,) = node.users
         module = part.single(node)
-        if module is not None and fixed(module):
+        if module is not None and is_affine_norm(module):
             return node
         if type(module) is not nn.Identity:
             break
     return None
 
 
-def _repeated(part: Followed) -> Iterator[tuple[str, str]]:
+def _repeated(part: TracedPart) -> Iterator[tuple[str, str]]:
     """Convs that run several times, each time with the same norm behind: heads of detectors."""
     calls, modules = part.calls, part.modules
     behind: dict[str, set[str]] = {}
     for node in part.graph.nodes:
-        if node.op == 'call_module' and calls[node.target] > 1 and plain(modules[node.target]):
+        if (
+            node.op == 'call_module'
+            and calls[node.target] > 1
+            and is_standard_conv(modules[node.target])
+        ):
             users = [user for user in node.users if user.op == 'call_module']
             only = users[0].target if len(users) == len(node.users) == 1 else ''
             behind.setdefault(node.target, set()).add(only)
     for conv, found in behind.items():
         norm = next(iter(found)) if len(found) == 1 else ''
-        known = norm and fixed(modules[norm]) and calls[norm] == calls[conv]
+        known = norm and is_affine_norm(modules[norm]) and calls[norm] == calls[conv]
         pair = f'{part.prefix}{conv}', f'{part.prefix}{norm}'
         if known and part.alone.issuperset(pair):
             yield pair

@@ -14,7 +14,7 @@ from torch import nn
 from ..backbones.bottlenecks import GhostBottleneck
 from ..backbones.g_ghost_regnet import GhostStage, RegNetBottleneck
 from ..graph.folded_ghost import FoldedGhostConv2d
-from ..graph.symbolic_trace import GHOST_CONVS, followed
+from ..graph.symbolic_trace import GHOST_CONVS, trace_parts
 from ..layers.cheap_ops import Shift
 from ..layers.ghost import Ghost, GhostConv2d
 from ..utils import optional
@@ -120,7 +120,7 @@ def _fed(model: nn.Module) -> Iterator[str]:
 
     Of what is concatenated inside of them it wants one, where something stands behind that.
     """
-    for part in followed(model):
+    for part in trace_parts(model):
         told = set()
         for node in part.graph.nodes if not part.prefix else ():
             layer = part.modules.get(node.target) if node.op == 'call_module' else None

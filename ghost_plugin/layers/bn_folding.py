@@ -107,7 +107,8 @@ def fold(model: nn.Module, beside: Mapping[nn.Module, nn.Module | None] | None =
 
     Args:
         model: In eval mode.
-        beside: Who runs next to whom (:func:`ghost_plugin.graph.symbolic_trace.beside`), as far as
+        beside: Neighbours by name, of
+            :func:`ghost_plugin.graph.symbolic_trace.conv_norm_neighbours`, as far as
             that is known; else the blocks' word is taken.
     """
     check_inference(model)
@@ -169,12 +170,12 @@ def _check_norms(part: nn.Module) -> None:
             maker, given = getattr(branch, conv), getattr(branch, norm)
             if isinstance(given, nn.Identity):
                 continue
-            if not plain(maker):
+            if not is_standard_conv(maker):
                 raise ValueError(
                     f'branches with a {type(maker).__name__} cannot be merged; merge them first '
                     '(gp.fuse) and convert the result'
                 )
-            if not (fixed(given) and isinstance(remains(given), nn.Identity)):
+            if not (is_affine_norm(given) and isinstance(leftover_module(given), nn.Identity)):
                 raise ValueError(
                     f'branches behind {type(given).__name__} cannot be merged, only those behind '
                     'a BatchNorm with running statistics'
@@ -186,7 +187,7 @@ def _check_altered(place: str, part: nn.Module) -> None:
     for group in (group for _, *groups in part.merged_names for group in groups):
         branch = getattr(part, group, None)
         for name, module in () if branch is None else branch.named_modules(prefix=group):
-            if altered(module):
+            if has_hooks_or_parametrization(module):
                 raise ValueError(
                     f'the branches of {place or type(part).__name__!r} cannot be merged: {name!r} '
                     f'has hooks or a computed weight; {PERMANENT}'
@@ -197,19 +198,19 @@ def _origin(module: nn.Module) -> tuple[str, str]:
     return type(module).__module__.split('.')[0], type(module).__name__
 
 
-def plain(conv: nn.Module) -> bool:
+def is_standard_conv(conv: nn.Module) -> bool:
     """Whether a conv does with its weight what ``nn.Conv2d`` does."""
     package, name = _origin(conv)
     return type(conv) is nn.Conv2d or (package in ('timm', 'mmcv') and name in _PLAIN)
 
 
-def fixed(norm: nn.Module) -> bool:
+def is_affine_norm(norm: nn.Module) -> bool:
     """Whether a norm in eval mode is a fixed scale and shift, but for an activation behind."""
     known = type(norm) in _NORMS or _origin(norm) in _FOREIGN
     return known and norm.running_mean is not None
 
 
-def altered(module: nn.Module) -> bool:
+def has_hooks_or_parametrization(module: nn.Module) -> bool:
     """Whether a call does more than the layer's class and parameters say.
 
     Masks of ``torch.nn.utils.prune``, weight norm and spectral norm are hooks, which write the
@@ -221,10 +222,14 @@ def altered(module: nn.Module) -> bool:
 
 def foldable(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether ``norm`` is a fixed scale and shift of what ``conv`` gives."""
-    return plain(conv) and fixed(norm) and not (altered(conv) or altered(norm))
+    return (
+        is_standard_conv(conv)
+        and is_affine_norm(norm)
+        and not (has_hooks_or_parametrization(conv) or has_hooks_or_parametrization(norm))
+    )
 
 
-def remains(norm: nn.Module) -> nn.Module:
+def leftover_module(norm: nn.Module) -> nn.Module:
     """What stands in the place of a folded norm: its activation, or nothing."""
     act = getattr(norm, 'act', None)
     return nn.Identity().train(norm.training) if act is None else act
@@ -267,7 +272,7 @@ def fold_pair(part: nn.Module, conv: str, norm: str) -> float:
     after = with_weights(before, *kernel_and_bias(before, behind))
     after.bias.requires_grad_(any(p.requires_grad for p in behind.parameters()))
     setattr(part, conv, after)
-    rest = remains(behind)
+    rest = leftover_module(behind)
     setattr(part, norm, rest)
     x = noise(after)
     with torch.no_grad():

@@ -72,7 +72,7 @@ class Ghost(nn.Module):
             primary = primary[..., : self.served, :, :]
         return self.cheap_operation(primary)
 
-    def join(self, primary: torch.Tensor, ghosts: torch.Tensor) -> torch.Tensor:
+    def concat(self, primary: torch.Tensor, ghosts: torch.Tensor) -> torch.Tensor:
         """Concatenate and cut to the output channels."""
         maps = torch.cat((primary, ghosts), dim=-3)
         # A plain slice: converters to other runtimes seldom know Tensor.narrow.
@@ -83,7 +83,7 @@ class Ghost(nn.Module):
         primary = self.primary_conv(x)
         if self.copies == 0:
             return primary
-        return self.join(primary, self.ghosts(primary))
+        return self.concat(primary, self.ghosts(primary))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.maps(x)

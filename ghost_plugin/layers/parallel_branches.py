@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ..utils.torch_compat import has_autocast, is_compiling
-from .bn_folding import Foldable, altered
+from .bn_folding import Foldable, has_hooks_or_parametrization
 from .common import same_padding
 
 NUMBER = 3  # convs of full size side by side
@@ -101,7 +101,7 @@ def joinable(
         and norms[0].momentum is not None
         and all(_keeps_size(branch.conv, conv.stride) for branch in branches)
         and len({branch.conv.dilation for branch in convs}) == 1
-        and not any(altered(module) for module in called)
+        and not any(has_hooks_or_parametrization(module) for module in called)
     )
 
 

@@ -215,7 +215,7 @@ class GhostModuleV3(Reparameterized, Ghost):
         primary = self.primary_activation(self.primary_rpr_conv(x))
         if self.cheap_rpr_conv is None:
             return primary
-        return self.join(primary, self.cheap_activation(self.branch_ghosts(primary)))
+        return self.concat(primary, self.cheap_activation(self.branch_ghosts(primary)))
 
     def branch_ghosts(self, primary: torch.Tensor) -> torch.Tensor:
         """The ghost maps before their activation, in the form for training."""

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ..profiling import count, time_together
-from ..utils.modules import as_arguments, evaluating, keeping, own_passes
-from .loader import Feed, Tick, silent
+from ..utils.modules import as_arguments, eval_mode, plain_forward, preserving_inputs
+from .loader import ImageLoader, ProgressFn, no_progress
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,16 @@ class Accuracy:
     pictures: int
 
 
-def accuracy(model: nn.Module, feed: Feed, batch: int = 128, tick: Tick = silent) -> Accuracy:
+def accuracy(
+    model: nn.Module, feed: ImageLoader, batch: int = 128, tick: ProgressFn = no_progress
+) -> Accuracy:
     """Top-1 and top-5 on all pictures of a feed.
 
     Raises:
         ValueError: The model gives no logits, or not for the classes of the pictures.
     """
     found, seen = torch.zeros(2, dtype=torch.long), 0
-    with evaluating(model):
+    with eval_mode(model):
         for images, labels in feed.ordered(batch):
             logits = logits_of(model(images))
             found += _hits(logits, labels)
@@ -42,7 +44,9 @@ def accuracy(model: nn.Module, feed: Feed, batch: int = 128, tick: Tick = silent
     return Accuracy(top1, top5 if logits.shape[1] > 5 else None, seen)
 
 
-def top1(model: nn.Module, feed: Feed, batch: int = 128, tick: Tick = silent) -> dict[str, float]:
+def top1(
+    model: nn.Module, feed: ImageLoader, batch: int = 128, tick: ProgressFn = no_progress
+) -> dict[str, float]:
     """Top-1 as a figure by name, for :func:`.finetuning.finetune`."""
     return {'top1': accuracy(model, feed, batch, tick).top1}
 
@@ -69,7 +73,7 @@ def logits_of(output: Any) -> torch.Tensor:
     return output
 
 
-def check_classes(model: nn.Module, feed: Feed, mapped: bool = False) -> None:
+def check_classes(model: nn.Module, feed: ImageLoader, mapped: bool = False) -> None:
     """See that a model has an output for each class, with one forward pass.
 
     Args:
@@ -84,7 +88,7 @@ def check_classes(model: nn.Module, feed: Feed, mapped: bool = False) -> None:
     if pictures.labels is None:
         raise ValueError(f'{pictures.source} has no class folders, and labels are needed')
     image = torch.zeros(1, 3, *feed.look.size, device=feed.device)
-    with evaluating(model):
+    with eval_mode(model):
         outputs = logits_of(model(image)).shape[1]
     known = max(pictures.classes.values()) + 1
     if known > outputs or (known < outputs and not mapped):
@@ -111,7 +115,7 @@ def costs(model: nn.Module, example_input: Any) -> dict[str, int]:
     return {'params': counted.params, 'macs': counted.macs}
 
 
-@own_passes()
+@plain_forward()
 def expenses(model: nn.Module, example_input: Any, rounds: int = 30) -> dict[str, Any]:
     """What one call costs in eval mode on the model's device.
 
@@ -121,8 +125,8 @@ def expenses(model: nn.Module, example_input: Any, rounds: int = 30) -> dict[str
     """
     counted = costs(model, example_input)
     args, kwargs = as_arguments(example_input)
-    kept = keeping(model)
-    with evaluating(model):
+    kept = preserving_inputs(model)
+    with eval_mode(model):
         timing = time_together({'model': lambda: kept(*args, **kwargs)}, rounds)[0]
     parameter, (batch, _, *size) = next(model.parameters()), _pictures(example_input).shape
     return {

@@ -24,7 +24,7 @@ _SPLITS = {
 _KNOWN = {name for names in _SPLITS.values() for name in names}
 
 
-class Pictures:
+class ImageFolder:
     """Names of pictures and the index of each one's class; nothing is decoded yet.
 
     The class of ``.../cat/7.jpg`` is cat; ``.../train/cat/7.jpg`` belongs to a split besides, and
@@ -67,10 +67,10 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.names)
 
-    def some(self, number: int, seed: int = 0) -> 'Pictures':
+    def some(self, number: int, seed: int = 0) -> 'ImageFolder':
         """At most ``number`` of the pictures, drawn from ``seed``, in their order."""
         chosen = sorted(random.Random(seed).sample(range(len(self)), min(number, len(self))))
-        part = object.__new__(Pictures)
+        part = object.__new__(ImageFolder)
         part.__dict__.update(self.__dict__, names=[self.names[i] for i in chosen])
         part.labels = None if self.labels is None else [self.labels[i] for i in chosen]
         return part

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from .image_folder import Pictures
-from .preprocessing import Look, to_tensor
+from .image_folder import ImageFolder
+from .preprocessing import Preprocessing, to_tensor
 
-Tick = Callable[[str, int, int, str], None]  # what is done, how many, of how many, a note
+ProgressFn = Callable[[str, int, int, str], None]  # what is done, how many, of how many, a note
 Batch = tuple[torch.Tensor, torch.Tensor]  # (N, 3, H, W) normalised, (N,) indices of classes
 MEMORY = 2**31  # bytes of decoded pictures that may be kept
 
 
-def silent(label: str, done: int, total: int, note: str = '') -> None:
+def no_progress(label: str, done: int, total: int, note: str = '') -> None:
     """Shows no progress."""
 
 
@@ -38,8 +38,8 @@ class Augmentation:
     min_area: float = 0.35
 
 
-class Feed:
-    """Batches of :class:`Pictures` as a network wants them, on its device.
+class ImageLoader:
+    """Batches of :class:`ImageFolder` as a network wants them, on its device.
 
     Pictures without classes get label -1.
 
@@ -55,13 +55,13 @@ class Feed:
 
     def __init__(
         self,
-        pictures: Pictures,
-        look: Look,
+        pictures: ImageFolder,
+        look: Preprocessing,
         augmentation: Augmentation | None = None,
         device: torch.device | str = 'cpu',
         workers: int | None = None,
         keep: bool = False,
-        tick: Tick = silent,
+        tick: ProgressFn = no_progress,
     ) -> None:
         self.pictures, self.look, self.device = pictures, look, torch.device(device)
         self.augmentation = augmentation or Augmentation()
@@ -73,7 +73,7 @@ class Feed:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def _decoded(self, tick: Tick) -> torch.Tensor:
+    def _decoded(self, tick: ProgressFn) -> torch.Tensor:
         kept = torch.empty(len(self), 3, *self.look.size, dtype=torch.uint8)
         for index in range(len(self)):
             kept[index] = self.look.fit(self.pictures.open(index))
@@ -129,7 +129,11 @@ class _Decoder(Dataset):
     """Pictures by index, augmented from a seed of their own, whichever worker has them."""
 
     def __init__(
-        self, pictures: Pictures, look: Look, augmentation: Augmentation, seed: int | None
+        self,
+        pictures: ImageFolder,
+        look: Preprocessing,
+        augmentation: Augmentation,
+        seed: int | None,
     ) -> None:
         self.pictures, self.look, self.augmentation, self.seed = pictures, look, augmentation, seed
 
@@ -146,7 +150,7 @@ class _Decoder(Dataset):
 
 
 def part_of(
-    image: Image.Image, look: Look, augmentation: Augmentation, dice: random.Random
+    image: Image.Image, look: Preprocessing, augmentation: Augmentation, dice: random.Random
 ) -> torch.Tensor:
     """A random part of a picture at a shape near the network's, resized: (3, H, W), uint8."""
     shape = look.size[1] / look.size[0] * (4 / 3) ** dice.uniform(-1, 1)
@@ -185,7 +189,7 @@ class Calibration:
     """
 
     def __init__(
-        self, feed: Feed, batch: int = 64, wrap: Callable[[torch.Tensor], Any] | None = None
+        self, feed: ImageLoader, batch: int = 64, wrap: Callable[[torch.Tensor], Any] | None = None
     ) -> None:
         self.feed, self.batch, self.wrap = feed, batch, wrap
 

@@ -18,7 +18,7 @@ _FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.B
 
 
 @dataclass(frozen=True)
-class Look:
+class Preprocessing:
     """What becomes of a picture before a network sees it.
 
     Attributes:
@@ -82,14 +82,14 @@ class Look:
         return images * (1 / (255 * std)) - mean / std
 
 
-def look_of(pretrained_cfg: Mapping[str, Any]) -> Look:
+def preprocessing_from_cfg(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
     """The look that timm writes beside its weights."""
-    default = Look()
+    default = Preprocessing()
     _, height, width = pretrained_cfg.get('input_size') or (3, *default.size)
     mean, std = (
         tuple(pretrained_cfg.get(name) or getattr(default, name)) for name in ('mean', 'std')
     )
-    return Look(
+    return Preprocessing(
         (height, width),
         mean if len(mean) == 3 else default.mean,
         std if len(std) == 3 else default.std,

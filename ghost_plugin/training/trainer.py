@@ -18,26 +18,26 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..distillation import Distiller
-from ..utils.atomic_io import whole_file
-from ..utils.modules import copied
+from ..utils.atomic_io import atomic_write
+from ..utils.modules import deepcopy_detached
 from ..utils.torch_compat import GradScaler
 from .config import Recipe, optimizer_of, scale
 from .evaluation import logits_of
-from .loader import Batch, Feed, Tick, silent
+from .loader import Batch, ImageLoader, ProgressFn, no_progress
 
 Validate = Callable[[nn.Module], dict[str, float]]
 
 
 def finetune(
     model: nn.Module,
-    feed: Feed,
+    feed: ImageLoader,
     recipe: Recipe,
     *,
     teacher: nn.Module | None = None,
     state: str | os.PathLike | None = None,
     resume: bool = False,
     validate: Validate | None = None,
-    tick: Tick = silent,
+    tick: ProgressFn = no_progress,
 ) -> list[dict[str, float]]:
     """Train a classifier in place.
 
@@ -87,14 +87,14 @@ class Training:
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, feed: Feed, teacher: nn.Module | None
+        self, model: nn.Module, recipe: Recipe, feed: ImageLoader, teacher: nn.Module | None
     ) -> None:
         self.model, self.recipe = model, recipe
         self.per_epoch = feed.batches(recipe.batch)
         self.steps = max(round(recipe.epochs * self.per_epoch), 1)
         self.step = 0
         self.history: list[dict[str, float]] = []
-        self.average = copied(model).eval() if recipe.ema else None
+        self.average = deepcopy_detached(model).eval() if recipe.ema else None
         self.optimizer = optimizer_of(model, recipe)
         self.loss = _loss(model, teacher, recipe)
         self.amp = _Amp(feed.device, recipe.amp)
@@ -104,7 +104,7 @@ class Training:
         """The model whose weights count."""
         return self.model if self.average is None else self.average
 
-    def epoch(self, feed: Feed, tick: Tick) -> None:
+    def epoch(self, feed: ImageLoader, tick: ProgressFn) -> None:
         """Train to the end of the current epoch, or of the training."""
         number = self.step // self.per_epoch
         left = min(self.per_epoch, self.steps - self.step)
@@ -261,7 +261,7 @@ def _set_random_state(states: list[torch.Tensor]) -> None:
 def save(content: Any, path: str | os.PathLike) -> None:
     """``torch.save`` that never leaves half a file."""
     try:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             torch.save(content, partial)
     except RuntimeError as error:  # how torch reports a full disk
         raise OSError(f'cannot write {os.fspath(path)!r}: {error}') from error

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def check_target(path: str | os.PathLike, *others: str) -> None:
+def check_writable(path: str | os.PathLike, *others: str) -> None:
     """Refuse a place where no file can be put, before work is done that would be lost.
 
     Args:
@@ -30,7 +30,7 @@ def check_target(path: str | os.PathLike, *others: str) -> None:
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """A file to write that takes its place only when all of it is on the disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,8 +43,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_files(path: str | os.PathLike, *others: str) -> Iterator[Path]:
-    """As :func:`whole_file`, for a file with companions of other suffixes, all in a folder apart.
+def atomic_write_all(path: str | os.PathLike, *others: str) -> Iterator[Path]:
+    """As :func:`atomic_write`, for a file with companions of other suffixes, all in a folder apart.
 
     Args:
         path: Of the file that is read first; it takes its place last.

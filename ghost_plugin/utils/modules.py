@@ -16,7 +16,7 @@ from . import torch_compat
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; every module gets its own mode back."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -29,7 +29,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def hooked(*handles: Any) -> Iterator[None]:
+def removing_hooks(*handles: Any) -> Iterator[None]:
     """Remove the handles of hooks when the block ends."""
     try:
         yield
@@ -84,7 +84,7 @@ _PLAIN_CHECKPOINTS = (
 
 
 @contextmanager
-def own_passes() -> Iterator[None]:
+def plain_forward() -> Iterator[None]:
     """Forward passes of this package's own: in full precision, checkpointed parts as plain ones.
 
     Every entry point that runs a model runs it so. Without it autocast would round what is fitted
@@ -94,7 +94,7 @@ def own_passes() -> Iterator[None]:
         yield
 
 
-def copied(
+def deepcopy_detached(
     model: nn.Module,
     memo: Mapping[int, Any] | None = None,
     *,
@@ -176,7 +176,7 @@ class _Detached(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def call(model: Callable, example_input: Any) -> Any:
+def call_model(model: Callable, example_input: Any) -> Any:
     """Call with a copy of an input, so that a model which writes into it changes nothing outside.
 
     Args:
@@ -188,12 +188,12 @@ def call(model: Callable, example_input: Any) -> Any:
 
 
 def as_copies(example_input: Any) -> tuple[tuple, dict[str, Any]]:
-    """Positional and keyword arguments of :func:`call`: copies, which ask for no gradient."""
+    """Positional and keyword arguments of :func:`call_model`: copies, which ask for no gradient."""
     with torch.inference_mode(False), torch.no_grad():
-        return owned(as_arguments(example_input))
+        return clone_tensors(as_arguments(example_input))
 
 
-def owned(value: Any) -> Any:
+def clone_tensors(value: Any) -> Any:
     """A copy of what a model is called with: nested tensors and whatever else can be copied.
 
     Memory format and gradients of tensors stay; modules inside are not copied.
@@ -216,7 +216,7 @@ def owned(value: Any) -> Any:
     return pytree.tree_map(own, value)
 
 
-def keeping(model: Callable) -> Callable:
+def preserving_inputs(model: Callable) -> Callable:
     """A call of a model that never changes what it is given.
 
     The first call with tensors of some kind gets copies. If the model does not write into these,
@@ -230,8 +230,8 @@ def keeping(model: Callable) -> Callable:
         if kind in harmless:
             return model(*args, **kwargs)
         with torch.inference_mode(False), torch.no_grad():
-            args, kwargs = owned((args, kwargs))
-        given = tensors((args, kwargs))
+            args, kwargs = clone_tensors((args, kwargs))
+        given = tensors_in((args, kwargs))
         before = [x._version for x in given]
         outputs = model(*args, **kwargs)
         if None not in kind and before == [x._version for x in given]:
@@ -249,7 +249,7 @@ def _kind(leaf: Any) -> Any:
 
 
 def as_arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
-    """Positional and keyword arguments of :func:`call`."""
+    """Positional and keyword arguments of :func:`call_model`."""
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
     if isinstance(example_input, tuple | list):
@@ -257,13 +257,13 @@ def as_arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
     return (example_input,), {}
 
 
-def tensors(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
     """All tensors of a nesting of tuples, lists and dictionaries, in their order."""
     return [leaf for leaf in pytree.tree_flatten(value)[0] if isinstance(leaf, torch.Tensor)]
 
 
 @contextmanager
-def constant(model: nn.Module) -> Iterator[None]:
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient; afterwards those do again that did."""
     learning = [p for p in model.parameters() if p.requires_grad]
     for parameter in learning:

@@ -10,7 +10,7 @@ from torch.utils import checkpoint as module
 from torch.utils.checkpoint import CheckpointFunction, checkpoint, checkpoint_sequential
 
 import ghost_plugin as gp
-from ghost_plugin.utils.modules import own_passes
+from ghost_plugin.utils.modules import plain_forward
 
 
 class Block(nn.Module):
@@ -170,12 +170,12 @@ def test_two_threads_leave_in_any_order():
     entered, leave = threading.Event(), threading.Event()
 
     def stay():
-        with own_passes():
+        with plain_forward():
             entered.set()
             leave.wait()
 
     thread = threading.Thread(target=stay)
-    with own_passes():
+    with plain_forward():
         thread.start()
         entered.wait()
     assert 'apply' in vars(CheckpointFunction)  # the other is still within

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.conversion.fitting.least_squares import Task, _shares, num_held
+from ghost_plugin.conversion.fitting.least_squares import FitProblem, _shares, num_held
 
 RISE = 1.05
 NUMBERS = (0, 1, 2, 4, 8, 16)
@@ -110,7 +110,7 @@ def test_some_images_are_held_back(number, held):
 
 def _task(number, height):
     x = torch.randn(number, 3, height, 6)
-    return Task(x, torch.randn(number, 8, height, 6), torch.ones(8), True)
+    return FitProblem(x, torch.randn(number, 8, height, 6), torch.ones(8), True)
 
 
 def test_rows_of_a_single_image_are_held_back():

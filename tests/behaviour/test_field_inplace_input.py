@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.utils.modules import call, keeping, owned
+from ghost_plugin.utils.modules import call_model, clone_tensors, preserving_inputs
 
 
 def layers(*widths):
@@ -188,27 +188,27 @@ def test_nested_inputs_stay_as_they_are(form, images):
     given, before = (FORMS[form](images[0], scale.clone()) for _ in range(2))
     count = gp.count(model, given)
     assert count == gp.count(model, given) and gp.plan(model, given, macs=0.8).macs > 0
-    first, again = (call(model, given) for _ in range(2))
+    first, again = (call_model(model, given) for _ in range(2))
     assert torch.equal(first, again)
     assert repr(given) == repr(before)
     converted, _ = gp.convert(model, given, calibration=[given])
     assert repr(given) == repr(before)
     # Of one batch for each form the same comes out.
     plain, _ = gp.convert(model, FORMS['list'](images[0], scale), calibration=[given])
-    torch.testing.assert_close(call(converted, given), call(plain, given))
+    torch.testing.assert_close(call_model(converted, given), call_model(plain, given))
 
 
 def test_copies_keep_what_tensors_are():
     x = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    whole, last, wide, whole_again = owned((x, x.flip(0), torch.ones(1, 3).expand(5, 3), x))
+    whole, last, wide, whole_again = clone_tensors((x, x.flip(0), torch.ones(1, 3).expand(5, 3), x))
     assert whole is whole_again and whole is not x and whole.stride() == x.stride()
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert wide.add_(1).tolist() == [[2.0] * 3] * 5
     model, lock = nn.Identity(), __import__('threading').Lock()
-    assert owned((model, lock, 'text', None)) == (model, lock, 'text', None)
+    assert clone_tensors((model, lock, 'text', None)) == (model, lock, 'text', None)
     with torch.inference_mode():
         seen = torch.ones(2)
-    call(lambda y: y.requires_grad_(), seen)  # not a tensor of inference mode
+    call_model(lambda y: y.requires_grad_(), seen)  # not a tensor of inference mode
 
 
 def test_inputs_that_ask_for_gradients_get_none(images):
@@ -268,7 +268,7 @@ def test_only_calls_that_write_are_called_with_copies():
         given.append(x)
         return x.mul_(2) if len(x) == 1 else x * 2
 
-    run, one, two = keeping(net), torch.ones(1), torch.ones(2)
+    run, one, two = preserving_inputs(net), torch.ones(1), torch.ones(2)
     for x in (two, two, one, one):
         assert torch.equal(run(x), 2 * torch.ones(len(x)))
     assert [any(g is x for x in (one, two)) for g in given] == [False, True, False, False]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.utils.modules import copied
+from ghost_plugin.utils.modules import deepcopy_detached
 
 
 class Block(nn.Module):
@@ -115,7 +115,7 @@ def test_functions_and_loggers_are_copied_as_ever(x):
     model.kept = nn.functional.relu(model.stem(x))  # with gradients
     made, _ = gp.convert(model, x)
     assert made.logger is model.logger and made is not model
-    assert gp.fuse(model, x) is not model and not copied(model).kept.requires_grad
+    assert gp.fuse(model, x) is not model and not deepcopy_detached(model).kept.requires_grad
 
 
 def test_forwards_that_hold_the_original(x):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.conversion.budget import RATIOS, Choice, spend, target
+from ghost_plugin.conversion.budget import RATIOS, Choice, greedy_select, target
 
 X = torch.randn(2, 3, 24, 24)
 
@@ -134,9 +134,9 @@ def test_least_harm_for_what_is_saved():
         'cheap': [Choice(1, 10, 0), Choice(2, 5, 1)],
         'dear': [Choice(1, 10, 0), Choice(2, 5, 9)],
     }
-    chosen = spend(options, 15, 'macs')
+    chosen = greedy_select(options, 15, 'macs')
     assert {name: choice.ratio for name, choice in chosen.items()} == {'cheap': 2, 'dear': 1}
-    assert {c.ratio for c in spend(options, 20, 'macs').values()} == {1}
+    assert {c.ratio for c in greedy_select(options, 20, 'macs').values()} == {1}
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ghost_plugin as gp
-from ghost_plugin.conversion.inspection import find_convs
+from ghost_plugin.conversion.inspection import inspect_convs
 from ghost_plugin.conversion.selection import REASONS, select
 
 
@@ -98,7 +98,7 @@ class Around(nn.Module):
 
 @pytest.mark.parametrize(('trunk', 'last'), [(False, True), (True, False)])
 def test_what_is_added_to_the_input_is_output_and_what_joins_other_maps_is_not(trunk, last):
-    assert [(f.name, f.last) for f in find_convs(Around(trunk), X)] == [
+    assert [(f.name, f.last) for f in inspect_convs(Around(trunk), X)] == [
         ('stem', False),
         ('body', False),
         ('head', last),

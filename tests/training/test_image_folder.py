@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip('PIL')
 
-from ghost_plugin.training.image_folder import Pictures, read_labels
+from ghost_plugin.training.image_folder import ImageFolder, read_labels
 
 
 def zipped(folder, to):
@@ -21,8 +21,8 @@ def zipped(folder, to):
 @pytest.mark.parametrize('split, number', [('train', 36), ('val', 12)])
 def test_folder_and_zip_hold_the_same(pictures, tmp_path, split, number):
     folder, archive = (
-        Pictures(pictures, split),
-        Pictures(zipped(pictures, tmp_path / 'p.zip'), split),
+        ImageFolder(pictures, split),
+        ImageFolder(zipped(pictures, tmp_path / 'p.zip'), split),
     )
     assert len(folder) == len(archive) == number
     assert folder.classes == archive.classes == {'blue': 0, 'green': 1, 'red': 2}
@@ -32,34 +32,34 @@ def test_folder_and_zip_hold_the_same(pictures, tmp_path, split, number):
 
 
 def test_class_folders_alone_and_flat_folders(pictures):
-    assert Pictures(pictures / 'val', 'train').classes.keys() == {'blue', 'green', 'red'}
-    assert Pictures(pictures / 'val/red').labels is None
+    assert ImageFolder(pictures / 'val', 'train').classes.keys() == {'blue', 'green', 'red'}
+    assert ImageFolder(pictures / 'val/red').labels is None
 
 
 def test_flat_names_may_end_in_their_class(pictures):
     (pictures / 'val/red/0.png').rename(pictures / 'val/red/0_n02.png')
     for other in (pictures / 'val/red').glob('?.png'):
         other.unlink()
-    assert Pictures(pictures / 'val/red', classes={'n01': 0, 'n02': 7}).labels == [7]
-    assert Pictures(pictures / 'val/red').labels is None
+    assert ImageFolder(pictures / 'val/red', classes={'n01': 0, 'n02': 7}).labels == [7]
+    assert ImageFolder(pictures / 'val/red').labels is None
 
 
 def test_other_names_of_validation(pictures):
     shutil.move(pictures / 'val', pictures / 'Test')
-    assert len(Pictures(pictures, 'val')) == 12
+    assert len(ImageFolder(pictures, 'val')) == 12
     with pytest.raises(ValueError, match="no split 'extra', only test, train"):
-        Pictures(pictures, 'extra')
+        ImageFolder(pictures, 'extra')
 
 
 def test_hidden_files_are_no_pictures(pictures):
     (pictures / 'val/red/.cache.png').write_text('x')
     (pictures / '__MACOSX').mkdir()
     (pictures / '__MACOSX/a.png').write_text('x')
-    assert len(Pictures(pictures, 'val')) == 12
+    assert len(ImageFolder(pictures, 'val')) == 12
 
 
 def test_some_are_the_same_ones_each_time(pictures):
-    every = Pictures(pictures)
+    every = ImageFolder(pictures)
     some = every.some(5, seed=1)
     assert len(some) == 5 and some.names == every.some(5, seed=1).names
     assert some.names != every.some(5, seed=2).names
@@ -72,16 +72,16 @@ def test_what_is_wrong_is_said(pictures, tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'text.zip').write_text('x')
     with pytest.raises(FileNotFoundError, match='no folder or zip'):
-        Pictures(tmp_path / 'none')
+        ImageFolder(tmp_path / 'none')
     with pytest.raises(ValueError, match='no pictures'):
-        Pictures(tmp_path / 'empty')
+        ImageFolder(tmp_path / 'empty')
     with pytest.raises(ValueError, match='neither a folder nor a zip'):
-        Pictures(tmp_path / 'text.zip')
+        ImageFolder(tmp_path / 'text.zip')
     with pytest.raises(ValueError, match="class 'red' that has no index"):
-        Pictures(pictures, classes={'blue': 0, 'green': 1})
+        ImageFolder(pictures, classes={'blue': 0, 'green': 1})
     (pictures / 'val/blue/0.png').write_bytes(b'broken')
     with pytest.raises(ValueError, match=r'cannot read val/blue/0\.png.*prepare_folder'):
-        Pictures(pictures, 'val').open(0)
+        ImageFolder(pictures, 'val').open(0)
 
 
 def test_labels(tmp_path):

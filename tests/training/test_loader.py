@@ -5,11 +5,11 @@ import torch
 
 Image = pytest.importorskip('PIL.Image')
 
-from ghost_plugin.training.image_folder import Pictures
-from ghost_plugin.training.loader import Augmentation, Calibration, Feed, move, part_of
-from ghost_plugin.training.preprocessing import Look, to_tensor
+from ghost_plugin.training.image_folder import ImageFolder
+from ghost_plugin.training.loader import Augmentation, Calibration, ImageLoader, move, part_of
+from ghost_plugin.training.preprocessing import Preprocessing, to_tensor
 
-SMALL, LARGE = Look((32, 32), crop=1.0), Look((72, 80))
+SMALL, LARGE = Preprocessing((32, 32), crop=1.0), Preprocessing((72, 80))
 
 
 def noise(width, height):
@@ -20,10 +20,10 @@ def noise(width, height):
 @pytest.mark.parametrize('size', [(300, 200), (200, 301), (224, 224), (50, 70)])
 def test_look_is_that_of_timm(size):
     timm = pytest.importorskip('timm')
-    from ghost_plugin.training.preprocessing import look_of
+    from ghost_plugin.training.preprocessing import preprocessing_from_cfg
 
     model = timm.create_model('resnet18')
-    look, image = look_of(model.pretrained_cfg), noise(*size)
+    look, image = preprocessing_from_cfg(model.pretrained_cfg), noise(*size)
     theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(model))(image)
     torch.testing.assert_close(look.normalise(look.fit(image)[None])[0], theirs)
 
@@ -40,10 +40,10 @@ def test_look_is_that_of_torchvision(size):
 
 
 def test_normalised_values_and_order_of_channels():
-    look = Look((1, 1), mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
+    look = Preprocessing((1, 1), mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
     pixel = torch.tensor([255, 0, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     torch.testing.assert_close(look.normalise(pixel).flatten(), torch.tensor([1, -1, -3.2]))
-    swapped = Look((1, 1), look.mean, look.std, bgr=True).normalise(pixel)
+    swapped = Preprocessing((1, 1), look.mean, look.std, bgr=True).normalise(pixel)
     torch.testing.assert_close(swapped.flatten(), torch.tensor([0.2, -1, 0]))
 
 
@@ -52,12 +52,12 @@ def test_normalised_values_and_order_of_channels():
 )
 def test_bad_looks(wrong):
     with pytest.raises(ValueError, match='must be'):
-        Look(**wrong)
+        Preprocessing(**wrong)
 
 
 @pytest.mark.parametrize('look', [SMALL, LARGE], ids=['memory', 'workers'])
 def test_ordered_gives_all_pictures_as_they_are(pictures, look):
-    feed = Feed(Pictures(pictures, 'val'), look, workers=1)
+    feed = ImageLoader(ImageFolder(pictures, 'val'), look, workers=1)
     batches = list(feed.ordered(5))
     assert [len(labels) for _, labels in batches] == [5, 5, 2]
     assert torch.cat([labels for _, labels in batches]).tolist() == feed.pictures.labels
@@ -67,7 +67,7 @@ def test_ordered_gives_all_pictures_as_they_are(pictures, look):
 
 @pytest.mark.parametrize('look', [SMALL, LARGE], ids=['memory', 'workers'])
 def test_shuffled_comes_from_the_seed_alone(pictures, look):
-    one, other = (Feed(Pictures(pictures), look, workers=number) for number in (0, 2))
+    one, other = (ImageLoader(ImageFolder(pictures), look, workers=number) for number in (0, 2))
     torch.rand(3)  # the global generator does not matter
     for (a, x), (b, y) in zip(one.shuffled(8, 1), other.shuffled(8, 1), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -78,7 +78,7 @@ def test_shuffled_comes_from_the_seed_alone(pictures, look):
 
 
 def test_workers_leave_the_global_generator_alone(pictures):
-    feed = Feed(Pictures(pictures), LARGE, workers=1)
+    feed = ImageLoader(ImageFolder(pictures), LARGE, workers=1)
     before = torch.get_rng_state()
     list(feed.shuffled(8, 1))
     assert torch.equal(before, torch.get_rng_state())
@@ -107,12 +107,14 @@ def test_parts_are_large_enough():
         assert part.shape == (3, 72, 80)
         seen = part[0].float().mean(1)
         assert seen.max() - seen.min() > 0.5 * 255 * 0.8  # the gradient's rows that are in it
-    whole = part_of(image, Look((256, 256)), Augmentation(False, min_area=1.0), random.Random(1))
+    whole = part_of(
+        image, Preprocessing((256, 256)), Augmentation(False, min_area=1.0), random.Random(1)
+    )
     assert whole.shape == (3, 256, 256)
 
 
 def test_calibration_can_be_gone_through_again(pictures):
-    feed = Feed(Pictures(pictures, 'val'), LARGE, keep=True)
+    feed = ImageLoader(ImageFolder(pictures, 'val'), LARGE, keep=True)
     batches = Calibration(feed, 5)
     assert [len(x) for x in batches] == [len(x) for x in batches] == [5, 5, 2]
     wrapped = Calibration(feed, 12, wrap=lambda images: {'inputs': images})
@@ -120,6 +122,6 @@ def test_calibration_can_be_gone_through_again(pictures):
 
 
 def test_flat_pictures_have_no_class(pictures):
-    feed = Feed(Pictures(pictures / 'val/red'), SMALL)
+    feed = ImageLoader(ImageFolder(pictures / 'val/red'), SMALL)
     assert next(feed.ordered(4))[1].tolist() == [-1] * 4
     assert torch.equal(to_tensor(feed.pictures.open(0)), feed.kept[0])

@@ -13,12 +13,12 @@ import ghost_plugin as gp
 from ghost_plugin.conversion.restore import load_exactly
 from ghost_plugin.training import evaluation
 from ghost_plugin.training.config import Recipe, optimizer_of, scale
-from ghost_plugin.training.image_folder import Pictures
-from ghost_plugin.training.loader import Feed
-from ghost_plugin.training.preprocessing import Look
+from ghost_plugin.training.image_folder import ImageFolder
+from ghost_plugin.training.loader import ImageLoader
+from ghost_plugin.training.preprocessing import Preprocessing
 from ghost_plugin.training.trainer import finetune, follow, save
 
-LOOK = Look((32, 32), crop=1.0)
+LOOK = Preprocessing((32, 32), crop=1.0)
 
 
 def net(classes=3):
@@ -32,12 +32,12 @@ def net(classes=3):
 
 @pytest.fixture
 def feed(pictures):
-    return Feed(Pictures(pictures), LOOK)
+    return ImageLoader(ImageFolder(pictures), LOOK)
 
 
 @pytest.fixture
 def held(pictures):
-    return Feed(Pictures(pictures, 'val'), LOOK)
+    return ImageLoader(ImageFolder(pictures, 'val'), LOOK)
 
 
 def test_plain_training_learns_the_colours(feed, held):
@@ -60,7 +60,7 @@ def test_a_converted_student_learns_from_its_teacher_without_labels(feed, held, 
     for path in (pictures / 'train').iterdir():
         if path.is_dir():
             path.rmdir()
-    flat = Feed(Pictures(pictures), LOOK)
+    flat = ImageLoader(ImageFolder(pictures), LOOK)
     with pytest.raises(ValueError, match='no class folders; with hard=0'):
         finetune(student, flat, Recipe(), teacher=teacher)
     before = copy.deepcopy(teacher.state_dict())
@@ -88,12 +88,12 @@ def stopped_at(step):
     [
         (Recipe(epochs=2.5, batch=8, ema=0.9, accumulate=3), LOOK),
         (Recipe(epochs=3, batch=8, optimizer='adamw', amp=True), LOOK),
-        (Recipe(epochs=2, batch=12), Look((72, 72))),
+        (Recipe(epochs=2, batch=12), Preprocessing((72, 72))),
     ],
     ids=['ema', 'amp', 'workers'],
 )
 def test_an_interrupted_training_ends_like_any_other(pictures, tmp_path, recipe, look):
-    feed = Feed(Pictures(pictures), look, workers=1)
+    feed = ImageLoader(ImageFolder(pictures), look, workers=1)
     teacher, whole, cut, state = net(), net(), net(), tmp_path / 'state'
     history = finetune(whole, feed, recipe, teacher=teacher)
     steps = round(recipe.epochs * feed.batches(recipe.batch))

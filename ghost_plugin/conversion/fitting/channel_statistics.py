@@ -24,7 +24,7 @@ WORK, LEAST, MOST = 2 * 10**10, 2_048, 65_536
 
 
 @dataclass
-class Correlations:
+class ChannelMoments:
     """Second moments of the output maps y of a conv, for filters of d x d pixels.
 
     Where the conv has a bias and pictures were seen, a constant 1 is one more term of each filter.
@@ -42,7 +42,7 @@ class Correlations:
     constant: bool = False
 
 
-def from_kernels(conv: nn.Conv2d, side: int) -> Correlations:
+def moments_from_weights(conv: nn.Conv2d, side: int) -> ChannelMoments:
     """What white input would give: correlations of the kernels, shifted by output pixels."""
     weight = conv.weight.detach()
     kernel = weight if weight.dtype == torch.float64 else weight.float()
@@ -58,7 +58,7 @@ def from_kernels(conv: nn.Conv2d, side: int) -> Correlations:
     shifts = torch.cartesian_prod(torch.arange(side), torch.arange(side)).view(-1, 2)
     apart = shifts[:, None] - shifts[None] + 2 * reach
     own = wide[:, apart[..., 0], apart[..., 1]]
-    return Correlations(own, cross.flatten(2), kernel.square().sum((1, 2, 3)))
+    return ChannelMoments(own, cross.flatten(2), kernel.square().sum((1, 2, 3)))
 
 
 def _meeting(
@@ -84,7 +84,7 @@ def pad(maps: torch.Tensor, side: int, mode: str) -> torch.Tensor:
     return F.pad(maps, (columns, columns, rows, rows), mode=mode) if rows else maps
 
 
-class Statistics:
+class ChannelMomentsCollector:
     """Correlations of a conv's output maps, added up batch by batch; no map is kept.
 
     Args:
@@ -126,28 +126,28 @@ class Statistics:
         self.squares += here.square().sum(1).double()
         self.pixels += here.shape[1]
 
-    def correlations(self) -> Correlations:
+    def correlations(self) -> ChannelMoments:
         """Means over all pixels; it ends with this, as nothing is copied."""
         for total in (self.own, self.cross, self.sum, self.squares):
             total /= self.pixels
         if self.constant:
             self.squares.sub_(self.sum.square()).clamp_(min=0)  # rounding of constant maps
-        found = Correlations(self.own, self.cross.permute(1, 2, 0), self.squares, self.constant)
+        found = ChannelMoments(self.own, self.cross.permute(1, 2, 0), self.squares, self.constant)
         return blended(found, self.conv, self.side, self.pixels)
 
 
-def blended(found: Correlations, conv: nn.Conv2d, side: int, positions: int) -> Correlations:
+def blended(found: ChannelMoments, conv: nn.Conv2d, side: int, positions: int) -> ChannelMoments:
     """Moments of images, with those of white input beside them as far as positions are few.
 
     Args:
         found: Means over positions of images.
-        conv, side: As in :func:`from_kernels`.
+        conv, side: As in :func:`moments_from_weights`.
         positions: How many there were.
     """
     if positions > MAX_PRIOR:
         return found
     weight = PRIOR_POSITIONS / (PRIOR_POSITIONS + positions)
-    white = from_kernels(conv, side)
+    white = moments_from_weights(conv, side)
     total = found.energy.double()
     if found.constant:  # about the bias, as one position shows no variance
         total = total + (found.own[:, side**2 // 2, -1] - conv.bias.detach().double()).square()
@@ -159,7 +159,7 @@ def blended(found: Correlations, conv: nn.Conv2d, side: int, positions: int) -> 
         terms = torch.cat((mean[:, None].expand(-1, side**2), ones), 1)
         own = F.pad(own, (0, 1, 0, 1)).double() + terms[:, :, None] * terms[:, None]
         cross = F.pad(cross, (0, 1)) + (terms[:, None] * mean[None, :, None]).to(cross)
-    return Correlations(
+    return ChannelMoments(
         torch.lerp(found.own, own.to(found.own), weight),
         torch.lerp(found.cross, cross.to(found.cross), weight),
         torch.lerp(found.energy, energy.to(found.energy), weight),
@@ -226,7 +226,7 @@ def solve(own: torch.Tensor, cross: torch.Tensor, damping: float = 0.0) -> torch
     return torch.nan_to_num(best, posinf=0, neginf=0)
 
 
-def pair_errors(stats: Correlations) -> torch.Tensor:
+def pairwise_errors(stats: ChannelMoments) -> torch.Tensor:
     """(n, n) share of a map's energy, within 0..1, that the best filter of another leaves.
 
     The other, which would be primary, comes first.
@@ -242,6 +242,6 @@ def pair_errors(stats: Correlations) -> torch.Tensor:
     return errors.div_(stats.energy.double().clamp_min(1e-30)).neg_().add_(1).clamp_(0, 1)
 
 
-def pair_filters(stats: Correlations, primaries: list[int], ghosts: list[int]) -> torch.Tensor:
+def pair_filters(stats: ChannelMoments, primaries: list[int], ghosts: list[int]) -> torch.Tensor:
     """(pairs, t) best filters, of each primary map for the ghost at the same place."""
     return solve(stats.own[primaries], stats.cross[primaries, ghosts, :, None])[..., 0]

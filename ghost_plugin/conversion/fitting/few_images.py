@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...utils.modules import call, evaluating, tensors
-from .paired_forward import pictures, stationed
-from .sequential import Fit, add_shift
+from ...utils.modules import call_model, eval_mode, tensors_in
+from .paired_forward import batch_size, forward_overrides
+from .sequential import FitState, add_shift
 
 MAX_IMAGES = 32  # with more of them the fits are not questioned
 MIN_GAIN = 0.1  # share of the error on the calibration images that fits to them must take away
@@ -17,11 +17,13 @@ ROUNDING = 1e-4  # error below which there is nothing to choose
 
 def few_images(batches: list[Any]) -> bool:
     """Whether there are so few images that a fit to them has to be questioned."""
-    return sum(map(pictures, batches)) <= MAX_IMAGES
+    return sum(map(batch_size, batches)) <= MAX_IMAGES
 
 
 @torch.no_grad()
-def misled(fit: Fit, learnt: dict[str, nn.Module], plain: Fit, batches: list[Any]) -> bool:
+def misled(
+    fit: FitState, learnt: dict[str, nn.Module], plain: FitState, batches: list[Any]
+) -> bool:
     """Whether a conversion fitted to few images should give way to one that saw none.
 
     Args:
@@ -42,7 +44,7 @@ def misled(fit: Fit, learnt: dict[str, nn.Module], plain: Fit, batches: list[Any
     return errors[0] > max(ROUNDING, (1 - MIN_GAIN) * errors[1])
 
 
-def _forwards(fit: Fit, learnt: dict[str, nn.Module]) -> dict[str, Callable]:
+def _forwards(fit: FitState, learnt: dict[str, nn.Module]) -> dict[str, Callable]:
     """What runs in the place of each layer: makes it of the layer's own forward."""
 
     def shifted(name: str, ghost: nn.Module | None) -> Callable:
@@ -69,8 +71,13 @@ def _forwards(fit: Fit, learnt: dict[str, nn.Module]) -> dict[str, Callable]:
 def _outputs(
     model: nn.Module, forwards: dict[str, Callable], batches: list[Any]
 ) -> list[list[torch.Tensor]]:
-    with stationed(model, forwards, lambda name, own: forwards[name](own)), evaluating(model):
-        return [[t for t in tensors(call(model, b)) if t.is_floating_point()] for b in batches]
+    with (
+        forward_overrides(model, forwards, lambda name, own: forwards[name](own)),
+        eval_mode(model),
+    ):
+        return [
+            [t for t in tensors_in(call_model(model, b)) if t.is_floating_point()] for b in batches
+        ]
 
 
 def _error(got: list[list[torch.Tensor]], wanted: list[list[torch.Tensor]]) -> float:

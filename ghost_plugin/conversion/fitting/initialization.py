@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from ...layers.ghost import GhostConv2d
-from .channel_statistics import Correlations, pair_errors, pair_filters
-from .pairing import choose
+from .channel_statistics import ChannelMoments, pair_filters, pairwise_errors
+from .pairing import assign_ghosts
 
 
 def cheap_side(ghost: GhostConv2d) -> int:
@@ -14,7 +14,7 @@ def cheap_side(ghost: GhostConv2d) -> int:
     return cheap.kernel_size[0] if isinstance(cheap, nn.Conv2d) else 3
 
 
-def inherit(conv: nn.Conv2d, ghost: GhostConv2d, stats: Correlations) -> float:
+def inherit(conv: nn.Conv2d, ghost: GhostConv2d, stats: ChannelMoments) -> float:
     """Give ``ghost`` the weights of ``conv``: copies of the primary filters, fitted cheap ones.
 
     Args:
@@ -32,13 +32,13 @@ def inherit(conv: nn.Conv2d, ghost: GhostConv2d, stats: Correlations) -> float:
         return 0.0
     shares = stats.energy.double()
     shares = shares / shares.sum().clamp_min(1e-30)
-    lost = pair_errors(stats).mul_(shares)
+    lost = pairwise_errors(stats).mul_(shares)
     size = conv.out_channels // conv.groups
     primary, copies = ghost.primary_conv.out_channels // conv.groups, ghost.copies
     rows = []
     for start in range(0, conv.out_channels, size):
         part = slice(start, start + size)
-        chosen = choose(lost[part, part], primary, copies)
+        chosen = assign_ghosts(lost[part, part], primary, copies)
         rows += [[start + index for index in row] for row in chosen]
     primaries = [row[0] for row in rows for _ in row[1:]]
     ghosts = [j for row in rows for j in row[1:]]

@@ -41,7 +41,7 @@ Solve = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Task:
+class FitProblem:
     """What a Ghost conv shall give.
 
     Attributes:
@@ -64,7 +64,7 @@ class Task:
         """Rows of the targets that count."""
         return slice(self.start, self.stop)
 
-    def folds(self) -> list[tuple['Task', 'Task']]:
+    def folds(self) -> list[tuple['FitProblem', 'FitProblem']]:
         """Pairs of what to fit to and what is held back to see how far a fit carries.
 
         Returns:
@@ -84,7 +84,7 @@ class Task:
         seen = [torch.ones(number, dtype=torch.bool).index_fill(0, part, False) for part in parts]
         return [(self._some(mask), self._some(~mask)) for mask in seen]
 
-    def _some(self, chosen: torch.Tensor) -> 'Task':
+    def _some(self, chosen: torch.Tensor) -> 'FitProblem':
         chosen = chosen.to(self.x.device)
         return replace(self, x=self.x[chosen], y=self.y[chosen])
 
@@ -104,7 +104,7 @@ def num_held(number: int, divisor: int) -> int:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What a fit reached.
 
     Attributes:
@@ -116,7 +116,7 @@ class Fitted:
     error: float
 
 
-def enough(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int:
+def num_samples_for(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int:
     """How many images such as those of (N, C, H, W) inputs and targets a fit shall look at."""
     wanted = PER_ENTRY * ghost.primary_conv.weight[0].numel() // y[0, 0].numel()
     most = VALUES // max(x[0].numel(), y[0].numel())
@@ -124,7 +124,7 @@ def enough(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int:
 
 
 @torch.no_grad()
-def refit(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> Fitted:
+def refit(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> FitResult:
     """Fit ``ghost`` in place; its channel permutation stays, and it never ends worse than it was.
 
     Args:
@@ -142,11 +142,11 @@ def refit(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> F
         fits.append((_fit(ghost, seen, held, energy), _parameters(ghost)))
         _set_parameters(ghost, start)
     if not fits:
-        return Fitted(shift[ghost.order], _measure(ghost, task, shift, energy).error)
+        return FitResult(shift[ghost.order], _measure(ghost, task, shift, energy).error)
     found = [parameters for _, parameters in fits]
     _set_parameters(ghost, {name: sum(p[name] for p in found) / len(fits) for name in start})
     shift = _match_means(ghost, task, sum(one.shift for one, _ in fits) / len(fits))
-    return Fitted(shift[ghost.order], sum(one.error for one, _ in fits) / len(fits))
+    return FitResult(shift[ghost.order], sum(one.error for one, _ in fits) / len(fits))
 
 
 def _parameters(ghost: GhostConv2d) -> dict[str, torch.Tensor]:
@@ -158,7 +158,7 @@ def _set_parameters(ghost: GhostConv2d, values: dict[str, torch.Tensor]) -> None
         parameter.copy_(values[name])
 
 
-def _fit(ghost: GhostConv2d, seen: Task, held: Task, energy: torch.Tensor) -> Fitted:
+def _fit(ghost: GhostConv2d, seen: FitProblem, held: FitProblem, energy: torch.Tensor) -> FitResult:
     """Fit in place to what is seen; each step stays that lowers the error on what was held back."""
     best = _measure(ghost, held, torch.zeros_like(seen.wanted), energy)
     for fit_kernels in (None, _fit_primary):
@@ -175,7 +175,7 @@ def _fit(ghost: GhostConv2d, seen: Task, held: Task, energy: torch.Tensor) -> Fi
     return best
 
 
-def _energy(task: Task) -> torch.Tensor:
+def _energy(task: FitProblem) -> torch.Tensor:
     """Sum of the channels' variances over all images.
 
     Few positions show too little of the variance, and one shows none; there the second moment
@@ -187,22 +187,22 @@ def _energy(task: Task) -> torch.Tensor:
     return (known * varied + (1 - known) * square).clamp_min(EXACT * square + 1e-30)
 
 
-def _by_place(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> Task:
+def _by_place(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> FitProblem:
     order = ghost.order
     target = torch.zeros(ghost.made(), dtype=torch.long, device=y.device)
     target[order] = torch.arange(len(order), device=y.device)
     wanted = torch.zeros(ghost.made(), device=y.device, dtype=torch.float64)
     wanted[order] = 1
-    return Task(x, y[:, target], wanted, free)
+    return FitProblem(x, y[:, target], wanted, free)
 
 
-def _gap(ghost: GhostConv2d, task: Task, shift: torch.Tensor | None = None) -> torch.Tensor:
+def _gap(ghost: GhostConv2d, task: FitProblem, shift: torch.Tensor | None = None) -> torch.Tensor:
     """Targets less what the Ghost gives with a shift, (N, places, rows, W')."""
     gap = task.y[:, :, task.rows] - _places(ghost, task.x)[:, :, task.rows]
     return gap if shift is None else gap - shift.to(gap)[:, None, None]
 
 
-def _shares(task: Task, wanted: torch.Tensor, bent: torch.Tensor) -> torch.Tensor:
+def _shares(task: FitProblem, wanted: torch.Tensor, bent: torch.Tensor) -> torch.Tensor:
     """How far to go along each of some directions, within 0..1.
 
     Args:
@@ -235,30 +235,35 @@ def _without_bias(conv: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor) -> tor
     return functional_call(conv, given, x)
 
 
-def _fit_primary(ghost: GhostConv2d, seen: Task, held: Task, shift: torch.Tensor) -> None:
+def _fit_primary(
+    ghost: GhostConv2d, seen: FitProblem, held: FitProblem, shift: torch.Tensor
+) -> None:
     """Some conjugate gradient steps on the primary kernels, all at once, each its own system."""
     conv = ghost.primary_conv
     solve_inputs, ridge = _preconditioner(ghost, seen)
     scale = _family_scale(ghost, seen.wanted)[:, None]
     delta = torch.zeros_like(conv.weight).flatten(1).double()
-    residual = _pull(ghost, seen, conv.weight, _gap(ghost, seen, shift))
+    residual = _weight_gradient(ghost, seen, conv.weight, _gap(ghost, seen, shift))
     way, product = torch.zeros_like(delta), torch.ones_like(scale)
     for _ in range(STEPS):
         ahead = solve_inputs(residual) / scale
         product, before = (residual * ahead).sum(1, keepdim=True), product
         way = ahead + torch.nan_to_num(product / before, posinf=0, neginf=0) * way
-        bent = _pull(ghost, seen, way.to(conv.weight).view_as(conv.weight)) + scale * ridge * way
+        bent = (
+            _weight_gradient(ghost, seen, way.to(conv.weight).view_as(conv.weight))
+            + scale * ridge * way
+        )
         # Kernels that are as good as they get have no curvature left but rounding.
         curvature = (way * bent).sum(1, keepdim=True)
         step = torch.where(curvature > 1e-30, product / curvature, 0)
         delta, residual = delta + step * way, residual - step * bent
-    wanted = _pull(ghost, held, conv.weight, _gap(ghost, held, shift))
-    bent = _pull(ghost, held, delta.to(conv.weight).view_as(conv.weight))
+    wanted = _weight_gradient(ghost, held, conv.weight, _gap(ghost, held, shift))
+    bent = _weight_gradient(ghost, held, delta.to(conv.weight).view_as(conv.weight))
     delta = delta * _shares(held, (delta * wanted).sum(1), (delta * bent).sum(1))[:, None]
     conv.weight += delta.to(conv.weight).view_as(conv.weight)
 
 
-def _match_means(ghost: GhostConv2d, task: Task, shift: torch.Tensor) -> torch.Tensor:
+def _match_means(ghost: GhostConv2d, task: FitProblem, shift: torch.Tensor) -> torch.Tensor:
     """Bring the means of the channels to those of their targets, by biases in place or by a shift.
 
     Args:
@@ -306,8 +311,8 @@ def shared_mean(means: torch.Tensor) -> torch.Tensor:
     return share.clamp(0, 1) * means.mean(0)
 
 
-def _pull(
-    ghost: GhostConv2d, task: Task, kernel: torch.Tensor, gap: torch.Tensor | None = None
+def _weight_gradient(
+    ghost: GhostConv2d, task: FitProblem, kernel: torch.Tensor, gap: torch.Tensor | None = None
 ) -> torch.Tensor:
     """What a gap of the maps asks of the primary kernels: (m, A) in float64, mean over pixels.
 
@@ -331,7 +336,7 @@ def _family_scale(ghost: GhostConv2d, wanted: torch.Tensor) -> torch.Tensor:
     return scale.clamp_min(1e-30)
 
 
-def _preconditioner(ghost: GhostConv2d, task: Task) -> tuple[Solve, torch.Tensor]:
+def _preconditioner(ghost: GhostConv2d, task: FitProblem) -> tuple[Solve, torch.Tensor]:
     """Solver of the inputs' covariance for (m, A) right-hand sides, group by group.
 
     Returns:
@@ -382,7 +387,9 @@ def _patches(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _fit_cheap(ghost: GhostConv2d, seen: Task, held: Task, shift: torch.Tensor) -> torch.Tensor:
+def _fit_cheap(
+    ghost: GhostConv2d, seen: FitProblem, held: FitProblem, shift: torch.Tensor
+) -> torch.Tensor:
     """Better cheap kernels for the primary channels as they are.
 
     Returns:
@@ -453,10 +460,12 @@ def _places(ghost: GhostConv2d, x: torch.Tensor) -> torch.Tensor:
     return torch.cat((primary, ghost.ghosts(primary)), dim=1)
 
 
-def _sum(task: Task, maps: torch.Tensor) -> torch.Tensor:
+def _sum(task: FitProblem, maps: torch.Tensor) -> torch.Tensor:
     """Mean square of each wanted channel, added up."""
     return (maps.double().square().mean((0, 2, 3)) * task.wanted).sum()
 
 
-def _measure(ghost: GhostConv2d, task: Task, shift: torch.Tensor, energy: torch.Tensor) -> Fitted:
-    return Fitted(shift, float(_sum(task, _gap(ghost, task, shift)) / energy))
+def _measure(
+    ghost: GhostConv2d, task: FitProblem, shift: torch.Tensor, energy: torch.Tensor
+) -> FitResult:
+    return FitResult(shift, float(_sum(task, _gap(ghost, task, shift)) / energy))

@@ -16,19 +16,19 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ...utils.modules import as_arguments, call, evaluating, hooked, owned
+from ...utils.modules import as_arguments, call_model, clone_tensors, eval_mode, removing_hooks
 from .paired_forward import (
+    ActivationBatch,
     Arguments,
-    Stream,
-    Visit,
-    alone,
-    both,
-    halves,
-    maps_seen,
-    pictures,
-    regrouped,
-    stationed,
-    together,
+    ModuleVisitor,
+    as_single_batch,
+    batch_size,
+    concat_batches,
+    concat_nested,
+    forward_overrides,
+    observe_activations,
+    rebatch,
+    split_pair,
     visited,
 )
 
@@ -36,15 +36,15 @@ HELD = 6  # maps that are held at a time, of the largest that is still to come: 
 THREADS = 8  # at the least, where memory does not ask for more
 
 
-def travel(
-    model: nn.Module, batches: Sequence[Any], stations: Mapping[str, Visit], memory: int
+def run_microbatches(
+    model: nn.Module, batches: Sequence[Any], stations: Mapping[str, ModuleVisitor], memory: int
 ) -> None:
     """Visit all stations with all pictures; nobody sets out where there is no station."""
     if stations:
-        Convoy(model, batches, stations, memory).run()
+        MicrobatchScheduler(model, batches, stations, memory).run()
 
 
-class Convoy:
+class MicrobatchScheduler:
     """Both streams of all pictures on their way through one network.
 
     Args:
@@ -55,19 +55,23 @@ class Convoy:
     """
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Any], stations: Mapping[str, Visit], memory: int
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        stations: Mapping[str, ModuleVisitor],
+        memory: int,
     ) -> None:
         self.model, self.stations, self.memory = model, stations, memory
-        self.ahead = largest_ahead(model, stations, next(regrouped(batches, 2)))
-        self.waiting = sum(map(pictures, batches))
+        self.ahead = peak_activation_bytes(model, stations, next(rebatch(batches, 2)))
+        self.waiting = sum(map(batch_size, batches))
         self.size = max(1, min(-(-self.waiting // THREADS), self._room(max(self.ahead.values()))))
-        self.parts = regrouped(batches, self.size)
+        self.parts = rebatch(batches, self.size)
         self.visited: set[str] = set()
-        self.travellers: list[_Traveller] = []
+        self.travellers: list[_ForwardThread] = []
 
     def run(self) -> None:
         """Visit all stations with all pictures."""
-        with evaluating(self.model), stationed(self.model, self.stations, self._stop):
+        with eval_mode(self.model), forward_overrides(self.model, self.stations, self._stop):
             try:
                 while self.travellers or self.waiting:
                     self._visit() if self.travellers else self._set_out()
@@ -80,11 +84,11 @@ class Convoy:
         return self.memory // max(1, HELD * size)
 
     def _set_out(self) -> None:
-        traveller = _Traveller(self.model, next(self.parts))
+        traveller = _ForwardThread(self.model, next(self.parts))
         self.waiting -= traveller.number
         self.travellers.append(traveller)
         traveller.set_out()
-        _trim()(0)
+        _malloc_trim()(0)
         self.travellers = [t for t in self.travellers if not t.arrived]
 
     def _visit(self) -> None:
@@ -94,18 +98,18 @@ class Convoy:
         while self.waiting and sum(t.number for t in self.travellers) + self.size <= room:
             self._set_out()
         here = [t for t in self.travellers if t.place == name]
-        _trim()(0)
+        _malloc_trim()(0)
         outputs = self._outputs(name, here)
         self.visited.add(name)
         for traveller, share in zip(here, outputs, strict=True):
-            traveller.go_on(both(*share))
+            traveller.go_on(concat_nested(*share))
         self.travellers = [t for t in self.travellers if not t.arrived]
 
-    def _outputs(self, name: str, here: list['_Traveller']) -> Iterator[tuple[Any, Any]]:
+    def _outputs(self, name: str, here: list['_ForwardThread']) -> Iterator[tuple[Any, Any]]:
         """Both streams' outputs of a station, for each traveller."""
         numbers = [t.number for t in here]
         forwards, *streams = zip(*(t.brought for t in here), strict=True)
-        streams = [Stream(stream, numbers) for stream in streams]
+        streams = [ActivationBatch(stream, numbers) for stream in streams]
         outputs = self.stations[name](forwards[0], *streams)
         for stream in streams:
             stream.write()
@@ -114,24 +118,28 @@ class Convoy:
     def _stop(self, name: str, forward: Callable) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:
             traveller = threading.current_thread()
-            streams = halves((args, kwargs), traveller.number)
+            streams = split_pair((args, kwargs), traveller.number)
             if streams is None:  # not pictures of both, such as boxes of unequal number
                 return forward(*args, **kwargs)
             if name in self.visited:
-                return visited(self.stations[name], forward, alone(streams, traveller.number))
+                return visited(
+                    self.stations[name], forward, as_single_batch(streams, traveller.number)
+                )
             return traveller.wait(name, (forward, *streams))
 
         return run
 
 
-class _Traveller(threading.Thread):
+class _ForwardThread(threading.Thread):
     """One part of the pictures; runs only while the convoy waits for it."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
         super().__init__(daemon=True)
-        self.model, self.number = model, pictures(batch)
+        self.model, self.number = model, batch_size(batch)
         # Two copies, because the model may write into images that it gets in a list.
-        self.streams: Arguments = as_arguments(together([owned(batch), owned(batch)]))
+        self.streams: Arguments = as_arguments(
+            concat_batches([clone_tensors(batch), clone_tensors(batch)])
+        )
         self.place, self.brought, self.got = '', None, None
         self.arrived = self.over = False
         self.error: BaseException | None = None
@@ -189,7 +197,7 @@ class _GivenUp(Exception):  # noqa: N818
 
 
 @cache
-def _trim() -> Callable[[int], Any]:
+def _malloc_trim() -> Callable[[int], Any]:
     """Gives freed memory back; glibc keeps it for each thread, with ResNet-50 1 GB in all."""
     try:
         return ctypes.CDLL(None).malloc_trim
@@ -213,18 +221,20 @@ def _shared(whole: Any, numbers: list[int]) -> list[Any]:
     ]
 
 
-def largest_ahead(model: nn.Module, stations: Mapping[str, Visit], batch: Any) -> dict[str, int]:
+def peak_activation_bytes(
+    model: nn.Module, stations: Mapping[str, ModuleVisitor], batch: Any
+) -> dict[str, int]:
     """Bytes per picture of the largest map from each station on."""
     sizes: list[tuple[str, int]] = []
-    number = pictures(batch)
+    number = batch_size(batch)
 
     def entered(name: str) -> Callable:
         return lambda module, args: sizes.append((name, 0))
 
     handles = [model.get_submodule(n).register_forward_pre_hook(entered(n)) for n in stations]
-    with hooked(*handles), evaluating(model):
-        with maps_seen(model, lambda size: sizes.append(('', size // number))):
-            call(model, batch)
+    with removing_hooks(*handles), eval_mode(model):
+        with observe_activations(model, lambda size: sizes.append(('', size // number))):
+            call_model(model, batch)
     ahead, largest = dict.fromkeys(stations, 1), 1
     for name, size in reversed(sizes):
         largest = max(largest, size)

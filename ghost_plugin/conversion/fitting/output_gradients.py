@@ -9,23 +9,30 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ...utils.modules import as_copies, call, constant, evaluating, hooked, tensors
-from .paired_forward import part_of, pictures, regrouped
+from ...utils.modules import (
+    as_copies,
+    call_model,
+    eval_mode,
+    frozen_parameters,
+    removing_hooks,
+    tensors_in,
+)
+from .paired_forward import batch_size, rebatch, slice_batch
 
 _logger = logging.getLogger(__name__)
 LOOKED, PART = 256, 4  # pictures that covariances look at, at the most, and at a time
 
-Heard = Callable[[torch.Tensor], None]
+GradientHandler = Callable[[torch.Tensor], None]
 # Takes a module, its inputs and its maps; gives what is called with each gradient of the maps.
-Listener = Callable[[nn.Module, tuple, torch.Tensor], Heard]
+GradientProbe = Callable[[nn.Module, tuple, torch.Tensor], GradientHandler]
 
 
 class UnconnectedError(ValueError):
     """The output does not depend on the maps by gradients."""
 
 
-def listen(
-    model: nn.Module, listeners: Mapping[str, Listener], batches: Iterable[Any], draws: int
+def backprop_projections(
+    model: nn.Module, listeners: Mapping[str, GradientProbe], batches: Iterable[Any], draws: int
 ) -> None:
     """Run a network on batches and tell what maps inside do to it.
 
@@ -43,7 +50,7 @@ def listen(
         model.get_submodule(name).register_forward_hook(_hook(listener))
         for name, listener in listeners.items()
     ]
-    with hooked(*handles), evaluating(model), constant(model):
+    with removing_hooks(*handles), eval_mode(model), frozen_parameters(model):
         for batch in batches:
             args, kwargs = as_copies(batch)
             # Networks that are not trained any more may write into maps that gradients need.
@@ -53,8 +60,8 @@ def listen(
                 for draw in range(draws if leaves else 0):  # a detector may find nothing
                     _projection(leaves).backward(retain_graph=draw < draws - 1)
             heard = heard or bool(leaves)
-    with evaluating(model):
-        call(model, batch)  # so that no map a network keeps holds the graph
+    with eval_mode(model):
+        call_model(model, batch)  # so that no map a network keeps holds the graph
     if not heard:
         raise UnconnectedError('the output is empty or does not depend on the convs by gradients')
 
@@ -92,13 +99,13 @@ def covariances(
     positions: Counter[str] = Counter()
     if not names:
         return sums
-    step = -(-sum(map(pictures, batches)) // LOOKED)
-    chosen = (part_of(few, slice(0, 1)) for few in regrouped(batches, step))
+    step = -(-sum(map(batch_size, batches)) // LOOKED)
+    chosen = (slice_batch(few, slice(0, 1)) for few in rebatch(batches, step))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             listeners = {name: _adder(name, sums, positions) for name in names}
-            listen(model, listeners, regrouped(chosen, PART), 1)
+            backprop_projections(model, listeners, rebatch(chosen, PART), 1)
         except (UnconnectedError, RuntimeError) as error:
             _logger.warning('all channels of blocks count alike, for want of gradients: %s', error)
             return {}
@@ -114,8 +121,8 @@ def covariances(
     }
 
 
-def _adder(name: str, sums: dict[str, torch.Tensor], positions: Counter[str]) -> Listener:
-    def listener(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> Heard:
+def _adder(name: str, sums: dict[str, torch.Tensor], positions: Counter[str]) -> GradientProbe:
+    def listener(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> GradientHandler:
         def add(gradient: torch.Tensor) -> None:
             if gradient.ndim == 4:
                 flat = gradient.float().transpose(0, 1).flatten(1)
@@ -127,7 +134,7 @@ def _adder(name: str, sums: dict[str, torch.Tensor], positions: Counter[str]) ->
     return listener
 
 
-def _hook(listener: Listener) -> Callable:
+def _hook(listener: GradientProbe) -> Callable:
     def hook(module: nn.Module, inputs: tuple, maps: Any) -> Any:
         # Functions of autograd that run modules switch gradients off, and run them again in the
         # backward pass, with gradients.
@@ -144,7 +151,7 @@ def _hook(listener: Listener) -> Callable:
 
 def _differentiable(output: Any) -> list[torch.Tensor]:
     """The output tensors that hold something and ask for a gradient."""
-    return [leaf for leaf in tensors(output) if leaf.requires_grad and leaf.numel()]
+    return [leaf for leaf in tensors_in(output) if leaf.requires_grad and leaf.numel()]
 
 
 def _projection(leaves: list[torch.Tensor]) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ...utils.modules import evaluating, hooked, owned, tensors
+from ...utils.modules import clone_tensors, eval_mode, removing_hooks, tensors_in
 from ...utils.torch_compat import autocasts, full_precision
 
 Arguments = tuple[tuple, dict[str, Any]]
@@ -24,7 +24,7 @@ PART = 16  # pictures that a module runs on at a time when nothing is learnt
 
 
 @dataclass(frozen=True)
-class Stream:
+class ActivationBatch:
     """What a module is called with for many images, in parts, which are joined only on demand.
 
     The module gets copies, because it may write into what it is called with.
@@ -55,11 +55,11 @@ class Stream:
     def through(self, run: Callable) -> Any:
         """The outputs for all images, made for ``PART`` at a time."""
         self._written.clear()
-        return both(*(self._run(run, piece) for piece in self._pieces()))
+        return concat_nested(*(self._run(run, piece) for piece in self._pieces()))
 
     def _run(self, run: Callable, piece: Arguments) -> Any:
-        args, kwargs = own = owned(piece)
-        pairs = list(zip(tensors(piece), tensors(own), strict=True))
+        args, kwargs = own = clone_tensors(piece)
+        pairs = list(zip(tensors_in(piece), tensors_in(own), strict=True))
         before = [copy._version for _, copy in pairs]
         output = run(*args, **kwargs)
         self._written.extend(
@@ -79,10 +79,10 @@ class Stream:
 
 
 # Takes the module's own forward and both streams, gives the outputs of both.
-Visit = Callable[[Callable, Stream, Stream], tuple[Any, Any]]
+ModuleVisitor = Callable[[Callable, ActivationBatch, ActivationBatch], tuple[Any, Any]]
 
 
-def together(batches: list[Any]) -> Any | None:
+def concat_batches(batches: list[Any]) -> Any | None:
     """Batches as one, along the first axis; None where they do not fit together."""
     try:
         return _join(batches)
@@ -93,11 +93,11 @@ def together(batches: list[Any]) -> Any | None:
 def one_size(batches: list[Any]) -> bool:
     """Whether pictures in lists are all alike; networks pad others to the largest of a batch."""
     lists = [part for batch in batches for part in _sized(batch) if isinstance(part, list)]
-    return len({leaf.shape for leaf in tensors(lists) if leaf.ndim > 2}) < 2
+    return len({leaf.shape for leaf in tensors_in(lists) if leaf.ndim > 2}) < 2
 
 
 def _join(batches: list[Any]) -> Any:
-    return batches[0] if len(batches) == 1 else _joined_parts(batches, [*map(pictures, batches)])
+    return batches[0] if len(batches) == 1 else _joined_parts(batches, [*map(batch_size, batches)])
 
 
 def _joined_parts(parts: list[Any], numbers: list[int]) -> Any:
@@ -113,7 +113,7 @@ def _joined_parts(parts: list[Any], numbers: list[int]) -> Any:
     return [picture for part in parts for picture in part]  # of any size
 
 
-def pictures(batch: Any) -> int:
+def batch_size(batch: Any) -> int:
     """How many pictures a batch holds."""
     sized = list(_sized(batch))
     # Grids, tokens and the like have a first axis of their own.
@@ -121,9 +121,9 @@ def pictures(batch: Any) -> int:
     return max(map(len, maps or sized), default=1)
 
 
-def part_of(batch: Any, chosen: slice) -> Any:
+def slice_batch(batch: Any, chosen: slice) -> Any:
     """Some pictures of a batch; what it does not hold one of for each picture stays whole."""
-    return _cut(batch, chosen, pictures(batch))
+    return _cut(batch, chosen, batch_size(batch))
 
 
 def _cut(part: Any, chosen: slice, number: int) -> Any:
@@ -134,14 +134,14 @@ def _cut(part: Any, chosen: slice, number: int) -> Any:
     return part[chosen] if _one_each(part, number) else part
 
 
-def regrouped(batches: Iterable[Any], size: int) -> Iterator[Any]:
+def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:
     """The pictures of all batches, ``size`` at a time; only what is asked for is joined."""
     parts: list[Any] = []
     for batch in batches:
-        start, number = 0, pictures(batch)
+        start, number = 0, batch_size(batch)
         while start < number:
-            missing = size - sum(map(pictures, parts))
-            parts.append(part_of(batch, slice(start, start + missing)))
+            missing = size - sum(map(batch_size, parts))
+            parts.append(slice_batch(batch, slice(start, start + missing)))
             start += missing
             if start <= number:
                 yield _join(parts)
@@ -163,7 +163,9 @@ def _one_each(part: Any, number: int) -> bool:
     return any(len(sized) == number for sized in _sized(part))
 
 
-def tour(model: nn.Module, streams: Arguments, number: int, stations: Mapping[str, Visit]) -> Any:
+def tour(
+    model: nn.Module, streams: Arguments, number: int, stations: Mapping[str, ModuleVisitor]
+) -> Any:
     """Run ``model`` on both streams and visit every station when it comes.
 
     Args:
@@ -179,28 +181,28 @@ def tour(model: nn.Module, streams: Arguments, number: int, stations: Mapping[st
 
     def stop(name: str, forward: Callable) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:
-            both_streams = halves((args, kwargs), number)
+            both_streams = split_pair((args, kwargs), number)
             if both_streams is None:
                 return forward(*args, **kwargs)
-            return visited(stations[name], forward, alone(both_streams, number))
+            return visited(stations[name], forward, as_single_batch(both_streams, number))
 
         return run
 
-    args, kwargs = owned(streams)
-    with stationed(model, stations, stop), evaluating(model):
+    args, kwargs = clone_tensors(streams)
+    with forward_overrides(model, stations, stop), eval_mode(model):
         return model(*args, **kwargs)
 
 
-def visited(visit: Visit, forward: Callable, streams: Sequence[Stream]) -> Any:
+def visited(visit: ModuleVisitor, forward: Callable, streams: Sequence[ActivationBatch]) -> Any:
     """Both streams' outputs of a station, as one."""
     outputs = visit(forward, *streams)
     for stream in streams:
         stream.write()
-    return both(*outputs)
+    return concat_nested(*outputs)
 
 
 @contextmanager
-def stationed(
+def forward_overrides(
     model: nn.Module, names: Iterable[str], stop: Callable[[str, Callable], Callable]
 ) -> Iterator[None]:
     """Other forwards for some modules, while the block runs: made by ``stop`` of name and own."""
@@ -235,12 +237,12 @@ def _widened(module: nn.Module, forward: Callable) -> Callable:
     return run
 
 
-def alone(streams: tuple[Arguments, Arguments], number: int) -> list[Stream]:
+def as_single_batch(streams: tuple[Arguments, Arguments], number: int) -> list[ActivationBatch]:
     """Both streams, each of one part."""
-    return [Stream([stream], [number]) for stream in streams]
+    return [ActivationBatch([stream], [number]) for stream in streams]
 
 
-def halves(value: Any, number: int) -> tuple[Any, Any] | None:
+def split_pair(value: Any, number: int) -> tuple[Any, Any] | None:
     """Both streams of nested arguments; None where a tensor does not hold both."""
     leaves, spec = pytree.tree_flatten(value)
     batched = [isinstance(leaf, torch.Tensor) and leaf.ndim > 1 for leaf in leaves]
@@ -258,7 +260,7 @@ def halves(value: Any, number: int) -> tuple[Any, Any] | None:
     return half(0), half(1)
 
 
-def both(*parts: Any) -> Any:
+def concat_nested(*parts: Any) -> Any:
     """Outputs or arguments of several streams, or of several parts of one, as one."""
     return _joined(parts, axes=1)
 
@@ -277,7 +279,7 @@ def _joined(parts: Sequence[Any], axes: int) -> Any:
 
 
 @contextmanager
-def maps_seen(model: nn.Module, note: Callable[[int], Any]) -> Iterator[None]:
+def observe_activations(model: nn.Module, note: Callable[[int], Any]) -> Iterator[None]:
     """Tell ``note`` the bytes of every map that an innermost module gives."""
 
     def seen(module: nn.Module, inputs: tuple, maps: Any) -> None:
@@ -286,7 +288,7 @@ def maps_seen(model: nn.Module, note: Callable[[int], Any]) -> Iterator[None]:
 
     leaves = [m for m in model.modules() if not list(m.children())]
     leaves = [leaf for leaf in leaves if not isinstance(leaf, torch.jit.ScriptModule)]  # no hooks
-    with hooked(*(leaf.register_forward_hook(seen) for leaf in leaves)):
+    with removing_hooks(*(leaf.register_forward_hook(seen) for leaf in leaves)):
         yield
 
 

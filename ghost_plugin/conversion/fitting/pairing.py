@@ -11,7 +11,7 @@ BEST = 32  # primary maps that a map looks at as its ghost
 NOISE = 1e-6  # share of a map's energy below which errors are rounding, and pairs equally good
 
 
-def choose(errors: torch.Tensor, primary: int, copies: int) -> list[list[int]]:
+def assign_ghosts(errors: torch.Tensor, primary: int, copies: int) -> list[list[int]]:
     """Who is computed and who hangs on whom: rows of a primary and its ghosts, best use of both.
 
     Pairs are taken in the order of their errors; then, with the primaries fixed, all ghosts are

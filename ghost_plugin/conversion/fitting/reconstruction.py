@@ -16,19 +16,27 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ...utils.modules import copied, owned
-from ..surgery import absorb, swap
+from ...utils.modules import clone_tensors, deepcopy_detached
+from ..surgery import replace_modules, shift_running_mean
 from .least_squares import num_held
-from .microbatch_scheduler import travel
+from .microbatch_scheduler import run_microbatches
 from .output_gradients import Gradients, covariances
-from .paired_forward import PART, Arguments, Stream, Visit, both, some, tour
+from .paired_forward import (
+    PART,
+    ActivationBatch,
+    Arguments,
+    ModuleVisitor,
+    concat_nested,
+    some,
+    tour,
+)
 from .sequential import (
     MEMORY,
-    Fit,
+    FitState,
     bytes_per_picture,
     from_weights,
     kept_layers,
-    visit_conv,
+    make_visitor,
     visit_kept,
 )
 
@@ -78,7 +86,7 @@ class Reconstruction:
         seed: Of the order of pictures.
     """
 
-    def __init__(self, fit: Fit, batches: list[Any], steps: int, seed: int) -> None:
+    def __init__(self, fit: FitState, batches: list[Any], steps: int, seed: int) -> None:
         self.fit, self.batches, self.steps, self.seed = fit, batches, steps, seed
         self.learnt: dict[str, nn.Module] = {}  # what takes a part's place, by its name
         self.metrics: dict[str, torch.Tensor] = {}  # of what the channels of a part are worth
@@ -96,7 +104,7 @@ class Reconstruction:
         self.metrics = covariances(self.fit.model, found.keys() - lone, self.batches, self.seed)
         self._tour(
             {
-                name: visit_conv(self.fit, name) if name in lone else self._block(name, inside)
+                name: make_visitor(self.fit, name) if name in lone else self._block(name, inside)
                 for name, inside in found.items()
             }
         )
@@ -106,18 +114,18 @@ class Reconstruction:
         for name, part in self.learnt.items():
             model.get_submodule(name).load_state_dict(part.state_dict())
 
-    def _tour(self, stations: dict[str, Visit]) -> None:
+    def _tour(self, stations: dict[str, ModuleVisitor]) -> None:
         kept = {
             name: visit_kept(self.fit, name)
             for name in kept_layers(self.fit, self.batches)
             if not any(name.startswith(f'{block}.') for block in stations)
         }
-        travel(self.fit.model, self.batches, {**stations, **kept}, BLOCKS)
+        run_microbatches(self.fit.model, self.batches, {**stations, **kept}, BLOCKS)
 
-    def _layer(self, name: str) -> Visit:
-        fitted = visit_conv(self.fit, name)
+    def _layer(self, name: str) -> ModuleVisitor:
+        fitted = make_visitor(self.fit, name)
 
-        def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
+        def visit(forward: Callable, old: ActivationBatch, new: ActivationBatch) -> tuple[Any, Any]:
             fresh = name not in self.learnt
             wanted, given = fitted(forward, old, new)
             if fresh:
@@ -130,11 +138,11 @@ class Reconstruction:
 
         return visit
 
-    def _block(self, name: str, inside: list[str]) -> Visit:
+    def _block(self, name: str, inside: list[str]) -> ModuleVisitor:
         # A copy, because the block itself is a station on the tour.
-        student = copied(self.fit.model.get_submodule(name), share=True).eval()
+        student = deepcopy_detached(self.fit.model.get_submodule(name), share=True).eval()
 
-        def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
+        def visit(forward: Callable, old: ActivationBatch, new: ActivationBatch) -> tuple[Any, Any]:
             wanted = old.through(forward)
             if name not in self.learnt:
                 self._put_ghosts(student, name, inside, old, new)
@@ -145,39 +153,46 @@ class Reconstruction:
         return visit
 
     def _put_ghosts(
-        self, block: nn.Module, name: str, inside: list[str], old: Stream, new: Stream
+        self,
+        block: nn.Module,
+        name: str,
+        inside: list[str],
+        old: ActivationBatch,
+        new: ActivationBatch,
     ) -> None:
         """Put Ghosts into a block, each fitted to its conv before the block learns as one."""
         fit, start = self.fit, len(name) + 1
         within = {conv: fit.norms.get(conv, '').startswith(f'{name}.') for conv in inside}
-        stations = {c[start:]: visit_conv(fit, c, behind=within[c]) for c in inside}
+        stations = {c[start:]: make_visitor(fit, c, behind=within[c]) for c in inside}
         few = _fitting(block, old)
-        tour(block, both(old.first(few), new.first(few)), few, stations)
+        tour(block, concat_nested(old.first(few), new.first(few)), few, stations)
         from_weights(fit, inside)  # convs that did not see both streams
-        swap(block, {conv[start:]: fit.ghosts[conv] for conv in inside})
+        replace_modules(block, {conv[start:]: fit.ghosts[conv] for conv in inside})
         for conv in inside:
             if within[conv] and conv in fit.shifts:
-                absorb(block.get_submodule(fit.norms[conv][start:]), fit.shifts[conv])
+                shift_running_mean(block.get_submodule(fit.norms[conv][start:]), fit.shifts[conv])
 
-    def _learn(self, name: str, student: nn.Module, given: Stream, wanted: Any) -> None:
-        number, metric = given.number, self.metrics.get(name)
-        learn(student, given.first(number), wanted, number, self.steps, self.seed, metric)
+    def _learn(self, name: str, student: nn.Module, given: ActivationBatch, wanted: Any) -> None:
+        number, channel_metric = given.number, self.metrics.get(name)
+        reconstruct(
+            student, given.first(number), wanted, number, self.steps, self.seed, channel_metric
+        )
 
 
-def _fitting(block: nn.Module, given: Stream) -> int:
+def _fitting(block: nn.Module, given: ActivationBatch) -> int:
     """How many pictures both streams can take through a block within memory."""
     size = bytes_per_picture(block, given.first(1))
     return max(1, min(given.number, 2 * MEMORY // max(1, size)))
 
 
-def learn(
+def reconstruct(
     student: nn.Module,
     given: Arguments,
     wanted: Any,
     number: int,
     steps: int,
     seed: int,
-    metric: torch.Tensor | None = None,
+    channel_metric: torch.Tensor | None = None,
 ) -> float:
     """Adam steps towards ``wanted``, in place; the state that was best on held pictures stays.
 
@@ -199,7 +214,7 @@ def learn(
         [number - num_held(number, HELD), num_held(number, HELD)]
     )
     if not len(held):
-        return _error(student, given, wanted, seen, number, metric)
+        return _error(student, given, wanted, seen, number, channel_metric)
     random = torch.Generator().manual_seed(seed)
     flags = {parameter: parameter.requires_grad for parameter in student.parameters()}
     student.eval().requires_grad_(True)
@@ -207,19 +222,19 @@ def learn(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     size = bytes_per_picture(student, some(given, range(1), number))
     batch = min(len(seen), BATCH, max(LEAST, BYTES // max(1, size)))
-    best, state = _error(student, given, wanted, held, number, metric), _state(student)
+    best, state = _error(student, given, wanted, held, number, channel_metric), _state(student)
     for step in range(1, steps + 1):
         chosen = seen[torch.randint(len(seen), (batch,), generator=random)]
         with torch.enable_grad():
             pair = some(given, chosen, number), some(wanted, chosen, number)
             with Gradients():
-                loss = distance(student, *pair, metric)
+                loss = reconstruction_loss(student, *pair, channel_metric)
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
         schedule.step()
         if step % max(1, steps // LOOKS) == 0:
-            now = _error(student, given, wanted, held, number, metric)
+            now = _error(student, given, wanted, held, number, channel_metric)
             if now < best:
                 best, state = now, _state(student)
     student.load_state_dict(state)
@@ -229,31 +244,33 @@ def learn(
     return best
 
 
-def distance(
-    student: nn.Module, given: Arguments, wanted: Any, metric: torch.Tensor | None = None
+def reconstruction_loss(
+    student: nn.Module, given: Arguments, wanted: Any, channel_metric: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Mean squared error of all output tensors, each relative to its target's variance.
 
     Args:
-        student, given, wanted: As in :func:`learn`.
+        student, given, wanted: As in :func:`reconstruct`.
         metric: (C, C) of the one output (N, C, H, W), in which both are measured.
     """
-    args, kwargs = owned(given)  # a block may write into its inputs
+    args, kwargs = clone_tensors(given)  # a block may write into its inputs
     outputs = pytree.tree_flatten(student(*args, **kwargs))[0]
     losses = [
-        _relative(mine - theirs, theirs, metric)
+        _relative(mine - theirs, theirs, channel_metric)
         for mine, theirs in zip(outputs, pytree.tree_flatten(wanted)[0], strict=True)
         if isinstance(theirs, torch.Tensor) and theirs.is_floating_point()
     ]
     return torch.stack(losses).mean()
 
 
-def _relative(gap: torch.Tensor, theirs: torch.Tensor, metric: torch.Tensor | None) -> torch.Tensor:
-    if metric is None:
+def _relative(
+    gap: torch.Tensor, theirs: torch.Tensor, channel_metric: torch.Tensor | None
+) -> torch.Tensor:
+    if channel_metric is None:
         return gap.square().mean() / theirs.var().clamp_min(1e-12)
     centred = theirs - theirs.mean((0, 2, 3), keepdim=True)
     flat = [maps.float().transpose(0, 1).flatten(1) for maps in (gap, centred)]
-    lost, energy = ((metric @ maps * maps).sum() for maps in flat)
+    lost, energy = ((channel_metric @ maps * maps).sum() for maps in flat)
     return lost / energy.clamp_min(1e-12)
 
 
@@ -264,11 +281,15 @@ def _error(
     wanted: Any,
     chosen: torch.Tensor,
     number: int,
-    metric: torch.Tensor | None,
+    channel_metric: torch.Tensor | None,
 ) -> float:
     losses = [
         len(part)
-        * float(distance(student, some(given, part, number), some(wanted, part, number), metric))
+        * float(
+            reconstruction_loss(
+                student, some(given, part, number), some(wanted, part, number), channel_metric
+            )
+        )
         for part in chosen.split(PART)
     ]
     return sum(losses) / len(chosen)

@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...layers.bn_folding import altered
+from ...layers.bn_folding import has_hooks_or_parametrization
 from ...layers.ghost import GhostConv2d
-from ...utils.modules import call, copied, evaluating, hooked, owned
-from ..surgery import absorb
-from .channel_statistics import Correlations, Statistics, from_kernels
+from ...utils.modules import call_model, clone_tensors, deepcopy_detached, eval_mode, removing_hooks
+from ..surgery import shift_running_mean
+from .channel_statistics import ChannelMoments, ChannelMomentsCollector, moments_from_weights
 from .initialization import cheap_side, inherit
-from .least_squares import enough, mean_gap, refit
-from .microbatch_scheduler import HELD, largest_ahead, travel
+from .least_squares import mean_gap, num_samples_for, refit
+from .microbatch_scheduler import HELD, peak_activation_bytes, run_microbatches
 from .paired_forward import (
+    ActivationBatch,
     Arguments,
-    Stream,
-    Visit,
-    maps_seen,
+    ModuleVisitor,
+    concat_batches,
+    observe_activations,
     one_size,
-    part_of,
-    regrouped,
-    together,
+    rebatch,
+    slice_batch,
 )
 
 # Bytes that a pass may hold, of statistics and of both streams' maps.
@@ -35,7 +35,7 @@ FEW, PART = 64, 4  # pictures; those of a pass at a time
 
 
 @dataclass
-class Fit:
+class FitState:
     """The Ghosts of one conversion, on their way.
 
     Attributes:
@@ -66,7 +66,7 @@ class Fit:
         """Of its cheap kernels, pixels."""
         return cheap_side(self.ghosts[name])
 
-    def inherit(self, name: str, stats: Correlations) -> None:
+    def inherit(self, name: str, stats: ChannelMoments) -> None:
         """Give a Ghost its first weights."""
         self.errors[name] = finite(name, inherit(self.conv(name), self.ghosts[name], stats))
 
@@ -81,14 +81,14 @@ def finite(name: str, error: float) -> float:
     return error
 
 
-def from_weights(fit: Fit, names: Iterable[str]) -> None:
+def from_weights(fit: FitState, names: Iterable[str]) -> None:
     """Give Ghosts that have no weights yet the best ones that the kernels alone tell."""
     for name in names:
         if name not in fit.errors:
-            fit.inherit(name, from_kernels(fit.conv(name), fit.side(name)))
+            fit.inherit(name, moments_from_weights(fit.conv(name), fit.side(name)))
 
 
-def from_statistics(fit: Fit, names: Iterable[str], batches: list[Any]) -> None:
+def from_statistics(fit: FitState, names: Iterable[str], batches: list[Any]) -> None:
     """Give Ghosts that have no weights yet those that the original's maps tell, streamed.
 
     Raises:
@@ -99,31 +99,32 @@ def from_statistics(fit: Fit, names: Iterable[str], batches: list[Any]) -> None:
         fit.inherit(name, stats)
 
 
-def begin(fit: Fit, batches: list[Any]) -> None:
+def initialize_early_layers(fit: FitState, batches: list[Any]) -> None:
     """First weights where the maps are so large that a fit will see few of the pictures."""
-    ahead = largest_ahead(fit.model, fit.ghosts, next(regrouped(batches, 2)))
+    ahead = peak_activation_bytes(fit.model, fit.ghosts, next(rebatch(batches, 2)))
     early = [name for name, size in ahead.items() if FEW * HELD * size > MEMORY]
-    from_statistics(fit, early, list(regrouped(batches, PART)))
+    from_statistics(fit, early, list(rebatch(batches, PART)))
 
 
 def measured(
     model: nn.Module, sides: Mapping[str, int], batches: list[Any]
-) -> Iterator[tuple[str, Correlations]]:
+) -> Iterator[tuple[str, ChannelMoments]]:
     """Correlations of the maps of convs, by name, for cheap kernels of the given sides.
 
     As many convs as memory allows share a pass over the batches.
     """
     for part in _within_memory(model, sides):
         statistics = {
-            name: Statistics(model.get_submodule(name), sides[name], len(batches)) for name in part
+            name: ChannelMomentsCollector(model.get_submodule(name), sides[name], len(batches))
+            for name in part
         }
         handles = [
             model.get_submodule(name).register_forward_hook(lambda m, x, maps, s=s: s.add(maps))
             for name, s in statistics.items()
         ]
-        with hooked(*handles), evaluating(model):
+        with removing_hooks(*handles), eval_mode(model):
             for batch in batches:
-                call(model, batch)
+                call_model(model, batch)
         lost = [name for name, stats in statistics.items() if not stats.pixels]
         if lost:
             raise ValueError(f'the calibration batches never reached {lost[0]!r}; keep it dense')
@@ -145,14 +146,14 @@ def _within_memory(model: nn.Module, sides: Mapping[str, int]) -> Iterator[list[
         yield part
 
 
-def on_inputs(fit: Fit, batches: list[Any]) -> None:
+def fit_sequentially(fit: FitState, batches: list[Any]) -> None:
     """Fit all Ghosts, in the order of the forward pass, on what the converted network gives."""
-    stations = {name: visit_conv(fit, name) for name in fit.ghosts}
+    stations = {name: make_visitor(fit, name) for name in fit.ghosts}
     kept = {name: visit_kept(fit, name) for name in kept_layers(fit, batches)}
-    travel(fit.model, batches, {**stations, **kept}, MEMORY)
+    run_microbatches(fit.model, batches, {**stations, **kept}, MEMORY)
 
 
-def kept_layers(fit: Fit, batches: list[Any]) -> list[str]:
+def kept_layers(fit: FitState, batches: list[Any]) -> list[str]:
     """Layers that stay and can take a shift of their channels' means.
 
     Returns:
@@ -163,7 +164,7 @@ def kept_layers(fit: Fit, batches: list[Any]) -> list[str]:
     found = {}
     for name, module in fit.model.named_modules():
         conv = type(module) is nn.Conv2d and name in fit.norms and name not in fit.ghosts
-        if not (conv or type(module) is nn.Linear) or altered(module):
+        if not (conv or type(module) is nn.Linear) or has_hooks_or_parametrization(module):
             continue
         takes = module if not fit.norms.get(name) else fit.norm(name)
         own = [getattr(takes, 'running_mean', None), takes._parameters.get('bias')]
@@ -174,18 +175,18 @@ def kept_layers(fit: Fit, batches: list[Any]) -> list[str]:
         module.register_forward_hook(lambda *given, name=name: calls.update([name]))
         for name, module in found.items()
     ]
-    with hooked(*handles), evaluating(fit.model):
-        call(fit.model, next(regrouped(batches, 1)))
+    with removing_hooks(*handles), eval_mode(fit.model):
+        call_model(fit.model, next(rebatch(batches, 1)))
     return [name for name in found if calls[name] == 1]
 
 
-def visit_kept(fit: Fit, name: str) -> Visit:
+def visit_kept(fit: FitState, name: str) -> ModuleVisitor:
     """A station's visit that brings the means of a dense layer to those of the original.
 
     Source: bias correction, Nagel et al., Data-Free Quantization, ICCV 2019 (arXiv 1906.04721).
     """
 
-    def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
+    def visit(forward: Callable, old: ActivationBatch, new: ActivationBatch) -> tuple[Any, Any]:
         wanted, given = old.through(forward), new.through(forward)
         if name not in fit.shifts:
             gap = (wanted - given).double()
@@ -197,7 +198,7 @@ def visit_kept(fit: Fit, name: str) -> Visit:
     return visit
 
 
-def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
+def make_visitor(fit: FitState, name: str, behind: bool = True) -> ModuleVisitor:
     """A station's visit that fits one Ghost, the first time, and runs it.
 
     Which map hangs on which comes from the original's maps, the weights from what the Ghost gets.
@@ -210,7 +211,7 @@ def visit_conv(fit: Fit, name: str, behind: bool = True) -> Visit:
     ghost = fit.ghosts[name]
     taken = behind and fit.norm(name) is not None and ghost.primary_conv.bias is None
 
-    def visit(forward: Callable, old: Stream, new: Stream) -> tuple[Any, Any]:
+    def visit(forward: Callable, old: ActivationBatch, new: ActivationBatch) -> tuple[Any, Any]:
         wanted = old.through(forward)
         if name not in fit.errors:
             fit.inherit(name, _correlations(fit, name, wanted))
@@ -226,23 +227,25 @@ def add_shift(maps: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     return maps + shift.to(maps).view(-1, *[1] * (maps.ndim - 2))
 
 
-def _correlations(fit: Fit, name: str, maps: torch.Tensor) -> Correlations:
+def _correlations(fit: FitState, name: str, maps: torch.Tensor) -> ChannelMoments:
     parts = maps.split(PART)
-    stats = Statistics(fit.conv(name), fit.side(name), len(parts))
+    stats = ChannelMomentsCollector(fit.conv(name), fit.side(name), len(parts))
     for part in parts:
         stats.add(part)
     return stats.correlations()
 
 
-def _refit(fit: Fit, name: str, given: Stream, wanted: torch.Tensor, taken: bool) -> torch.Tensor:
+def _refit(
+    fit: FitState, name: str, given: ActivationBatch, wanted: torch.Tensor, taken: bool
+) -> torch.Tensor:
     """Fit a Ghost to its targets in place; what is to be added to its maps."""
     ghost = fit.ghosts[name]
     none = torch.zeros(wanted.shape[1], device=wanted.device)
     if not isinstance(ghost.cheap_operation, nn.Conv2d):
         return none
     exact = torch.float64 if wanted.dtype == torch.float64 else torch.float32
-    work = copied(ghost, share=True).to(exact).requires_grad_(False)
-    number = min(given.number, enough(work, given.first(1)[0][0], wanted))
+    work = deepcopy_detached(ghost, share=True).to(exact).requires_grad_(False)
+    number = min(given.number, num_samples_for(work, given.first(1)[0][0], wanted))
     (x, *_), _ = given.first(number)
     found = refit(work, x.to(exact), wanted[:number].to(exact), taken)
     ghost.load_state_dict(work.state_dict())
@@ -251,19 +254,19 @@ def _refit(fit: Fit, name: str, given: Stream, wanted: torch.Tensor, taken: bool
 
 
 @torch.no_grad()
-def settle(model: nn.Module, fit: Fit) -> None:
+def absorb_shifts(model: nn.Module, fit: FitState) -> None:
     """Let the norms and biases of the converted model add the shifts."""
     for name, shift in fit.shifts.items():
         if not shift.any():
             continue
         if fit.norms.get(name):
-            absorb(model.get_submodule(fit.norms[name]), shift)
+            shift_running_mean(model.get_submodule(fit.norms[name]), shift)
         else:
             bias = model.get_submodule(name).bias
             bias += shift.to(bias)
 
 
-def listed(calibration: Iterable[Any], model: nn.Module) -> list[Any]:
+def as_batches(calibration: Iterable[Any], model: nn.Module) -> list[Any]:
     """Calibration batches as a list; a batch that is a list is a tuple of arguments, too.
 
     Raises:
@@ -278,8 +281,8 @@ def listed(calibration: Iterable[Any], model: nn.Module) -> list[Any]:
     if not batches:
         raise ValueError('calibration holds no batch; leave it out to go without data')
     try:
-        with evaluating(model):
-            call(model, part_of(batches[0], slice(0, 1)))
+        with eval_mode(model):
+            call_model(model, slice_batch(batches[0], slice(0, 1)))
     except TypeError as error:
         raise ValueError(
             'a calibration batch is what the model is called with, a tensor, a tuple of arguments '
@@ -289,16 +292,16 @@ def listed(calibration: Iterable[Any], model: nn.Module) -> list[Any]:
     return batches
 
 
-def joinable(batches: list[Any]) -> bool:
+def can_concat(batches: list[Any]) -> bool:
     """Whether pictures of all batches, and each twice over, go through a network together."""
-    first, *others = (part_of(batch, slice(0, 1)) for batch in batches)
-    return one_size(batches) and together([first, first, *others]) is not None
+    first, *others = (slice_batch(batch, slice(0, 1)) for batch in batches)
+    return one_size(batches) and concat_batches([first, first, *others]) is not None
 
 
 def bytes_per_picture(model: nn.Module, given: Arguments) -> int:
     """What both streams hold at the widest place of a call: three maps of the largest size each."""
     sizes = [0]
-    args, kwargs = owned(given)
-    with maps_seen(model, sizes.append), evaluating(model):
+    args, kwargs = clone_tensors(given)
+    with observe_activations(model, sizes.append), eval_mode(model):
         model(*args, **kwargs)
     return HELD * max(sizes)

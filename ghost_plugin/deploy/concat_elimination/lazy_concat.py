@@ -73,7 +73,7 @@ class Halves(torch.Tensor):
 
 
 class Joiner:
-    """Stands for :meth:`Ghost.join` in layers whose halves may stay apart.
+    """Stands for :meth:`Ghost.concat` in layers whose halves may stay apart.
 
     Attributes:
         apart: How often they did.
@@ -94,7 +94,7 @@ def keep_apart(model: nn.Module) -> Joiner:
     joiner = Joiner()
     for layer in model.modules():
         if isinstance(layer, Ghost) and layer.copies and not layer.cut:
-            layer.join = joiner
+            layer.concat = joiner
     return joiner
 
 

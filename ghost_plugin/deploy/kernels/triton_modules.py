@@ -11,7 +11,7 @@ from torch import nn
 from ...layers.ghost import Ghost
 from ...layers.permutation import Permuted
 from ...profiling import time_together
-from ...utils.modules import call, evaluating, hooked
+from ...utils.modules import call_model, eval_mode, removing_hooks
 from . import triton_kernels
 
 CALLS = 10  # in one graph, so that starting it does not count
@@ -192,8 +192,8 @@ def _inputs(model: nn.Module, example_input: Any) -> dict[str, torch.Tensor]:
         for name, module in named.items()
         if not name.startswith(inside)
     ]
-    with hooked(*handles), evaluating(model):
-        call(model, example_input)
+    with removing_hooks(*handles), eval_mode(model):
+        call_model(model, example_input)
     return seen
 
 

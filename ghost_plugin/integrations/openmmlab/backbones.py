@@ -41,7 +41,7 @@ def _act(act_cfg: dict) -> nn.Module:
     return build_activation_layer(dict(act_cfg))
 
 
-class OpenMMLabDoor:
+class OpenMMLabBackboneMixin:
     """Mixed in front of a backbone, gives it OpenMMLab's arguments and behaviour.
 
     Args:
@@ -95,9 +95,9 @@ class OpenMMLabDoor:
         """The modules that ``frozen_stages`` freezes."""
         if self.frozen_stages < 0:
             return []
-        return self.first_modules(self.frozen_stages)
+        return self.modules_up_to(self.frozen_stages)
 
-    def train(self, mode: bool = True) -> 'OpenMMLabDoor':
+    def train(self, mode: bool = True) -> 'OpenMMLabBackboneMixin':
         """As ``nn.Module.train``, but frozen parts (and, if asked, all norms) stay in eval mode."""
         super().train(mode)
         for module in self.frozen_modules():
@@ -113,8 +113,8 @@ class OpenMMLabDoor:
 
         The stem is layer 0, each stage of blocks one more; what lies outside the backbone is last.
         """
-        stem = len(self.first_modules(0))
-        stages = self.first_modules(self.out_indices[-1])[stem:]
+        stem = len(self.modules_up_to(0))
+        stages = self.modules_up_to(self.out_indices[-1])[stem:]
         if not param_name.startswith(prefix):
             return len(stages) + 1, len(stages) + 2
         parameter = self.get_parameter(param_name.removeprefix(prefix))
@@ -177,22 +177,22 @@ def _is_foreign(row: dict) -> bool:
 
 # force: a module that a notebook reloads registers again.
 @MODELS.register_module(force=True)
-class GhostNet(OpenMMLabDoor, ghostnet.GhostNet, BaseModule):
+class GhostNet(OpenMMLabBackboneMixin, ghostnet.GhostNet, BaseModule):
     """GhostNet V1; arguments of :class:`ghost_plugin.GhostNet` and of OpenMMLab."""
 
 
 @MODELS.register_module(force=True)
-class GhostNetV2(OpenMMLabDoor, ghostnet.GhostNetV2, BaseModule):
+class GhostNetV2(OpenMMLabBackboneMixin, ghostnet.GhostNetV2, BaseModule):
     """GhostNet V2; arguments of :class:`ghost_plugin.GhostNetV2` and of OpenMMLab."""
 
 
 @MODELS.register_module(force=True)
-class GhostNetV3(OpenMMLabDoor, ghostnet.GhostNetV3, BaseModule):
+class GhostNetV3(OpenMMLabBackboneMixin, ghostnet.GhostNetV3, BaseModule):
     """GhostNet V3; arguments of :class:`ghost_plugin.GhostNetV3` and of OpenMMLab."""
 
 
 @MODELS.register_module(force=True)
-class GGhostRegNet(OpenMMLabDoor, g_ghost_regnet.GGhostRegNet, BaseModule):
+class GGhostRegNet(OpenMMLabBackboneMixin, g_ghost_regnet.GGhostRegNet, BaseModule):
     """G-Ghost RegNet; arguments of :class:`ghost_plugin.GGhostRegNet` and of OpenMMLab."""
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from ...registry import HOOKS
 from ...utils import optional
-from ...utils.atomic_io import whole_file
+from ...utils.atomic_io import atomic_write
 from ...weights import LoadReport, load_weights
 
 optional.require('mmengine')
@@ -24,7 +24,7 @@ class WholeFiles(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
         """Write bytes; killed in the middle it leaves what was there before."""
-        with whole_file(filepath) as partial:
+        with atomic_write(filepath) as partial:
             partial.write_bytes(obj)
 
 

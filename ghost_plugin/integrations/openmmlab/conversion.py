@@ -17,7 +17,7 @@ from torch import nn
 from ...conversion import ConversionPlan, plan
 from ...registry import MODELS
 from ...utils import optional
-from ...utils.modules import call, evaluating
+from ...utils.modules import call_model, eval_mode
 
 optional.require('mmengine', 'mmcv')
 
@@ -67,8 +67,8 @@ def _plan(model: nn.Module, given: Any, size: tuple[int, int]) -> ConversionPlan
 
 def _runs(model: nn.Module, example_input: Any) -> bool:
     try:
-        with evaluating(model):
-            call(model, example_input)
+        with eval_mode(model):
+            call_model(model, example_input)
     except Exception:  # foreign code, which may raise anything
         return False
     return True

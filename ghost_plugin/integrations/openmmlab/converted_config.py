@@ -6,7 +6,7 @@ from pathlib import Path
 from ...conversion import ConversionPlan
 from ...training.trainer import save
 from ...utils import optional
-from ...utils.atomic_io import whole_file
+from ...utils.atomic_io import atomic_write
 from .backbone_swap.config_io import base_name, check_out, made_by
 
 optional.require('mmengine', 'mmcv')
@@ -44,7 +44,7 @@ def write_converted(
     if model is not None:
         names['weights'] = out.with_suffix('.pth')
         save({'state_dict': model.state_dict()}, names['weights'])
-    with whole_file(out) as partial:
+    with atomic_write(out) as partial:
         partial.write_text(_text(source, out, names))
     Config.fromfile(out)
     return [out, *names.values()]

@@ -16,7 +16,7 @@ from torch import nn
 from ...distillation import Distiller, divergence, find, watching
 from ...registry import MODELS
 from ...utils import optional
-from ...utils.modules import evaluating
+from ...utils.modules import eval_mode
 from .checkpoint_hook import load_fitting
 
 optional.require('mmengine', 'mmcv')
@@ -43,7 +43,7 @@ class Distilled:
         names = {**distiller.pairs, **self.logits}
         with watching(self, list(names)) as seen:
             losses = super().loss(inputs, data_samples, **kwargs)
-        with watching(teacher, list(names.values())) as wanted, evaluating(teacher):
+        with watching(teacher, list(names.values())) as wanted, eval_mode(teacher):
             pictures = renormalised(inputs, self.data_preprocessor, teacher.data_preprocessor)
             teacher(pictures, copy.deepcopy(data_samples), mode='tensor')
         distance = distiller.features(seen, wanted)

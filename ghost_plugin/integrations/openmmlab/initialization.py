@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...layers.ghost import GhostConv2d
-from ...utils.modules import hooked
+from ...utils.modules import removing_hooks
 
 _NAMES = ('weight', 'bias', 'reset_parameters')
 
@@ -45,7 +45,7 @@ def _as_dense(ghost: GhostConv2d) -> Iterator[None]:
             vars(ghost).pop(name, None)
 
     try:
-        with hooked(ghost._register_load_state_dict_pre_hook(forget)):
+        with removing_hooks(ghost._register_load_state_dict_pre_hook(forget)):
             yield
         written = [name for name in before if name in vars(ghost)]
     finally:

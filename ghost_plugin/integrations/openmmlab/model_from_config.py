@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...training.preprocessing import Look
+from ...training.preprocessing import Preprocessing
 from ...utils import optional
-from ...utils.modules import call, evaluating
+from ...utils.modules import call_model, eval_mode
 
 optional.require('mmengine', 'mmcv')
 
@@ -21,7 +21,7 @@ from .backbone_swap import load_config
 Wrap = Callable[[torch.Tensor], Any]
 
 
-def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Look, Wrap]:
+def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Preprocessing, Wrap]:
     """The model of a config without its weights, how it wants its pictures, and how it is called.
 
     Args:
@@ -91,8 +91,8 @@ def mode_of(model: nn.Module, size: tuple[int, int]) -> str:
     if not _is_detector(model):
         return 'tensor'
     try:
-        with evaluating(model):
-            call(model, called(model, torch.zeros(1, 3, *size)))
+        with eval_mode(model):
+            call_model(model, called(model, torch.zeros(1, 3, *size)))
     except Exception:  # whatever their heads miss
         return 'predict'
     return 'tensor'
@@ -120,12 +120,12 @@ def _set_classes(model: Any, number: int, source: str) -> None:
     head['num_classes'] = number
 
 
-def _look(preprocessor: Any, cfg: Config) -> Look:
+def _look(preprocessor: Any, cfg: Config) -> Preprocessing:
     """OpenMMLab's mean and std are of values within 0..255, in the order of the network."""
     mean, std = (preprocessor.get(key) for key in ('mean', 'std'))
     rgb = preprocessor.get('to_rgb') or preprocessor.get('bgr_to_rgb')
     side = _side(cfg)
-    return Look(
+    return Preprocessing(
         (side, side),
         tuple(value / 255 for value in mean or (0, 0, 0)),
         tuple(value / 255 for value in std or (1, 1, 1)),

@@ -31,7 +31,7 @@ def chosen_levels(indices: int | Sequence[int] | None) -> list[int]:
     return list(check_out_indices(levels))
 
 
-class TimmDoor:
+class TimmClassifierMixin:
     """Mixed in front of a backbone, makes it a classifier with timm's methods.
 
     A class that mixes it in says how timm finds its parts: ``level_names``, ``stem``,
@@ -157,7 +157,7 @@ class TimmDoor:
     ) -> list[int]:
         """Drop what the features at ``indices`` do not need; returns them counted from 0."""
         levels = chosen_levels(indices)
-        self.cut_behind(levels[-1])
+        self.truncate_after(levels[-1])
         self.taps = [self.level_taps[levels[-1]]]
         self.num_features = self.head_hidden_size = self.level_channels[levels[-1]]
         self.conv_head = self.act2 = nn.Identity().train(self.training)

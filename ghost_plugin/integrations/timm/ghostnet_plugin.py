@@ -19,7 +19,7 @@ from ...layers.common import draw_weights
 from ...specs import FINAL_LEVEL
 from ...utils import optional
 from ...weights import PUBLISHED, find_weights
-from .classifier import TimmDoor, chosen_levels
+from .classifier import TimmClassifierMixin, chosen_levels
 
 optional.require('timm')
 
@@ -32,7 +32,7 @@ from timm.models import (
 )
 
 
-class TimmGhostNet(TimmDoor, GhostNet):
+class TimmGhostNet(TimmClassifierMixin, GhostNet):
     """GhostNet V1; same parameters as ``timm.create_model('ghostnet_100')``."""
 
     family = 'GhostNet'
@@ -63,7 +63,7 @@ class TimmGhostNetV3(TimmGhostNet, GhostNetV3):
     family = 'GhostNetV3'
 
 
-class TimmGGhostRegNet(TimmDoor, GGhostRegNet):
+class TimmGGhostRegNet(TimmClassifierMixin, GGhostRegNet):
     """G-Ghost RegNet; same parameters as the authors' ``g_ghost_regnetx_*``."""
 
     family = 'GGhostRegNet'
@@ -82,7 +82,7 @@ class TimmGGhostRegNet(TimmDoor, GGhostRegNet):
 
 
 # Registered name: class and the arguments that make the variant.
-VARIANTS: dict[str, tuple[type[TimmDoor], dict[str, Any]]] = {
+VARIANTS: dict[str, tuple[type[TimmClassifierMixin], dict[str, Any]]] = {
     'ghostnet_plugin_050': (TimmGhostNet, {'width': 0.5}),
     'ghostnet_plugin': (TimmGhostNet, {'width': 1.0}),
     'ghostnet_plugin_130': (TimmGhostNet, {'width': 1.3}),

@@ -9,7 +9,7 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin.conversion.fitting.few_images import few_images, misled
-from ghost_plugin.conversion.fitting.sequential import Fit, from_weights
+from ghost_plugin.conversion.fitting.sequential import FitState, from_weights
 from ghost_plugin.conversion.surgery import build_ghosts
 
 plan_module = sys.modules['ghost_plugin.conversion.plan']  # a function has its name
@@ -32,12 +32,10 @@ def converted(model, caplog, images):
 
 def fits(model):
     """With fresh weights, and with those that the kernels alone give."""
-    norms = {'3': '4'}
+    settings = {'3': {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}}
     fresh, plain = (
-        Fit(model, build_ghosts(model, {'3': {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}}, 0),
-            norms)
-        for _ in range(2)
-    )  # fmt: skip
+        FitState(model, build_ghosts(model, settings, 0), norms={'3': '4'}) for _ in range(2)
+    )
     from_weights(plain, plain.ghosts)
     return fresh, plain
 

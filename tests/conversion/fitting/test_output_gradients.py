@@ -5,7 +5,7 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin.conversion.fitting.output_gradients import covariances
-from ghost_plugin.conversion.fitting.reconstruction import distance
+from ghost_plugin.conversion.fitting.reconstruction import reconstruction_loss
 
 X = torch.randn(8, 3, 12, 12)
 
@@ -53,8 +53,10 @@ def test_an_error_that_the_output_does_not_read_counts_little():
     unread[:, 8:] += 1
     read[:, 0] += 1
     given = ((X,), {})
-    assert distance(block, given, unread, metric) < 0.2 * distance(block, given, unread)
-    assert distance(block, given, read, metric) > distance(block, given, read)
+    assert reconstruction_loss(block, given, unread, metric) < 0.2 * reconstruction_loss(
+        block, given, unread
+    )
+    assert reconstruction_loss(block, given, read, metric) > reconstruction_loss(block, given, read)
 
 
 def test_no_metric_where_there_is_nothing_to_measure():

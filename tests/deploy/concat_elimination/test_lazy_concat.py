@@ -111,7 +111,7 @@ def test_optimize_runs_a_copy():
     (got,) = run(x)
     assert type(got) is torch.Tensor
     check_close(got, model(x))
-    assert not any('join' in vars(m) for m in model.modules())
+    assert not any('concat' in vars(m) for m in model.modules())
 
 
 def test_where_all_maps_are_small_it_is_said(residual, monkeypatch):
