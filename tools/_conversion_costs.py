@@ -9,10 +9,10 @@ from typing import Any
 
 import timm
 import torch
-from _terminal import table
 from torch import nn
 
 import ghost_plugin as gp
+from ghost_plugin.cli.terminal import table
 
 PICTURES, PART = 256, 32
 CALIBRATED = f'conversion calibrated on {PICTURES} pictures'

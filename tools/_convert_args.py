@@ -4,12 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from _cli import fail
 from _convert_checks import checked
 from _convert_options import add_choice, add_data, add_labels, add_model
-from _options import Parser, above, whole
 
+from ghost_plugin.cli.errors import fail
 from ghost_plugin.cli.model_loading import is_config
+from ghost_plugin.cli.options import Parser, above, whole
 from ghost_plugin.training.config import OPTIMIZERS
 
 

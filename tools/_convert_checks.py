@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from _cli import fail
 from _convert_options import BUDGETS
-from _options import device
 
+from ghost_plugin.cli.errors import fail
 from ghost_plugin.cli.model_loading import is_config
+from ghost_plugin.cli.options import device
 from ghost_plugin.utils.atomic_io import check_writable
 
 

@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from _options import amount, milliseconds, ratio, whole
-
 from ghost_plugin.cli.model_loading import FORMS
+from ghost_plugin.cli.options import amount, milliseconds, ratio, whole
 from ghost_plugin.deploy.backends import OF_LAYERS
 
 BUDGETS = ('macs', 'params', 'latency')

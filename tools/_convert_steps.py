@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from _convert_options import BUDGETS
-from _terminal import Meter
 
 import ghost_plugin as gp
 from ghost_plugin.cli import model_loading
+from ghost_plugin.cli.terminal import Meter
 from ghost_plugin.training import evaluation
 from ghost_plugin.training.image_folder import ImageFolder
 from ghost_plugin.training.loader import Calibration, ImageLoader

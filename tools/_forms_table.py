@@ -9,8 +9,8 @@ from typing import Any
 import timm
 import torch
 from _modes import inference
-from _terminal import show, table
 
+from ghost_plugin.cli.terminal import show, table
 from ghost_plugin.deploy.backends import TIMED, Forms
 from ghost_plugin.deploy.inference import of_graph, quiet
 from ghost_plugin.profiling import TURN, Timing, time_together

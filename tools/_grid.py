@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from _terminal import Meter, show, table
-
 from ghost_plugin.cli.benchmark_grid import Figure, draw, grid, verdicts
+from ghost_plugin.cli.terminal import Meter, show, table
 from ghost_plugin.utils.optional import require
 
 BACKENDS = ['eager', 'channels-last', 'channels-last-split', 'compiled', 'onnxruntime',

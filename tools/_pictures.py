@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 
-from _cli import needs
 from _whole_folder import whole_folder
+
+from ghost_plugin.cli.errors import needs
 
 needs('PIL')
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _cli import fail
 
 import ghost_plugin as gp
+from ghost_plugin.cli.errors import fail
 from ghost_plugin.integrations.openmmlab.runner_setup import build_model, last_checkpoint
 
 TOOLS = Path(__file__).parent

@@ -15,14 +15,14 @@ import json
 from pathlib import Path
 
 import torch
-from _cli import tool
 from _compare import FAMILY, compare_all
 from _conversion_costs import conversion_costs
 from _forms_table import forms_table
 from _grid import BACKENDS, run_grid
 from _modes import MODES
-from _options import Parser, device, target, whole
 
+from ghost_plugin.cli.errors import tool
+from ghost_plugin.cli.options import Parser, device, target, whole
 from ghost_plugin.utils.atomic_io import atomic_write
 
 JOBS = {

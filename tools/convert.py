@@ -15,12 +15,12 @@ import json
 from functools import partial
 from typing import Any
 
-from _cli import fail, quiet_workers, tool
 from _convert_args import parse_args
 from _convert_steps import calibration, load, planned
-from _terminal import Meter, figures, show
 
 import ghost_plugin as gp
+from ghost_plugin.cli.errors import fail, quiet_workers, tool
+from ghost_plugin.cli.terminal import Meter, figures, show
 from ghost_plugin.conversion.restore import converted
 from ghost_plugin.training import evaluation
 from ghost_plugin.training.config import Recipe

@@ -5,9 +5,10 @@ import argparse
 import json
 from pathlib import Path
 
-from _cli import tool
 from _tasks import TOOLS, Task, run, test, train
-from _terminal import show, table
+
+from ghost_plugin.cli.errors import tool
+from ghost_plugin.cli.terminal import show, table
 
 DENSE = Path('configs/conversion/retinanet_r18_fpn_digits.py')
 DATA = Path('data/digits')

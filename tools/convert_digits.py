@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _cli import tool
-from _terminal import Meter, figures, show
 
 import ghost_plugin as gp
 from ghost_plugin.cli import model_loading
+from ghost_plugin.cli.errors import tool
+from ghost_plugin.cli.terminal import Meter, figures, show
 from ghost_plugin.profiling import TURN, time_together
 from ghost_plugin.training.config import Recipe
 from ghost_plugin.training.evaluation import costs, device_name, top1

@@ -9,12 +9,11 @@ export.py configs/detection/retinanet_ghostnet-110_fpn_1x_coco.py -o detector.on
 import json
 from pathlib import Path
 
-from _cli import fail, tool
-from _options import Parser, above, whole
-from _terminal import show, table
-
 import ghost_plugin as gp
 from ghost_plugin.cli import model_loading
+from ghost_plugin.cli.errors import fail, tool
+from ghost_plugin.cli.options import Parser, above, whole
+from ghost_plugin.cli.terminal import show, table
 from ghost_plugin.conversion.restore import converted
 
 FREE = {'all': True, 'batch': 'batch', 'none': False}

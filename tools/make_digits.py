@@ -10,8 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
-from _cli import needs, tool
 from _whole_folder import whole_folder
+
+from ghost_plugin.cli.errors import needs, tool
 
 needs('numpy', 'PIL', 'sklearn')
 

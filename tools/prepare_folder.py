@@ -11,7 +11,6 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from _cli import tool
 from _pictures import (
     PICTURES,
     SPLITS,
@@ -23,6 +22,8 @@ from _pictures import (
     some,
     split_in,
 )
+
+from ghost_plugin.cli.errors import tool
 
 
 def folder(source: Path, out: Path, problems: Problems, every: int) -> dict[str, int]:

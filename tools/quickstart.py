@@ -6,10 +6,10 @@ import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from _cli import tool
 from _digits_detector import arguments
 from _tasks import TOOLS, Task, run, train
 
+from ghost_plugin.cli.errors import tool
 from ghost_plugin.integrations.openmmlab.plots import draw_curves, draw_detections
 
 CLASSIFIER = Path('configs/classification/ghostnet-050_digits.py')

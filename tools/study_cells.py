@@ -14,13 +14,13 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from _cli import fail, named, tool
-from _options import whole
 from _tasks import TOOLS, Task, train
-from _terminal import show, table
 from mmengine.config import Config
 
 import ghost_plugin as gp
+from ghost_plugin.cli.errors import fail, named, tool
+from ghost_plugin.cli.options import whole
+from ghost_plugin.cli.terminal import show, table
 from ghost_plugin.integrations.openmmlab.runner_setup import build_model
 
 OURS = TOOLS.parent / 'configs/detection/retinanet_ghostnet-100_fpn_bccd.py'

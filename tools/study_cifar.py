@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from _cifar_cases import CASES, TEACHER, Case
-from _cli import named, tool
-from _terminal import Meter, show, table
 from cifar_resnet import CifarResNet
 
 import ghost_plugin as gp
+from ghost_plugin.cli.errors import named, tool
+from ghost_plugin.cli.terminal import Meter, show, table
 from ghost_plugin.training.evaluation import top1
 from ghost_plugin.training.image_folder import ImageFolder
 from ghost_plugin.training.loader import Calibration, ImageLoader

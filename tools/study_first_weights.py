@@ -12,9 +12,10 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
-from _cli import needs, tool
 from torch import nn
 from torch.optim.swa_utils import update_bn
+
+from ghost_plugin.cli.errors import needs, tool
 
 needs('timm', 'sklearn')
 

@@ -5,7 +5,8 @@ import argparse
 import json
 from pathlib import Path
 
-from _cli import fail, key_values, needs, tool
+from ghost_plugin.cli.errors import fail, needs, tool
+from ghost_plugin.cli.openmmlab_options import key_values
 
 needs('mmengine', 'mmcv')
 

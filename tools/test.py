@@ -5,7 +5,8 @@ import argparse
 import json
 from pathlib import Path
 
-from _cli import INTERRUPTED, USER_ERRORS, fail, fail_in, needs, parse_run
+from ghost_plugin.cli.errors import INTERRUPTED, USER_ERRORS, fail, fail_in, needs
+from ghost_plugin.cli.openmmlab_options import parse_run
 
 needs('mmengine', 'mmcv')
 

@@ -4,7 +4,8 @@
 import argparse
 from pathlib import Path
 
-from _cli import USER_ERRORS, fail, fail_in, needs, parse_run, quiet_workers
+from ghost_plugin.cli.errors import USER_ERRORS, fail, fail_in, needs, quiet_workers
+from ghost_plugin.cli.openmmlab_options import parse_run
 
 needs('mmengine', 'mmcv')
 

@@ -12,7 +12,6 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from _cli import tool
 from _pictures import (
     SPLITS,
     Problems,
@@ -25,6 +24,8 @@ from _pictures import (
     split_in,
 )
 from _voc import Thing, annotated
+
+from ghost_plugin.cli.errors import tool
 
 Row = tuple[Path, tuple[int, int], list]  # picture, its (width, height), its boxes
 

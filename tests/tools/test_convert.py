@@ -16,11 +16,11 @@ pytest.importorskip('PIL')
 TOOLS = Path(__file__).parents[2] / 'tools'
 sys.path.insert(0, str(TOOLS))
 
-import _options
 import convert as tool
 
 import ghost_plugin as gp
 from ghost_plugin.cli import model_loading
+from ghost_plugin.cli import options as _options
 
 NETS = """
 from torch import nn

@@ -7,8 +7,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 
-import _terminal
-from _terminal import Meter, figures, show, table
+from ghost_plugin.cli import terminal as _terminal
+from ghost_plugin.cli.terminal import Meter, figures, show, table
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from _cli import fail
 
-from ghost_plugin.utils.atomic_io import check_writable
+from ..utils.atomic_io import check_writable
+from .errors import fail
 
 
 class Parser(argparse.ArgumentParser):
