@@ -210,8 +210,8 @@ def load_weights(
     best, start = dict(match.weights), _dotted(match.submodule)
     own = {plain: state[name] for plain, name in names.items() if plain.startswith(start)}
     for name, part in model.named_modules():
-        if hasattr(part, 'accept'):  # knows other forms of its own weights
-            part.accept(best, _plain_name(_dotted(name)))
+        if hasattr(part, 'remap_state_dict'):  # knows other forms of its own weights
+            part.remap_state_dict(best, _plain_name(_dotted(name)))
     adapted = adapt_input(best, own)
     fitting = {k: v for k, v in best.items() if k in own and v.shape == own[k].shape}
     missing = tuple(k for k in own if k not in fitting and not k.endswith(_BATCHES))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers.ghost import served_channels, split_channels
+from ..layers.ghost import num_ghosted_channels, split_channels
 from .inspection import ConvRecord
 
 
@@ -70,7 +70,7 @@ class ConvSpec:
         """Primary maps and ghost maps that are computed, and the weights behind both."""
         split = self.out_channels, settings['ratio'], self.groups
         primary, copies = split_channels(*split)
-        ghosts = served_channels(*split) * copies
+        ghosts = num_ghosted_channels(*split) * copies
         side = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[settings['cheap']]
         return primary, ghosts, primary * self.taps + ghosts * side
 

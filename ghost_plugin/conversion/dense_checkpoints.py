@@ -12,7 +12,7 @@ from .fitting.initialization import cheap_side, inherit
 
 
 @plain_forward()
-def adopt(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
+def convert_dense_weights(ghost: GhostConv2d, weights: dict[str, Any], prefix: str) -> None:
     """Replace a dense conv's tensors in a state dict by those of its Ghost, fitted without data.
 
     Args:

@@ -69,7 +69,7 @@ def _shuffle(ghosts: Iterable[GhostConv2d]) -> None:
     """Give each an order of its own; fresh ones change nothing, so runtimes leave them out."""
     random = torch.Generator().manual_seed(0)
     for ghost in ghosts:
-        ghost.order = torch.randperm(ghost.made(), generator=random)[: ghost.out_channels]
+        ghost.order = torch.randperm(ghost.num_computed(), generator=random)[: ghost.out_channels]
 
 
 def time_rows(model: nn.Module, example_input: Any, rows: list[LayerPlan], ready: Ready) -> None:
@@ -113,7 +113,7 @@ def _settled(model: nn.Module, rows: list[LayerPlan]) -> set[str]:
 def _single(conv: nn.Module, settings: Mapping[str, Any], settled: bool) -> GhostConv2d:
     ghost = build_ghost(conv, settings)
     # Where more maps are made than taken, an order picks them and stays.
-    if settled and ghost.made() == ghost.out_channels:
+    if settled and ghost.num_computed() == ghost.out_channels:
         ghost.order = None
     else:
         _shuffle([ghost])

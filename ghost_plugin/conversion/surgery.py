@@ -8,7 +8,7 @@ from torch import nn
 
 from ..layers.cheap_ops import build_cheap
 from ..layers.ghost import GhostConv2d
-from .dense_checkpoints import adopt
+from .dense_checkpoints import convert_dense_weights
 from .selection import REASONS, conversion_blocker
 
 _OWN = frozenset(vars(nn.Conv2d(1, 1, 1)))
@@ -38,7 +38,7 @@ def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
         parameter.requires_grad_(like.requires_grad)
     if _channels_last(conv.weight):
         ghost.to(memory_format=torch.channels_last)
-    ghost.adopt = adopt
+    ghost.convert_dense_weights = convert_dense_weights
     for name, value in vars(conv).items():  # what others have noted on the conv
         if name not in _OWN and not hasattr(ghost, name):
             setattr(ghost, name, value)
@@ -59,8 +59,8 @@ def fits(ghost: GhostConv2d, settings: Mapping[str, Any]) -> bool:
     conv = ghost.primary_conv
     cheap = build_cheap(
         settings['cheap'],
-        ghost.served,
-        ghost.copies,
+        ghost.num_ghosted,
+        ghost.ghosts_per_primary,
         settings['dw_size'],
         bias=conv.bias is not None,
         padding_mode=conv.padding_mode,
@@ -91,7 +91,7 @@ def build_ghosts(
         torch.manual_seed(seed)
         ghosts = {name: build_ghost(conv, settings[name]) for name, conv in convs.items()}
     for name, ghost in ghosts.items():
-        ghost.place = name
+        ghost.dense_name = name
     return ghosts
 
 

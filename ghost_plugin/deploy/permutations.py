@@ -37,16 +37,20 @@ def with_constant_permutations(model: nn.Module, convolutions: bool) -> nn.Modul
     for layer in _permuted(model):
         order = layer.order.clone()
         if not convolutions:
-            layer.permuted = functools.partial(torch.index_select, dim=-3, index=order)
+            layer.permute = functools.partial(torch.index_select, dim=-3, index=order)
             continue
         convs = list(_expanded(layer, order))
-        if convs and _cost(convs) - _cost(_convs(layer)) < len(order) * layer.made():
+        if convs and _cost(convs) - _cost(_convs(layer)) < len(order) * layer.num_computed():
             # A layer that makes no ghosts gives what its primary conv gives.
-            layer.primary_conv, layer.copies, layer.order = nn.Sequential(*convs), 0, None
+            layer.primary_conv, layer.ghosts_per_primary, layer.order = (
+                nn.Sequential(*convs),
+                0,
+                None,
+            )
         else:
             like = next(layer.primary_conv.parameters())
-            weight = torch.eye(layer.made()).to(like)[order, :, None, None]
-            layer.permuted = functools.partial(torch.conv2d, weight=weight)
+            weight = torch.eye(layer.num_computed()).to(like)[order, :, None, None]
+            layer.permute = functools.partial(torch.conv2d, weight=weight)
     return model
 
 
@@ -55,7 +59,7 @@ def _permuted(model: nn.Module) -> list[Permuted]:
 
 
 def _convs(layer: Permuted) -> list[nn.Module]:
-    return [layer.primary_conv, *([layer.cheap_operation] if layer.copies else [])]
+    return [layer.primary_conv, *([layer.cheap_operation] if layer.ghosts_per_primary else [])]
 
 
 def _cost(convs: list[nn.Conv2d]) -> int:
@@ -79,7 +83,7 @@ def _expanded(layer: Permuted, order: torch.Tensor) -> Iterator[nn.Conv2d]:
         is_standard_conv(c) and not has_hooks_or_parametrization(c) for c in convs
     ):
         return  # such as shifts, padding of its own, masks
-    primary, copies = layer.primary, max(layer.copies, 1)
+    primary, copies = layer.primary, max(layer.ghosts_per_primary, 1)
     is_primary = order < primary
     source = torch.where(is_primary, order, (order - primary) // copies)
     groups = layer.primary_conv.groups
@@ -87,7 +91,7 @@ def _expanded(layer: Permuted, order: torch.Tensor) -> Iterator[nn.Conv2d]:
     if size % groups or not torch.equal(source * groups // primary, place):
         return  # an output would be made from the inputs of another group
     yield _with(layer.primary_conv, layer.primary_conv.weight[source], _rows(convs[0], source))
-    if not layer.copies:
+    if not layer.ghosts_per_primary:
         return
     cheap = layer.cheap_operation
     ghosts = (order - primary).clamp_min(0)

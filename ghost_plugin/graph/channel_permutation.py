@@ -241,5 +241,5 @@ def _forget(ghost: nn.Module) -> bool:
     order = ghost.order
     if order is None or not torch.equal(order, torch.arange(len(order), device=order.device)):
         return False
-    ghost.order, ghost.cut = None, ghost.made() > len(order)
+    ghost.order, ghost.needs_crop = None, ghost.num_computed() > len(order)
     return True

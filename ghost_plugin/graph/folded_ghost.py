@@ -32,8 +32,14 @@ class FoldedGhostConv2d(Ghost, Permuted):
 
     def __init__(self, ghost: GhostConv2d, scale: torch.Tensor, shift: torch.Tensor) -> None:
         primary = copy.deepcopy(ghost.primary_conv)
-        super().__init__(ghost.out_channels, primary.out_channels, ghost.copies, ghost.served)
-        self.in_channels, self.groups, self.cut = ghost.in_channels, ghost.groups, ghost.cut
+        super().__init__(
+            ghost.out_channels, primary.out_channels, ghost.ghosts_per_primary, ghost.num_ghosted
+        )
+        self.in_channels, self.groups, self.needs_crop = (
+            ghost.in_channels,
+            ghost.groups,
+            ghost.needs_crop,
+        )
         self.primary_conv = primary
         self.cheap_operation = copy.deepcopy(ghost.cheap_operation)
         self.order = ghost.order
@@ -47,7 +53,7 @@ class FoldedGhostConv2d(Ghost, Permuted):
         """Fold what can be; the scale and the shift of the primary maps that are left."""
         number = self.primary_conv.out_channels
         own, ghosts = scale[:number], scale[number:]
-        if not self.copies:
+        if not self.ghosts_per_primary:
             _scale(self.primary_conv, own, shift)
             return torch.ones_like(own), torch.zeros_like(own)
         taken = torch.where(own.abs() > _TINY * own.abs().max(), own, torch.ones_like(own))
@@ -57,7 +63,9 @@ class FoldedGhostConv2d(Ghost, Permuted):
             inner.zero_()
         _scale(self.primary_conv, taken, inner)
         sums = self.cheap_operation.weight.double().sum((1, 2, 3))
-        each = (v[: self.served].repeat_interleave(self.copies) for v in (taken, inner))
+        each = (
+            v[: self.num_ghosted].repeat_interleave(self.ghosts_per_primary) for v in (taken, inner)
+        )
         taken, seen = each
         _scale(self.cheap_operation, ghosts / taken, shift[number:] - ghosts / taken * sums * seen,
                bias_scale=ghosts)  # fmt: skip
@@ -65,7 +73,7 @@ class FoldedGhostConv2d(Ghost, Permuted):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         primary = self.primary_conv(x)
-        if self.copies == 0:
+        if self.ghosts_per_primary == 0:
             maps = primary
         else:
             ghosts = self.ghosts(primary)
@@ -74,7 +82,7 @@ class FoldedGhostConv2d(Ghost, Permuted):
             if self.shift is not None:
                 primary = primary + self.shift
             maps = self.concat(primary, ghosts)
-        return self.permuted(maps)
+        return self.permute(maps)
 
     def extra_repr(self) -> str:
         steps = [name for name in ('scale', 'shift') if getattr(self, name) is not None]
@@ -90,14 +98,14 @@ def foldable_ghost(ghost: nn.Module) -> bool:
     """Whether a norm behind this Ghost conv can be folded: its ghosts must have kernels."""
     if type(ghost) is not GhostConv2d:
         return False
-    return not ghost.copies or isinstance(ghost.cheap_operation, nn.Conv2d)
+    return not ghost.ghosts_per_primary or isinstance(ghost.cheap_operation, nn.Conv2d)
 
 
 def fold_ghost(ghost: GhostConv2d, norm: nn.Module) -> tuple[FoldedGhostConv2d, nn.Module, float]:
     """What stands for both, what is left of the norm, and the largest difference on noise."""
     folded = FoldedGhostConv2d(ghost, *scale_and_shift(norm))
     rest = leftover_module(norm)
-    x = noise(ghost.primary_conv, *([ghost.cheap_operation] if ghost.copies else []))
+    x = noise(ghost.primary_conv, *([ghost.cheap_operation] if ghost.ghosts_per_primary else []))
     with torch.no_grad():
         difference = (norm(ghost(x)) - rest(folded(x))).abs().max().item()
     return folded, rest, difference
@@ -108,7 +116,10 @@ def _by_map(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and shift of every map that the convs make; those that are cut off stay."""
     order = torch.arange(ghost.out_channels) if ghost.order is None else ghost.order
-    every_scale, every_shift = scale.new_ones(ghost.made()), shift.new_zeros(ghost.made())
+    every_scale, every_shift = (
+        scale.new_ones(ghost.num_computed()),
+        shift.new_zeros(ghost.num_computed()),
+    )
     every_scale[order], every_shift[order] = scale, shift
     return every_scale, every_shift
 

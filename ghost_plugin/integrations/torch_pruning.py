@@ -34,12 +34,14 @@ class GhostConvPruner(tp.pruner.function.BasePruningFunc):
             order = torch.arange(layer.out_channels, device=layer.primary_conv.weight.device)
         gone = set(idxs)
         order = order[[index for index in range(len(order)) if index not in gone]]
-        makers = torch.where(order < number, order, (order - number) // max(layer.copies, 1))
+        makers = torch.where(
+            order < number, order, (order - number) // max(layer.ghosts_per_primary, 1)
+        )
         kept = makers.unique()
         # Shifts go by the number of a ghost map, so none may get another.
         if layer.groups == 1 and not isinstance(layer.cheap_operation, Shift):
             order = _keep(layer, kept, order)
-        layer.order, layer.out_channels, layer.cut = order, len(order), False
+        layer.order, layer.out_channels, layer.needs_crop = order, len(order), False
         return layer
 
     def prune_in_channels(self, layer: GhostConv2d, idxs: Sequence[int]) -> nn.Module:
@@ -63,18 +65,18 @@ class GhostConvPruner(tp.pruner.function.BasePruningFunc):
 
 def _keep(layer: GhostConv2d, kept: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Keep these primary maps and their ghosts; the order in their new numbers."""
-    number, copies = layer.primary, layer.copies
+    number, copies = layer.primary, layer.ghosts_per_primary
     place = torch.full((number,), -1, dtype=order.dtype, device=order.device)
     place[kept] = torch.arange(len(kept), device=order.device)
     each = torch.arange(copies, device=order.device)
-    served = kept[kept < layer.served]
+    with_ghosts = kept[kept < layer.num_ghosted]
     _rows(layer.primary_conv, kept)
-    layer.primary, layer.served = len(kept), len(served)
-    if not layer.served:
-        layer.copies, layer.cheap_operation = 0, nn.Identity()
+    layer.primary, layer.num_ghosted = len(kept), len(with_ghosts)
+    if not layer.num_ghosted:
+        layer.ghosts_per_primary, layer.cheap_operation = 0, nn.Identity()
     elif isinstance(layer.cheap_operation, nn.Conv2d):
-        _rows(layer.cheap_operation, (served[:, None] * copies + each).flatten())
-        layer.cheap_operation.groups = layer.cheap_operation.in_channels = len(served)
+        _rows(layer.cheap_operation, (with_ghosts[:, None] * copies + each).flatten())
+        layer.cheap_operation.groups = layer.cheap_operation.in_channels = len(with_ghosts)
     behind = order - number
     return torch.where(
         order < number,
@@ -126,7 +128,12 @@ def _fed(model: nn.Module) -> Iterator[str]:
             layer = part.modules.get(node.target) if node.op == 'call_module' else None
             ghost = isinstance(layer, GhostConv2d)
             fed = told.isdisjoint(node.all_input_nodes)
-            if fed and ghost and layer.copies and (layer.cut or layer.order is not None):
+            if (
+                fed
+                and ghost
+                and layer.ghosts_per_primary
+                and (layer.needs_crop or layer.order is not None)
+            ):
                 yield part.name(node)
             if not fed or ghost or isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
                 told.add(node)
@@ -146,7 +153,7 @@ _HINDRANCES = (
         lambda module: (
             isinstance(module, Ghost)
             and not isinstance(module, GHOST_CONVS)
-            and (module.cut or module.copies > 1)
+            and (module.needs_crop or module.ghosts_per_primary > 1)
         ),
         'it takes one ghost map for each primary map only, and none cut off; prune with ratio=2',
     ),

@@ -2,7 +2,7 @@
 
 Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3.1. Parameter names are those
 of the authors' code and of timm, so published weights fit. Changed against both: any ratio, also
-fractional; only as many ghost maps as the output needs; three cheap operations.
+fractional; only as many ghost channels as the output needs; three cheap operations.
 """
 
 import math
@@ -21,16 +21,17 @@ from .permutation import Permuted
 
 
 def split_channels(out_channels: int, ratio: float, groups: int = 1) -> tuple[int, int]:
-    """How many maps a convolution makes, and how many ghost maps each of them gets.
+    """Numbers of primary channels and of ghosts per primary channel.
 
     Args:
-        out_channels: Maps wanted (n in the paper).
-        ratio: Output maps per convolved map (s in the paper), 1 or more.
-        groups: The convolved maps are a multiple of this.
+        out_channels: Output channels (n in the paper).
+        ratio: Output channels per primary channel (s in the paper), 1 or more.
+        groups: The primary channels are a multiple of this.
 
     Returns:
-        (m, copies): m = ceil(n / s), rounded up to the groups, and the smallest ``copies`` with
-        m * (copies + 1) >= n; what is over is cut off behind the concatenation.
+        (m, ghosts_per_primary): m = ceil(n / s), rounded up to the groups, and the smallest
+        ``ghosts_per_primary`` with m * (ghosts_per_primary + 1) >= n. Surplus channels are cropped
+        behind the concatenation.
     """
     if not isinstance(ratio, Real) or isinstance(ratio, bool):
         raise TypeError(f'ratio must be a number of 1 or more, got {ratio!r}')
@@ -40,73 +41,95 @@ def split_channels(out_channels: int, ratio: float, groups: int = 1) -> tuple[in
     return primary, math.ceil(out_channels / primary) - 1
 
 
-def served_channels(out_channels: int, ratio: float, groups: int = 1) -> int:
-    """How many of the convolved maps of a Ghost conv get ghosts, the first ones.
+def num_ghosted_channels(out_channels: int, ratio: float, groups: int = 1) -> int:
+    """Number of primary channels of a Ghost conv that have ghosts; these are the first ones.
 
-    Below a ratio of 2 there are fewer ghosts than convolved maps, and only the kernels that are
-    used are made; with groups or more ghosts per map all maps have theirs.
+    Below a ratio of 2 there are fewer ghosts than primary channels, and only the kernels that are
+    used are made. With groups, or with more ghosts per primary channel, all have them.
+
+    Args:
+        out_channels, ratio, groups: As :func:`split_channels`.
     """
-    primary, copies = split_channels(out_channels, ratio, groups)
-    return out_channels - primary if copies == groups == 1 else primary
+    primary, ghosts_per_primary = split_channels(out_channels, ratio, groups)
+    return out_channels - primary if ghosts_per_primary == groups == 1 else primary
 
 
 class Ghost(nn.Module):
-    """What all forms share: primary maps, ghost maps, concatenation, cut."""
+    """Common part of all Ghost layers: primary channels, ghost channels, concatenation, crop.
+
+    Attributes:
+        out_channels: Output channels.
+        primary: Primary channels, computed by ``primary_conv``.
+        ghosts_per_primary: Ghosts of each primary channel that has any.
+        num_ghosted: Number of primary channels that have ghosts, the first ones.
+        needs_crop: Whether more channels are computed than returned.
+    """
 
     def __init__(
-        self, out_channels: int, primary: int, copies: int, served: int | None = None
+        self,
+        out_channels: int,
+        primary: int,
+        ghosts_per_primary: int,
+        num_ghosted: int | None = None,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
-        self.primary, self.copies = primary, copies
-        self.served = primary if served is None else served
-        self.cut = self.made() > out_channels
+        self.primary, self.ghosts_per_primary = primary, ghosts_per_primary
+        self.num_ghosted = primary if num_ghosted is None else num_ghosted
+        self.needs_crop = self.num_computed() > out_channels
 
-    def made(self) -> int:
-        """Maps that are computed, before some are cut off or an order picks."""
-        return self.primary + self.served * self.copies
+    def num_computed(self) -> int:
+        """Number of channels that are computed, before a crop or a permutation selects some."""
+        return self.primary + self.num_ghosted * self.ghosts_per_primary
 
     def ghosts(self, primary: torch.Tensor) -> torch.Tensor:
-        """Ghost maps of the first primary maps."""
-        if self.served < self.primary:
-            primary = primary[..., : self.served, :, :]
+        """Ghost channels of the first primary channels."""
+        if self.num_ghosted < self.primary:
+            primary = primary[..., : self.num_ghosted, :, :]
         return self.cheap_operation(primary)
 
     def concat(self, primary: torch.Tensor, ghosts: torch.Tensor) -> torch.Tensor:
-        """Concatenate and cut to the output channels."""
-        maps = torch.cat((primary, ghosts), dim=-3)
-        # A plain slice: converters to other runtimes seldom know Tensor.narrow.
-        return maps[..., : self.out_channels, :, :] if self.cut else maps
+        """Concatenate and crop to the output channels.
 
-    def maps(self, x: torch.Tensor) -> torch.Tensor:
-        """All output maps."""
+        Args:
+            primary: (..., primary, H, W).
+            ghosts: (..., num_ghosted * ghosts_per_primary, H, W).
+        """
+        out = torch.cat((primary, ghosts), dim=-3)
+        # A plain slice: converters to other runtimes seldom know Tensor.narrow.
+        return out[..., : self.out_channels, :, :] if self.needs_crop else out
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """All output channels."""
         primary = self.primary_conv(x)
-        if self.copies == 0:
+        if self.ghosts_per_primary == 0:
             return primary
         return self.concat(primary, self.ghosts(primary))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.maps(x)
+        return self.features(x)
 
 
 class GhostModule(Ghost):
-    """One map in ``ratio`` by convolution, the others by a cheap operation; norm and act inside.
+    """Computes one channel in ``ratio`` by convolution and the others by a cheap operation.
+
+    A norm and an activation follow each of the two.
 
     Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3.1, figure 2.
 
     Args:
-        in_channels: Input maps (c).
-        out_channels: Output maps (n).
-        kernel_size: Of the primary conv (k), pixels; odd sizes keep the map's size.
-        ratio: Output maps per convolved map (s), 1 or more; 1 is an ordinary conv block.
-        dw_size: Side of the depthwise kernel (d), odd, pixels.
-        stride: Of the primary conv.
-        relu: Whether the activation follows each norm.
-        dilation: Of the primary conv.
-        dw_dilation: Of the cheap depthwise conv.
+        in_channels: Input channels (c).
+        out_channels: Output channels (n).
+        kernel_size: Kernel size of the primary conv (k) in pixels; odd sizes keep height and width.
+        ratio: Output channels per primary channel (s), 1 or more; 1 is an ordinary conv block.
+        dw_size: Kernel size of the cheap depthwise conv (d) in pixels, odd.
+        stride: Stride of the primary conv.
+        relu: If True, the activation follows each norm.
+        dilation: Dilation of the primary conv.
+        dw_dilation: Dilation of the cheap depthwise conv.
         cheap: ``'depthwise'``, ``'shift'`` (by one pixel, no parameters) or ``'linear'`` (a scale
-            and a bias per map).
-        norm_layer: Called with the number of maps.
+            and a bias per channel).
+        norm_layer: Called with the number of channels.
         act_layer: Called without arguments, or with ``inplace=True`` where it takes that.
 
     Shape:
@@ -136,27 +159,27 @@ class GhostModule(Ghost):
         check_positive(
             in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation
         )
-        primary, copies = split_channels(out_channels, ratio)
-        super().__init__(out_channels, primary, copies)
+        primary, ghosts_per_primary = split_channels(out_channels, ratio)
+        super().__init__(out_channels, primary, ghosts_per_primary)
         padding = same_padding(kernel_size, dilation)
         conv = nn.Conv2d(
             in_channels, primary, kernel_size, stride, padding, dilation=dilation, bias=False
         )
         act = act_layer if relu else nn.Identity
         self.primary_conv = nn.Sequential(conv, norm_layer(primary), activation(act))
-        cheap_op = build_cheap(cheap, primary, copies, dw_size, dw_dilation)
-        if copies:
-            ghosts = primary * copies
+        cheap_op = build_cheap(cheap, primary, ghosts_per_primary, dw_size, dw_dilation)
+        if ghosts_per_primary:
+            ghosts = primary * ghosts_per_primary
             cheap_op = nn.Sequential(cheap_op, norm_layer(ghosts), activation(act))
         self.cheap_operation = cheap_op
         GhostModule.initialize(self)  # a subclass is not complete yet
 
     def initialize(self, moment: float = 1.0, variance: float = 1.0) -> float:
-        """Draw first weights that keep the variance, see :func:`draw_weights`.
+        """Draw initial weights that keep the variance, see :func:`draw_weights`.
 
         Args:
             moment: Mean square of the inputs.
-            variance: Of the maps in front of the activation.
+            variance: Variance in front of the activation.
 
         Returns:
             Mean square of the outputs.
@@ -164,21 +187,21 @@ class GhostModule(Ghost):
         conv, _, act = self.primary_conv
         draw_weights(conv, moment, variance)
         made = second_moment(act, variance)
-        if self.copies and isinstance(self.cheap_operation[0], nn.Conv2d):
+        if self.ghosts_per_primary and isinstance(self.cheap_operation[0], nn.Conv2d):
             draw_weights(self.cheap_operation[0], made, variance)
         return made
 
 
 class GhostModuleV2(GhostModule):
-    """Ghost module whose maps are scaled by decoupled fully connected attention.
+    """Ghost module whose outputs are scaled by decoupled fully connected attention.
 
     Source: Tang et al., GhostNetV2, NeurIPS 2022 (arXiv 2211.12905), section 3.3.
 
     Args:
-        in_channels: Input maps.
-        out_channels: Output maps.
-        norm_layer: Called with the number of maps.
-        kwargs: As :class:`GhostModule`.
+        in_channels: Input channels.
+        out_channels: Output channels.
+        norm_layer: Called with the number of channels.
+        args, kwargs: As :class:`GhostModule`.
 
     Shape:
         (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
@@ -196,11 +219,14 @@ class GhostModuleV2(GhostModule):
         self.short_conv = DFCAttention(in_channels, out_channels, norm_layer)
 
     def initialize(self, moment: float = 1.0, variance: float = 1.0) -> float:
-        """As :meth:`GhostModule.initialize`, with the attention."""
+        """Draw initial weights, those of the attention included.
+
+        Args, Returns: As :meth:`GhostModule.initialize`.
+        """
         return super().initialize(moment, variance) * self.short_conv.initialize(moment)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.short_conv(x, self.maps(x))
+        return self.short_conv(x, self.features(x))
 
 
 class GhostConv2d(Ghost, Permuted):
@@ -212,16 +238,16 @@ class GhostConv2d(Ghost, Permuted):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
         padding_mode: As in ``nn.Conv2d``; all but ``padding_mode`` act on the primary conv only.
-            With groups the convolved maps are rounded up to a multiple of them, so a depthwise
-            conv stays what it is.
-        ratio: Output maps per convolved map, 1 or more. Below 2 only the first convolved maps get a
-            ghost each, as many as there are outputs left.
-        dw_size: Side of the depthwise kernel, odd, pixels.
+            With groups the number of primary channels is rounded up to a multiple of them, so a
+            depthwise conv stays what it is.
+        ratio: Output channels per primary channel, 1 or more. Below 2 only the first primary
+            channels have one ghost each, as many as there are outputs left.
+        dw_size: Kernel size of the cheap depthwise conv in pixels, odd.
         cheap: ``'depthwise'``, ``'shift'`` or ``'linear'``.
-        permuted: Whether a stored order of the output maps follows; a converted conv has its
-            maps in the order of the conv that it stands for.
+        permuted: If True, a channel permutation follows. A converted conv returns its channels in
+            the order of the conv that it replaces.
         conv_layer: Class of the primary conv, with the arguments of ``nn.Conv2d``.
-        device, dtype: Of the weights.
+        device, dtype: Device and type of the weights.
 
     Shape:
         As ``nn.Conv2d`` with the same arguments.
@@ -232,10 +258,10 @@ class GhostConv2d(Ghost, Permuted):
 
     transposed = False
     output_padding = (0, 0)
-    # What a conversion sets: makes this layer's weights out of those of the dense conv that it
-    # stands for, in a state dict, in place.
-    adopt: Callable[['GhostConv2d', dict[str, Any], str], None] | None = None
-    place: str = ''  # name of the dense conv in its network, for messages
+    # Set by a conversion: in a state dict, in place, replaces the weights of the dense conv that
+    # this layer stands for by weights of this layer.
+    convert_dense_weights: Callable[['GhostConv2d', dict[str, Any], str], None] | None = None
+    dense_name: str = ''  # name of the dense conv in its network, for messages
 
     def __init__(
         self,
@@ -260,9 +286,9 @@ class GhostConv2d(Ghost, Permuted):
         check_positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if out_channels % groups:
             raise ValueError(f'out_channels {out_channels} must be divisible by groups {groups}')
-        primary, copies = split_channels(out_channels, ratio, groups)
-        served = served_channels(out_channels, ratio, groups)
-        super().__init__(out_channels, primary, copies, served)
+        primary, ghosts_per_primary = split_channels(out_channels, ratio, groups)
+        num_ghosted = num_ghosted_channels(out_channels, ratio, groups)
+        super().__init__(out_channels, primary, ghosts_per_primary, num_ghosted)
         self.in_channels = in_channels
         self.kernel_size = _pair(kernel_size)
         self.stride = _pair(stride)
@@ -271,38 +297,43 @@ class GhostConv2d(Ghost, Permuted):
         self.groups = groups
         self.padding_mode = padding_mode
         self.ratio = ratio
-        self.cut = self.cut and not permuted  # the order picks the maps that are used
+        self.needs_crop = self.needs_crop and not permuted  # the permutation selects channels
         # Subclasses of other libraries take no padding mode.
         mode = {} if padding_mode == 'zeros' else {'padding_mode': padding_mode}
         self.primary_conv = conv_layer(
             in_channels, primary, kernel_size, stride, padding, dilation, groups, bias, **mode
         )
         self.cheap_operation = build_cheap(
-            cheap, served, copies, dw_size, bias=bias, padding_mode=padding_mode
+            cheap, num_ghosted, ghosts_per_primary, dw_size, bias=bias, padding_mode=padding_mode
         )
         if isinstance(self.cheap_operation, nn.Conv2d):
-            draw_weights(self.cheap_operation)  # ghosts vary as much as what they are made from
+            draw_weights(self.cheap_operation)  # ghosts have the variance of their primary channels
         self.order = torch.arange(out_channels) if permuted else None
         self.to(device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.permuted(self.maps(x))
+        return self.permute(self.features(x))
 
-    def accept(self, weights: dict[str, Any], prefix: str) -> None:
-        """Turn the dense conv's weights in a state dict into this layer's own."""
-        if self.adopt is not None and f'{prefix}weight' in weights:
-            self.adopt(self, weights, prefix)
+    def remap_state_dict(self, weights: dict[str, Any], prefix: str) -> None:
+        """Replace the dense conv's weights in a state dict by this layer's, in place.
+
+        Args:
+            weights: A state dict.
+            prefix: Name of this layer in it, with a dot behind.
+        """
+        if self.convert_dense_weights is not None and f'{prefix}weight' in weights:
+            self.convert_dense_weights(self, weights, prefix)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        self.accept(state_dict, prefix)
+        self.remap_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getattr__(self, name: str) -> Any:
         if name in ('weight', 'bias', 'reset_parameters'):
             raise AttributeError(
-                (f'the Ghost conv {self.place!r} ' if self.place else 'a Ghost conv ')
+                (f'the Ghost conv {self.dense_name!r} ' if self.dense_name else 'a Ghost conv ')
                 + f'has no {name} of its own, there is one in primary_conv and in cheap_operation. '
-                'What asks for it is mostly: weight initialisation by class names '
+                'The usual causes are: weight initialisation by class names '
                 "('Conv' in type(m).__name__) or by init_weights of OpenMMLab; weight decay "
                 'groups; spectral and weight norm; efficient_conv_bn_eval. Ask for isinstance(m, '
                 'nn.Conv2d) instead, which finds the convs inside; initialise (init_weights) '

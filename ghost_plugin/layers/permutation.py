@@ -112,7 +112,7 @@ class Permuted(nn.Module):
     # The int64 tensor that was given away, and a copy of what was in it then.
     _given: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def made(self) -> int:
+    def num_computed(self) -> int:
         """Channels that are computed, of which the order takes some or all."""
         raise NotImplementedError
 
@@ -136,12 +136,12 @@ class Permuted(nn.Module):
         self._given = None
         digits = None
         if order is not None:
-            digits = encode(channel_numbers(order, self.made()), self.made())
+            digits = encode(channel_numbers(order, self.num_computed()), self.num_computed())
             old = self._buffers.get('order_digits')
             digits = digits if old is None else digits.to(old)
         self.register_buffer('order_digits', digits, persistent=False)
 
-    def permuted(self, maps: torch.Tensor) -> torch.Tensor:
+    def permute(self, maps: torch.Tensor) -> torch.Tensor:
         """Computed channels in the order of the outputs."""
         if self.order_digits is None:
             return maps
@@ -169,12 +169,12 @@ class Permuted(nn.Module):
         if ((lost == 0) | (lost == 1)).all():  # averaged with itself in place, and cut
             given.copy_(before)
         else:
-            self._write(channel_numbers(given, self.made()))
+            self._write(channel_numbers(given, self.num_computed()))
 
     def _write(self, order: torch.Tensor) -> None:
         """Put other values into the buffer, and into the tensor that was given away."""
         with torch.no_grad():
-            self.order_digits.copy_(encode(order, self.made()))
+            self.order_digits.copy_(encode(order, self.num_computed()))
             for value in self._given or ():
                 value.copy_(order)
 
@@ -207,13 +207,13 @@ class Permuted(nn.Module):
             return
         try:
             order = _of_length(state_dict[key], digits.shape[1])
-            order = channel_numbers(order, self.made())
+            order = channel_numbers(order, self.num_computed())
         except ValueError as error:
             error_msgs.append(f'{key!r} is {error}')
             return
         if local_metadata.get('assign_to_params_buffers', False):
             self._given = None
-            self.order_digits = encode(order, self.made()).to(digits.dtype)
+            self.order_digits = encode(order, self.num_computed()).to(digits.dtype)
         else:
             self._write(order)
 

@@ -66,7 +66,7 @@ class Reparameterized(Foldable):
 
     merged_names: tuple[tuple[str, str, str, str], ...]
 
-    def accept(self, weights: dict[str, torch.Tensor], prefix: str) -> None:
+    def remap_state_dict(self, weights: dict[str, torch.Tensor], prefix: str) -> None:
         """Turn tensors under ``prefix`` into those of this form, whoever wrote them.
 
         Norms of branches are ``bn`` in the authors' files and ``bn1`` in timm's and here.
@@ -91,7 +91,7 @@ class Reparameterized(Foldable):
     def _load_from_state_dict(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
     ) -> None:
-        self.accept(state_dict, prefix)
+        self.remap_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -195,7 +195,7 @@ class GhostModuleV3(Reparameterized, Ghost):
         draw_branches(self.primary_rpr_conv, moment, variance)
         made = second_moment(self.primary_activation, variance)
         mean = made
-        if self.copies:
+        if self.ghosts_per_primary:
             cheap = [*self.cheap_rpr_conv, self.cheap_rpr_scale]
             share = variance / (len(cheap) + 1)  # the norm of the maps themselves is one more
             draw_branches(cheap, made, share * len(cheap))
@@ -222,8 +222,12 @@ class GhostModuleV3(Reparameterized, Ghost):
         if not torch.jit.is_scripting():
             parts = (primary, self.cheap_rpr_conv, self.cheap_rpr_scale, self.cheap_rpr_skip)
             if joinable(*parts):
-                return joint_sum(*parts, self.copies)
-        same = primary.repeat_interleave(self.copies, dim=1) if self.copies > 1 else primary
+                return joint_sum(*parts, self.ghosts_per_primary)
+        same = (
+            primary.repeat_interleave(self.ghosts_per_primary, dim=1)
+            if self.ghosts_per_primary > 1
+            else primary
+        )
         ghosts = self.cheap_rpr_conv(primary) + self.cheap_rpr_scale(primary)
         return ghosts + self.cheap_rpr_skip(same)
 
@@ -231,7 +235,7 @@ class GhostModuleV3(Reparameterized, Ghost):
         if self.primary_conv is None:
             maps = self.branch_maps(x)
         else:
-            maps = self.maps(x)
+            maps = self.features(x)
         return maps if self.short_conv is None else self.short_conv(x, maps)
 
     @torch.jit.ignore
@@ -239,7 +243,7 @@ class GhostModuleV3(Reparameterized, Ghost):
         """Replace the branches by one conv each, with the parameter names of the deployed form."""
         self.primary_conv = nn.Sequential(merge(self.primary_rpr_conv), self.primary_activation)
         self.cheap_operation = nn.Identity()
-        if self.copies:
+        if self.ghosts_per_primary:
             cheap = merge([*self.cheap_rpr_conv, self.cheap_rpr_scale], self.cheap_rpr_skip)
             self.cheap_operation = nn.Sequential(cheap, self.cheap_activation)
         self.primary_rpr_conv = self.primary_activation = None

@@ -25,7 +25,7 @@ SETTINGS = {
 def permuted(channels, seed=0, **options):
     """A Ghost conv with a permutation of its own."""
     conv = gp.GhostConv2d(4, channels, 3, padding=1, permuted=True, **options)
-    made = torch.randperm(conv.made(), generator=torch.Generator().manual_seed(seed))
+    made = torch.randperm(conv.num_computed(), generator=torch.Generator().manual_seed(seed))
     conv.order = made[:channels]
     return conv
 

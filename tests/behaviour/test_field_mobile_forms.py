@@ -50,7 +50,7 @@ class Shortcuts(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(20) if norm else nn.Identity() for _ in range(3))
         self.head = nn.Conv2d(20, 6, 3)
         for ghost in self.ghosts:
-            ghost.order = torch.randperm(ghost.made())[:20]
+            ghost.order = torch.randperm(ghost.num_computed())[:20]
 
     def forward(self, x):
         x = self.stem(x).relu()

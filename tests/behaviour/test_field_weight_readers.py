@@ -69,7 +69,7 @@ def test_copies_pickles_traces_and_scripts_work(converted):
     twins = copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))
     for twin in (*twins, torch.fx.symbolic_trace(converted), torch.jit.script(converted)):
         torch.testing.assert_close(twin(x), converted(x))
-    assert twins[0][2].place == twins[1][2].place == '2'
+    assert twins[0][2].dense_name == twins[1][2].dense_name == '2'
 
 
 def head(init):

@@ -102,7 +102,9 @@ def test_ghosts_stay_in_the_group_of_their_primary(groups, redundant, assert_los
     model = nn.Sequential(redundant(nn.Conv2d(8, 16, 3, groups=groups)))
     ghost = assert_lossless(model, X)[0]
     size, primary = 16 // groups, ghost.primary_conv.out_channels
-    place = torch.where(ghost.order < primary, ghost.order, (ghost.order - primary) // ghost.copies)
+    place = torch.where(
+        ghost.order < primary, ghost.order, (ghost.order - primary) // ghost.ghosts_per_primary
+    )
     group = place // (primary // groups)
     assert torch.equal(group, torch.arange(16) // size)
 

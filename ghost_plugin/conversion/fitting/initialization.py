@@ -27,14 +27,14 @@ def inherit(conv: nn.Conv2d, ghost: GhostConv2d, stats: ChannelMoments) -> float
         as nothing of these can be fitted. All maps count alike: on ResNet-20 and EfficientNet-Lite0
         that was better than to weigh them by the norm behind, and as good as by gradients.
     """
-    if not ghost.copies:
+    if not ghost.ghosts_per_primary:
         ghost.primary_conv.load_state_dict(conv.state_dict())
         return 0.0
     shares = stats.energy.double()
     shares = shares / shares.sum().clamp_min(1e-30)
     lost = pairwise_errors(stats).mul_(shares)
     size = conv.out_channels // conv.groups
-    primary, copies = ghost.primary_conv.out_channels // conv.groups, ghost.copies
+    primary, copies = ghost.primary_conv.out_channels // conv.groups, ghost.ghosts_per_primary
     rows = []
     for start in range(0, conv.out_channels, size):
         part = slice(start, start + size)
@@ -57,14 +57,14 @@ def _write(
 ) -> None:
     firsts, side = [row[0] for row in rows], cheap_side(ghost)
     ghost.primary_conv.weight.copy_(conv.weight[firsts])
-    kernels = best.new_zeros(ghost.served * ghost.copies, 1, side, side)
+    kernels = best.new_zeros(ghost.num_ghosted * ghost.ghosts_per_primary, 1, side, side)
     biases = torch.zeros(len(kernels), dtype=torch.float64)
     order = torch.zeros(conv.out_channels, dtype=torch.long)
     filters = iter(best)
     for index, (first, *others) in enumerate(rows):
         order[first] = index
         for copy, j in enumerate(others):
-            place = index * ghost.copies + copy
+            place = index * ghost.ghosts_per_primary + copy
             order[j] = len(rows) + place
             found = next(filters)
             kernels[place, 0] = found[: side**2].view(side, side)

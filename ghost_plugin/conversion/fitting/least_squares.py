@@ -189,9 +189,9 @@ def _energy(task: FitProblem) -> torch.Tensor:
 
 def _by_place(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) -> FitProblem:
     order = ghost.order
-    target = torch.zeros(ghost.made(), dtype=torch.long, device=y.device)
+    target = torch.zeros(ghost.num_computed(), dtype=torch.long, device=y.device)
     target[order] = torch.arange(len(order), device=y.device)
-    wanted = torch.zeros(ghost.made(), device=y.device, dtype=torch.float64)
+    wanted = torch.zeros(ghost.num_computed(), device=y.device, dtype=torch.float64)
     wanted[order] = 1
     return FitProblem(x, y[:, target], wanted, free)
 
@@ -223,7 +223,7 @@ def _linear(ghost: GhostConv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.
     """All places of the Ghost with other primary kernels and no bias."""
     primary = _without_bias(ghost.primary_conv, x, weight)
     cheap = ghost.cheap_operation
-    ghosts = _without_bias(cheap, primary[:, : ghost.served], cheap.weight)
+    ghosts = _without_bias(cheap, primary[:, : ghost.num_ghosted], cheap.weight)
     return torch.cat((primary, ghosts), dim=1)
 
 
@@ -332,7 +332,9 @@ def _family_scale(ghost: GhostConv2d, wanted: torch.Tensor) -> torch.Tensor:
     """(m,) how strongly each primary map shows in all the outputs that it serves."""
     scale = wanted[: ghost.primary].clone()
     energy = ghost.cheap_operation.weight.double().square().sum((1, 2, 3))
-    scale[: ghost.served] += (energy * wanted[ghost.primary :]).view(-1, ghost.copies).sum(1)
+    scale[: ghost.num_ghosted] += (
+        (energy * wanted[ghost.primary :]).view(-1, ghost.ghosts_per_primary).sum(1)
+    )
     return scale.clamp_min(1e-30)
 
 
@@ -399,12 +401,12 @@ def _fit_cheap(
     side = cheap.kernel_size[0]
     constant = seen.free or cheap.bias is not None
     parts = [
-        (conv(task.x)[:, : ghost.served], _gap(ghost, task, shift)[:, ghost.primary :])
+        (conv(task.x)[:, : ghost.num_ghosted], _gap(ghost, task, shift)[:, ghost.primary :])
         for task in (seen, held)
     ]
     pixels = min(CHEAP_PIXELS, parts[0][0][:, 0].numel())
     some = max(1, TERMS // (pixels * (side**2 + constant)))
-    wanted = parts[0][1].unflatten(1, (ghost.served, ghost.copies))
+    wanted = parts[0][1].unflatten(1, (ghost.num_ghosted, ghost.ghosts_per_primary))
     delta = torch.cat(
         [
             _best_filters(here, there, side, conv.padding_mode, constant, seen.rows)

@@ -93,7 +93,7 @@ def keep_apart(model: nn.Module) -> Joiner:
     """Let Ghost layers of a model in eval mode join as late as possible, in place."""
     joiner = Joiner()
     for layer in model.modules():
-        if isinstance(layer, Ghost) and layer.copies and not layer.cut:
+        if isinstance(layer, Ghost) and layer.ghosts_per_primary and not layer.needs_crop:
             layer.concat = joiner
     return joiner
 

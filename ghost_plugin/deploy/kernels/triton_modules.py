@@ -61,7 +61,7 @@ class TritonGhost(Permuted):
         self.short_conv = getattr(ghost, 'short_conv', None)
         order = getattr(ghost, 'order', None)
         if order is not None:  # it picks the maps that are used
-            self.outputs = ghost.made()
+            self.outputs = ghost.num_computed()
         self.order = order
         shift = getattr(ghost, 'shift', None)
         self.register_buffer(
@@ -69,12 +69,12 @@ class TritonGhost(Permuted):
         )
         self.register_buffer('bias', _bias(conv))
         # Primary maps without ghosts have some of zeros in the tables, which are not computed.
-        rest = (0, (ghost.primary - ghost.served) * ghost.copies)
+        rest = (0, (ghost.primary - ghost.num_ghosted) * ghost.ghosts_per_primary)
         self.register_buffer('taps', F.pad(_taps(cheap), rest))
         self.register_buffer('cheap_bias', F.pad(_bias(cheap), rest))
         self.register_buffer('shift', None if shift is None else shift.detach().flatten().float())
 
-    def made(self) -> int:
+    def num_computed(self) -> int:
         return self.outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -89,7 +89,7 @@ class TritonGhost(Permuted):
             maps = triton_kernels.depthwise(
                 primary, *rest, self.sides, 1, self.dilation, self.relu, True
             )
-        maps = self.permuted(maps)
+        maps = self.permute(maps)
         return maps if self.short_conv is None else self.short_conv(x, maps)
 
 
@@ -137,7 +137,7 @@ def forms(module: nn.Module) -> Iterator[nn.Module]:
     if type(module) is nn.Conv2d and module.padding_mode == 'zeros':
         if module.groups == module.in_channels > 1 and _keeps_size(module):
             yield TritonDepthwise(module)
-    if not isinstance(module, Ghost) or not module.copies or not _known(module):
+    if not isinstance(module, Ghost) or not module.ghosts_per_primary or not _known(module):
         return
     yield TritonGhost(module, whole=False)
     conv, _ = _parts(module.primary_conv)
@@ -151,7 +151,7 @@ def _known(ghost: Ghost) -> bool:
     (conv, relu), (cheap, also) = _parts(ghost.primary_conv), _parts(ghost.cheap_operation)
     if conv is None or cheap is None or relu != also or getattr(ghost, 'scale', None) is not None:
         return False
-    return cheap.stride == (1, 1) and cheap.groups == ghost.served and _keeps_size(cheap)
+    return cheap.stride == (1, 1) and cheap.groups == ghost.num_ghosted and _keeps_size(cheap)
 
 
 def accelerate(model: nn.Module, example_input: Any) -> list[str]:

@@ -88,7 +88,7 @@ def _order(ghost: GhostConv2d) -> torch.Tensor:
 
 def _passed_on(ghost: GhostConv2d) -> torch.Tensor:
     """What the ghost channels get from the biases of their primary channels, off the border."""
-    bias = ghost.primary_conv.bias[: ghost.served].repeat_interleave(ghost.copies)
+    bias = ghost.primary_conv.bias[: ghost.num_ghosted].repeat_interleave(ghost.ghosts_per_primary)
     cheap = ghost.cheap_operation
     return bias * cheap.weight.sum((1, 2, 3)) if isinstance(cheap, nn.Conv2d) else bias
 

@@ -109,7 +109,7 @@ def test_folded_ghost_convs_with_a_shift_of_the_primary_maps_and_an_order():
 @pytest.mark.parametrize('permuted', [False, True])
 def test_primary_maps_without_ghosts(permuted):
     layer = fused(nn.Sequential(gp.GhostConv2d(8, 22, 1, ratio=1.25, permuted=permuted)))[0]
-    assert layer.served == 4
+    assert layer.num_ghosted == 4
     assert_same(layer, torch.randn(2, 8, 17, 5, device=DEVICE), 2)
 
 
