@@ -30,9 +30,9 @@ def calibration(
     """The pictures that a conversion may see, as an argument, if there are any."""
     if args.data is None:
         return {}
-    pictures = ImageFolder(args.data, args.split).some(args.pictures, args.seed)
-    feed = ImageLoader(pictures, source.look, device=args.device, keep=True, tick=meter)
-    return {'calibration': Calibration(feed, wrap=source.wrap)}
+    images = ImageFolder(args.data, args.split).some(args.pictures, args.seed)
+    loader = ImageLoader(images, source.look, device=args.device)
+    return {'calibration': Calibration(loader, wrap=source.wrap, progress=meter)}
 
 
 def planned(

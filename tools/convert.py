@@ -87,17 +87,17 @@ def tune(args: argparse.Namespace, meter: Meter) -> Result:
     labels = read_labels(args.labels)
     train = ImageFolder(args.data, args.split, labels)
     val = ImageFolder(args.val, args.val_split, labels or train.classes)
-    common = {'look': source.look, 'device': args.device, 'workers': args.workers, 'tick': meter}
+    common = {'preprocessing': source.look, 'device': args.device, 'workers': args.workers}
     change = Augmentation(flip=not args.no_flip, min_area=args.min_area)
     feed, held = ImageLoader(train, augmentation=change, **common), ImageLoader(val, **common)
     for one in (feed, held):
         evaluation.check_classes(model, one, mapped=labels is not None)
 
-    validate = partial(evaluation.top1, feed=held, batch=args.batch, tick=meter)
+    validate = partial(evaluation.top1, loader=held, batch=args.batch, progress=meter)
     state = args.out.with_name(f'{args.out.name}.state')
     try:
         history = finetune(model, feed, recipe, teacher=teacher, state=state, resume=args.resume,
-                           validate=validate, tick=meter)  # fmt: skip
+                           validate=validate, progress=meter)  # fmt: skip
     except KeyboardInterrupt:
         fail('interrupted, finished epochs are kept; the same command with --resume goes on')
     save(model.state_dict(), args.out)
@@ -115,13 +115,11 @@ def evaluate(args: argparse.Namespace, meter: Meter) -> Result:
     found = {}
     if args.data:
         labels = read_labels(args.labels)
-        pictures = ImageFolder(args.data, args.split, labels)
-        held = ImageLoader(
-            pictures, source.look, device=args.device, workers=args.workers, tick=meter
-        )
+        images = ImageFolder(args.data, args.split, labels)
+        held = ImageLoader(images, source.look, device=args.device, workers=args.workers)
         evaluation.check_classes(model, held, mapped=labels is not None)
         found = dataclasses.asdict(evaluation.accuracy(model, held, args.batch, meter))
-    found |= evaluation.expenses(model, source.example())
+    found |= evaluation.costs_and_latency(model, source.example())
     return found, [figures([found]), '', f'latency: {found["setup"]}']
 
 

@@ -37,7 +37,7 @@ def trained(
     if not kept.is_file():
         state = kept.with_suffix('.state')
         recipe = replace(ORIGINAL, epochs=epochs)
-        finetune(source.model, feed, recipe, state=state, resume=True, tick=meter)
+        finetune(source.model, feed, recipe, state=state, resume=True, progress=meter)
         save(source.model.state_dict(), kept)
         state.unlink()
     gp.load_weights(source.model, kept)
@@ -96,10 +96,10 @@ def study(
     torch.manual_seed(0)
     source = model_loading.load('timm:resnet18', num_classes=10).adjusted(size=(SIZE, SIZE))
     train = ImageFolder(data, 'train')
-    feed = ImageLoader(train, source.look, Augmentation(flip=False), tick=meter)
-    held = ImageLoader(ImageFolder(data, 'val', train.classes), source.look, tick=meter)
+    feed = ImageLoader(train, source.look, Augmentation(flip=False))
+    held = ImageLoader(ImageFolder(data, 'val', train.classes), source.look)
     original = trained(source, feed, out / 'resnet18.pth', epochs, meter)
-    calibration = list(Calibration(ImageLoader(train.some(512, 0), source.look, keep=True)))
+    calibration = list(Calibration(ImageLoader(train.some(512, 0), source.look)))
     batch = calibration[0][:BATCH]
     runtime = fastest(original, batch)
     plan, budget = planned(original, batch, runtime, calibration)
@@ -110,13 +110,13 @@ def study(
     rows, calls = [], {}
 
     def measure(name: str, net: torch.nn.Module) -> None:
-        accuracy = top1(net, held, tick=meter)
+        accuracy = top1(net, held, progress=meter)
         rows.append({'model': name, **accuracy, **costs(net, source.example())})
         calls[name] = gp.deploy.ready(runtime)(net.eval(), batch)
 
     measure('original', original)
     measure('converted', model)
-    finetune(model, feed, replace(TUNING, epochs=epochs / 3), teacher=original, tick=meter)
+    finetune(model, feed, replace(TUNING, epochs=epochs / 3), teacher=original, progress=meter)
     save(model.state_dict(), out / 'converted.pth')
     measure('fine-tuned', model)
     timings = time_together(calls, ROUNDS, apart=True, least=TURN)

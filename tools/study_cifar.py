@@ -41,12 +41,12 @@ class Study:
 
     def __init__(self, data: Path, weights: Path, out: Path, meter: Meter) -> None:
         self.weights, self.out, self.meter = weights, out, meter
-        look = Preprocessing((32, 32), crop=1.0)
+        look = Preprocessing((32, 32), crop_pct=1.0)
         train = ImageFolder(data, 'train')
-        self.train = ImageLoader(train, look, tick=meter)
-        self.test = ImageLoader(ImageFolder(data, 'test', train.classes), look, tick=meter)
-        self.calibration = list(Calibration(ImageLoader(train.some(1024, 0), look, keep=True)))
-        self.measure = partial(top1, feed=self.test, tick=meter)
+        self.train = ImageLoader(train, look)
+        self.test = ImageLoader(ImageFolder(data, 'test', train.classes), look)
+        self.calibration = list(Calibration(ImageLoader(train.some(1024, 0), look)))
+        self.measure = partial(top1, loader=self.test, progress=meter)
 
     def run(self, case: Case) -> dict[str, Any]:
         """One case, or what is known of it."""
@@ -75,7 +75,7 @@ class Study:
         """Top-1 after the epochs of a case."""
         state = self.out / f'{case.name}.state'
         finetune(model, self.train, replace(case.recipe, epochs=case.epochs), teacher=teacher,
-                 state=state, resume=True, tick=self.meter)  # fmt: skip
+                 state=state, resume=True, progress=self.meter)  # fmt: skip
         save(model.state_dict(), self.out / f'{case.name}.pth')
         state.unlink()
         return self.measure(model)['top1']
@@ -86,7 +86,7 @@ class Study:
         if not kept.is_file():
             (published,) = self.weights.glob(f'resnet{depth}*')
             gp.load_weights(model, published)
-            finetune(model, self.train, TEACHER, tick=self.meter)
+            finetune(model, self.train, TEACHER, progress=self.meter)
             save(model.state_dict(), kept)
         gp.load_weights(model, kept)
         return model.eval()

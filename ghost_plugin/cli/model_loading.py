@@ -58,7 +58,7 @@ class LoadedModel:
         """With another look where one is given; small pictures are then seen whole."""
         look = replace(self.look, **({} if size is None else {'size': tuple(size)}))
         if size is not None and look.small:
-            look = replace(look, crop=1.0)
+            look = replace(look, crop_pct=1.0)
         given = {'mean': mean, 'std': std}
         new = {name: tuple(values) for name, values in given.items() if values is not None}
         return replace(self, look=replace(look, **new))

@@ -101,7 +101,7 @@ _COLUMNS = {
     'loss': ('Loss', '.4f', 1),
     'top1': ('Top-1 (%)', '.2f', 1),
     'top5': ('Top-5 (%)', '.2f', 1),
-    'pictures': ('Pictures', '', 1),
+    'images': ('Images', '', 1),
     'params': ('Params (M)', '.3f', 1e6),
     'macs': ('MACs (M)', '.2f', 1e6),
     'latency_ms': ('Latency (ms)', '.2f', 1),

@@ -1,35 +1,36 @@
-"""How a classifier is trained: the settings, the optimizer, the learning rate over time."""
+"""Settings of a training, and timm's optimizer and learning rate schedule for them."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+# timm's name of an optimizer: default learning rate and weight decay.
+OPTIMIZERS = {'sgd': (0.05, 5e-4), 'adamw': (1e-3, 0.05)}
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """Settings of a training.
 
     Attributes:
-        epochs: May be a fraction.
+        epochs: Number of epochs, may be a fraction.
         optimizer: A name of :data:`OPTIMIZERS`.
-        lr: Highest learning rate; that of the optimizer without it.
-        weight_decay: Of everything but norms and biases; that of the optimizer without it.
-        batch: Pictures per forward pass.
+        lr: Highest learning rate; the optimizer's default if None.
+        weight_decay: Not for norms and biases; the optimizer's default if None.
+        batch: Images per forward pass.
         accumulate: Batches per step.
         warmup: Share of the steps in which the learning rate rises.
         hard: Weight of the cross-entropy with the labels.
         soft: Weight of the divergence from the teacher's logits.
-        temperature: Of both logits in it.
-        features: Modules whose maps are compared, as in :class:`ghost_plugin.Distiller`.
-        smoothing: Of the labels.
-        amp: Autocast to bfloat16, or float16 where a GPU has no other.
-        ema: Decay of averaged weights, which are the result then; 0 for none.
-        clip: Largest norm of a step's gradients; 0 for any.
-        seed: Of order, augmentation and dropout.
+        temperature: Divides both logits in the divergence.
+        features: Modules whose outputs are compared, as in :class:`ghost_plugin.Distiller`.
+        smoothing: Label smoothing.
+        amp: Autocast to bfloat16, or to float16 on a GPU without bfloat16.
+        ema: Decay of the averaged weights, which are the result then; 0 for none.
+        clip: Largest gradient norm of a step; 0 for no limit.
+        seed: Seed of order, augmentation and dropout.
     """
 
     epochs: float = 1.5
@@ -58,51 +59,41 @@ class Recipe:
         if not 0 <= self.ema < 1:
             raise ValueError(f'ema must be 0 or more and below 1, got {self.ema}')
 
-    @property
-    def rate(self) -> float:
-        """Highest learning rate."""
-        return OPTIMIZERS[self.optimizer].lr if self.lr is None else self.lr
 
-    @property
-    def decay(self) -> float:
-        """Weight decay."""
-        return (
-            OPTIMIZERS[self.optimizer].weight_decay
-            if self.weight_decay is None
-            else self.weight_decay
-        )
+def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """timm's optimizer of all parameters that need gradients.
 
+    Args:
+        model: Its norms and biases get no weight decay.
+        recipe: Optimizer, learning rate and weight decay.
+    """
+    from timm.optim import create_optimizer_v2
 
-@dataclass(frozen=True)
-class Kind:
-    """An optimizer and its usual settings."""
-
-    build: Callable[..., torch.optim.Optimizer]
-    lr: float
-    weight_decay: float
-    options: dict[str, Any] = field(default_factory=dict)
+    lr, weight_decay = OPTIMIZERS[recipe.optimizer]
+    return create_optimizer_v2(
+        model,
+        opt=recipe.optimizer,
+        lr=lr if recipe.lr is None else recipe.lr,
+        weight_decay=weight_decay if recipe.weight_decay is None else recipe.weight_decay,
+    )
 
 
-OPTIMIZERS = {
-    'sgd': Kind(torch.optim.SGD, 0.05, 5e-4, {'momentum': 0.9, 'nesterov': True}),
-    'adamw': Kind(torch.optim.AdamW, 1e-3, 0.05),
-}
+def create_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> Any:
+    """timm's schedule of a linear rise and half a cosine down to 0, for ``step_update(step)``.
 
+    Args:
+        optimizer: With the highest learning rate.
+        steps: Number of batches of the training.
+        warmup: Share of the steps in which the learning rate rises.
+    """
+    from timm.scheduler import CosineLRScheduler
 
-def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of all parameters that are learnt; norms and biases do not decay."""
-    kind = OPTIMIZERS[recipe.optimizer]
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {'params': [p for p in learnt if p.ndim > 1], 'weight_decay': recipe.decay},
-        {'params': [p for p in learnt if p.ndim <= 1], 'weight_decay': 0.0},
-    ]
-    return kind.build([g for g in groups if g['params']], lr=recipe.rate, **kind.options)
-
-
-def scale(step: int, steps: int, warmup: float) -> float:
-    """Share of the highest learning rate: a line up, half a cosine down."""
     rising = round(warmup * steps)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=max(steps - rising, 1),
+        warmup_t=rising,
+        warmup_lr_init=optimizer.param_groups[0]['lr'] / (rising + 1),
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )

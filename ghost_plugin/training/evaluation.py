@@ -1,4 +1,4 @@
-"""What a classifier is worth: accuracy on pictures, parameters, multiply-adds, latency."""
+"""Figures of a classifier: accuracy on images, parameters, multiply-adds, latency."""
 
 import platform
 from collections.abc import Mapping
@@ -9,52 +9,55 @@ import torch
 from torch import nn
 
 from ..profiling import count, time_together
-from ..utils.modules import as_arguments, eval_mode, plain_forward, preserving_inputs
+from ..utils.modules import as_arguments, eval_mode, plain_forward, preserving_inputs, tensors_in
 from .loader import ImageLoader, ProgressFn, no_progress
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of pictures whose class is the first, or among the first five, per cent.
+    """Share of images whose class is the first, or among the first five, per cent.
 
     ``top5`` is None for five classes or fewer.
     """
 
     top1: float
     top5: float | None
-    pictures: int
+    images: int
 
 
 def accuracy(
-    model: nn.Module, feed: ImageLoader, batch: int = 128, tick: ProgressFn = no_progress
+    model: nn.Module, loader: ImageLoader, batch: int = 128, progress: ProgressFn = no_progress
 ) -> Accuracy:
-    """Top-1 and top-5 on all pictures of a feed.
+    """Top-1 and top-5 on all images of a loader.
+
+    Args:
+        model: A classifier on the loader's device.
+        loader: Images with class indices.
+        batch: Images per forward pass.
+        progress: Shows the batches.
 
     Raises:
-        ValueError: The model gives no logits, or not for the classes of the pictures.
+        ValueError: The model gives no (N, classes) logits.
     """
-    found, seen = torch.zeros(2, dtype=torch.long), 0
+    from timm.utils import AverageMeter
+    from timm.utils import accuracy as accuracy_of_batch
+
+    top1, top5 = AverageMeter(), AverageMeter()
     with eval_mode(model):
-        for images, labels in feed.ordered(batch):
+        for images, labels in loader.ordered(batch):
             logits = logits_of(model(images))
-            found += _hits(logits, labels)
-            seen += len(labels)
-            tick('evaluating', seen, len(feed), f'top-1 {100 * found[0] / seen:.2f} %')
-    top1, top5 = (100 * found.double() / seen).tolist()
-    return Accuracy(top1, top5 if logits.shape[1] > 5 else None, seen)
+            shares = accuracy_of_batch(logits, labels, topk=(1, 5))
+            for meter, share in zip((top1, top5), shares, strict=True):
+                meter.update(share.item(), len(labels))
+            progress('evaluating', top1.count, len(loader), f'top-1 {top1.avg:.2f} %')
+    return Accuracy(top1.avg, top5.avg if logits.shape[1] > 5 else None, top1.count)
 
 
 def top1(
-    model: nn.Module, feed: ImageLoader, batch: int = 128, tick: ProgressFn = no_progress
+    model: nn.Module, loader: ImageLoader, batch: int = 128, progress: ProgressFn = no_progress
 ) -> dict[str, float]:
-    """Top-1 as a figure by name, for :func:`.finetuning.finetune`."""
-    return {'top1': accuracy(model, feed, batch, tick).top1}
-
-
-def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    right = best == labels[:, None]
-    return torch.stack((right[:, 0].sum(), right.any(1).sum())).cpu()
+    """:func:`accuracy` as ``{'top1': per cent}``, for :func:`.trainer.finetune`."""
+    return {'top1': accuracy(model, loader, batch, progress).top1}
 
 
 def logits_of(output: Any) -> torch.Tensor:
@@ -73,62 +76,72 @@ def logits_of(output: Any) -> torch.Tensor:
     return output
 
 
-def check_classes(model: nn.Module, feed: ImageLoader, mapped: bool = False) -> None:
-    """See that a model has an output for each class, with one forward pass.
+def check_classes(model: nn.Module, loader: ImageLoader, mapped: bool = False) -> None:
+    """Check with one forward pass that a model has an output for each class.
 
     Args:
         model: A classifier.
-        feed: Pictures with classes.
-        mapped: The classes have indices of their own, so that there may be fewer than outputs.
+        loader: Images with class indices.
+        mapped: The class indices were given, so that there may be fewer classes than outputs.
 
     Raises:
-        ValueError: There are no classes, or another number than outputs.
+        ValueError: There are no classes, or their number differs from that of the outputs.
     """
-    pictures = feed.pictures
-    if pictures.labels is None:
-        raise ValueError(f'{pictures.source} has no class folders, and labels are needed')
-    image = torch.zeros(1, 3, *feed.look.size, device=feed.device)
+    images = loader.images
+    if images.labels is None:
+        raise ValueError(f'{images.source} has no class folders, and labels are needed')
+    example = torch.zeros(1, 3, *loader.preprocessing.size, device=loader.device)
     with eval_mode(model):
-        outputs = logits_of(model(image)).shape[1]
-    known = max(pictures.classes.values()) + 1
+        outputs = logits_of(model(example)).shape[1]
+    known = max(images.classes.values()) + 1
     if known > outputs or (known < outputs and not mapped):
         raise ValueError(
-            f'{pictures.source} has {len(pictures.classes)} classes and the model {outputs} '
+            f'{images.source} has {len(images.classes)} classes and the model {outputs} '
             f'outputs; --num-classes {known} builds one that fits, --labels says which class is '
             'which output'
         )
 
 
 def costs(model: nn.Module, example_input: Any) -> dict[str, int]:
-    """``params`` and ``macs`` of one call.
+    """``params`` and ``macs`` of one forward pass.
+
+    Args:
+        model: Any module.
+        example_input: Its input, as in :func:`ghost_plugin.count`.
 
     Raises:
-        ValueError: The model cannot be called so.
+        ValueError: The forward pass fails.
     """
     try:
         counted = count(model, example_input)
-    except Exception as error:  # foreign code raises whatever it likes
+    except Exception as error:  # foreign code can raise anything
         reason = ' '.join(str(error).split())
         raise ValueError(
-            f'the model does not run on such a picture, --size gives another: {reason}'
+            f'the model does not run on such an image, --size gives another: {reason}'
         ) from error
     return {'params': counted.params, 'macs': counted.macs}
 
 
 @plain_forward()
-def expenses(model: nn.Module, example_input: Any, rounds: int = 30) -> dict[str, Any]:
-    """What one call costs in eval mode on the model's device.
+def costs_and_latency(model: nn.Module, example_input: Any, rounds: int = 30) -> dict[str, Any]:
+    """Costs of one forward pass in eval mode on the model's device.
+
+    Args:
+        model: Any module.
+        example_input: Its input, which holds an (N, C, H, W) tensor.
+        rounds: Number of timed forward passes.
 
     Returns:
         ``params``, ``macs``, ``latency_ms`` (the median) with its quartiles ``latency_low`` and
-        ``latency_high``, ``setup`` (how that was measured, in words).
+        ``latency_high``, and ``setup``, a sentence about the measurement.
     """
     counted = costs(model, example_input)
     args, kwargs = as_arguments(example_input)
-    kept = preserving_inputs(model)
+    forward = preserving_inputs(model)
     with eval_mode(model):
-        timing = time_together({'model': lambda: kept(*args, **kwargs)}, rounds)[0]
-    parameter, (batch, _, *size) = next(model.parameters()), _pictures(example_input).shape
+        timing = time_together({'model': lambda: forward(*args, **kwargs)}, rounds)[0]
+    parameter = next(model.parameters())
+    batch, _, *size = next(x.shape for x in tensors_in(example_input) if x.ndim == 4)
     return {
         **counted,
         'latency_ms': timing.median,
@@ -140,15 +153,8 @@ def expenses(model: nn.Module, example_input: Any, rounds: int = 30) -> dict[str
     }
 
 
-def _pictures(example_input: Any) -> torch.Tensor:
-    """The (N, C, H, W) in what a model is called with."""
-    parts = example_input.values() if isinstance(example_input, Mapping) else example_input
-    parts = [example_input] if isinstance(example_input, torch.Tensor) else parts
-    return next(part for part in parts if isinstance(part, torch.Tensor) and part.ndim == 4)
-
-
 def device_name(device: torch.device | str) -> str:
-    """What a measurement was made on, in words."""
+    """Name of the GPU, or of the processor with its number of threads."""
     if torch.device(device).type == 'cuda':
         return torch.cuda.get_device_name(device)
     processor = platform.processor() or platform.machine()

@@ -1,21 +1,20 @@
-"""Pictures in class folders, in a folder or a zip, with or without split folders above them."""
+"""Images in class folders, in a folder or a zip, with or without split folders above them."""
 
+import copy
 import io
 import json
 import os
 import random
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..utils import optional
 
-optional.require('PIL')
-
-from PIL import Image
-
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-# What a split folder may be called, the first that is there wins.
+# Folder names of each split; the first that exists is used.
 _SPLITS = {
     'train': ('train', 'trainval', 'training'),
     'val': ('val', 'valid', 'validation', 'test'),
@@ -25,26 +24,28 @@ _KNOWN = {name for names in _SPLITS.values() for name in names}
 
 
 class ImageFolder:
-    """Names of pictures and the index of each one's class; nothing is decoded yet.
+    """A dataset of (image, class index); images are decoded when they are indexed.
 
-    The class of ``.../cat/7.jpg`` is cat; ``.../train/cat/7.jpg`` belongs to a split besides, and
-    without a folder around it a picture has no class. With ``classes``, the last part of a flat
-    picture's name (``0001_n01440764.jpg``) is its class, if all have one.
+    The class of ``.../cat/7.jpg`` is cat, and ``.../train/cat/7.jpg`` also belongs to a split.
+    Images without a class folder get the index -1. With ``classes``, the last part of a flat
+    image's name (``0001_n01440764.jpg``) is its class if all images have one. EXIF orientation is
+    ignored, as in timm and torchvision.
 
     Args:
         source: Folder or zip.
         split: ``'train'`` or ``'val'`` (also named valid, validation or test), where there are
             split folders.
-        classes: Index of each class by its folder's name; sorted names without it.
+        classes: Class indices by folder name; by default the sorted names are numbered.
 
     Attributes:
         names: Paths inside the source, sorted.
-        labels: Index of each picture's class, None for a flat folder.
-        classes: Index of each class by name.
+        labels: Class index of each image, None for a flat folder.
+        classes: Class indices by name.
+        transform: Called with the decoded RGB image, if not None.
 
     Raises:
         FileNotFoundError: No such folder or zip.
-        ValueError: No pictures, no such split, a class that ``classes`` lacks.
+        ValueError: No images, no such split, or a class that ``classes`` lacks.
     """
 
     def __init__(
@@ -54,102 +55,108 @@ class ImageFolder:
         classes: Mapping[str, int] | None = None,
     ) -> None:
         self.source = Path(source)
-        self._archive: zipfile.ZipFile | None = None
-        self._opener = 0
-        self.names = _in_split(self._listed(), split, self.source)
-        kinds = _kinds(self.names, classes)
-        self.classes = dict(classes or {kind: i for i, kind in enumerate(sorted(set(kinds)))})
-        unknown = sorted(set(kinds) - self.classes.keys())
+        self.transform: Callable[[Any], Any] | None = None
+        self.names = _in_split(_image_paths(self.source), split, self.source)
+        found = _class_names(self.names, classes)
+        self.classes = dict(classes or {name: i for i, name in enumerate(sorted(set(found)))})
+        unknown = sorted(set(found) - self.classes.keys())
         if unknown:
             raise ValueError(f'{self.source} has a class {unknown[0]!r} that has no index')
-        self.labels = [self.classes[kind] for kind in kinds] if kinds else None
+        self.labels = [self.classes[name] for name in found] if found else None
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def some(self, number: int, seed: int = 0) -> 'ImageFolder':
-        """At most ``number`` of the pictures, drawn from ``seed``, in their order."""
-        chosen = sorted(random.Random(seed).sample(range(len(self)), min(number, len(self))))
-        part = object.__new__(ImageFolder)
-        part.__dict__.update(self.__dict__, names=[self.names[i] for i in chosen])
-        part.labels = None if self.labels is None else [self.labels[i] for i in chosen]
-        return part
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.open(index)
+        image = self.transform(image) if self.transform else image
+        return image, self.labels[index] if self.labels else -1
 
-    def open(self, index: int, size: tuple[int, int] | None = None) -> Image.Image:
-        """Decode one picture to RGB.
+    def some(self, number: int, seed: int = 0) -> 'ImageFolder':
+        """A random subset in the original order.
 
         Args:
-            index: Its place in ``names``.
-            size: (width, height) that is enough; a JPEG may come smaller then, and faster.
+            number: Size of the subset; all images where there are fewer.
+            seed: Seed of the choice.
+        """
+        chosen = sorted(random.Random(seed).sample(range(len(self)), min(number, len(self))))
+        subset = copy.copy(self)
+        subset.names = [self.names[i] for i in chosen]
+        subset.labels = None if self.labels is None else [self.labels[i] for i in chosen]
+        return subset
+
+    def open(self, index: int) -> Any:
+        """Decode one image to RGB.
 
         Raises:
-            ValueError: It cannot be read to its end.
+            ImportError: Pillow is missing.
+            ValueError: The image cannot be decoded to its end.
         """
+        optional.require('PIL')
+        from PIL import Image
+
+        name = str(self.names[index])
         try:
-            with Image.open(io.BytesIO(self._bytes(str(self.names[index])))) as image:
-                if size:
-                    image.draft('RGB', size)
+            if self.source.is_dir():
+                content = (self.source / name).read_bytes()
+            else:
+                content = _archive(self.source, os.getpid()).read(name)
+            with Image.open(io.BytesIO(content)) as image:
                 return image.convert('RGB')
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(
-                f'cannot read {self.names[index]} of {self.source}: {error}; '
-                'tools/prepare_folder.py leaves broken pictures out'
+                f'cannot read {name} of {self.source}: {error}; '
+                'tools/prepare_folder.py leaves broken images out'
             ) from error
 
-    def _listed(self) -> list[PurePosixPath]:
-        """Paths of all pictures relative to the source, sorted; hidden ones are passed over."""
-        source = self.source
-        if source.is_dir():
-            found = [PurePosixPath(p.relative_to(source).as_posix()) for p in source.rglob('*')]
-        elif not source.exists():
-            raise FileNotFoundError(f'no folder or zip at {source}')
-        elif zipfile.is_zipfile(source):
-            found = [PurePosixPath(name) for name in self._zip().namelist()]
-        else:
-            raise ValueError(f'{source} is neither a folder nor a zip')
-        pictures = [p for p in found if p.suffix.lower() in _SUFFIXES and not _hidden(p)]
-        if not pictures:
-            raise ValueError(f'no pictures ({", ".join(_SUFFIXES)}) in {source}')
-        return sorted(pictures)
 
-    def _bytes(self, name: str) -> bytes:
-        if self.source.is_dir():
-            return (self.source / name).read_bytes()
-        return self._zip().read(name)
-
-    def _zip(self) -> zipfile.ZipFile:
-        # Each worker process needs a file position of its own.
-        if self._archive is None or self._opener != os.getpid():
-            self._archive, self._opener = zipfile.ZipFile(self.source), os.getpid()
-        return self._archive
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_archive': None}  # for processes that are not forked
+@lru_cache(maxsize=8)
+def _archive(path: Path, process: int) -> zipfile.ZipFile:
+    """An open zip; each process needs a file position of its own."""
+    return zipfile.ZipFile(path)
 
 
-def _hidden(path: PurePosixPath) -> bool:
-    return any(part.startswith(('.', '__MACOSX')) for part in path.parts)
+def _image_paths(source: Path) -> list[PurePosixPath]:
+    """Paths of all images relative to the source, sorted, without hidden ones."""
+    if source.is_dir():
+        found = [PurePosixPath(p.relative_to(source).as_posix()) for p in source.rglob('*')]
+    elif not source.exists():
+        raise FileNotFoundError(f'no folder or zip at {source}')
+    elif zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            found = [PurePosixPath(name) for name in archive.namelist()]
+    else:
+        raise ValueError(f'{source} is neither a folder nor a zip')
+    images = [
+        path
+        for path in found
+        if path.suffix.lower() in _SUFFIXES
+        and not any(part.startswith(('.', '__MACOSX')) for part in path.parts)
+    ]
+    if not images:
+        raise ValueError(f'no images ({", ".join(_SUFFIXES)}) in {source}')
+    return sorted(images)
 
 
 def _in_split(paths: list[PurePosixPath], split: str, source: Path) -> list[PurePosixPath]:
-    """The pictures of a split; all of them where there are no split folders."""
-    there = {_split_of(path) for path in paths} - {''}
-    if not there:
+    """The images of a split; all of them where there are no split folders."""
+    present = {_split_of(path) for path in paths} - {''}
+    if not present:
         return paths
-    name = next((name for name in _SPLITS.get(split, (split,)) if name in there), None)
+    name = next((name for name in _SPLITS.get(split, (split,)) if name in present), None)
     if name is None:
-        raise ValueError(f'{source} has no split {split!r}, only {", ".join(sorted(there))}')
+        raise ValueError(f'{source} has no split {split!r}, only {", ".join(sorted(present))}')
     return [path for path in paths if _split_of(path) == name]
 
 
 def _split_of(path: PurePosixPath) -> str:
-    """The split folder right above the class folder or, for flat splits, the pictures; or ''."""
+    """The split folder above the class folder or, for flat splits, above the images; or ''."""
     above = [part.lower() for part in path.parts[-3:-1]]
     return next((part for part in above if part in _KNOWN), '')
 
 
-def _kinds(paths: Sequence[PurePosixPath], classes: Mapping[str, int] | None) -> list[str]:
-    """Name of each picture's class, empty when they have none."""
+def _class_names(paths: Sequence[PurePosixPath], classes: Mapping[str, int] | None) -> list[str]:
+    """The class name of each image, empty when they have none."""
     folders = [path.parent.name for path in paths]
     if all(folders) and not any(folder.lower() in _KNOWN for folder in folders):
         return folders
@@ -158,30 +165,26 @@ def _kinds(paths: Sequence[PurePosixPath], classes: Mapping[str, int] | None) ->
 
 
 def read_labels(path: str | os.PathLike | None) -> dict[str, int] | None:
-    """A JSON map from names of classes to indices; None for no path.
+    """Read a JSON map from class names to indices; None for no path.
 
     ``imagenet-1k`` stands for timm's map of WordNet ids.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The file holds something else.
     """
     if path is None:
         return None
     if str(path) == 'imagenet-1k':
-        return _imagenet()
+        optional.require('timm')
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo('imagenet-1k')
+        return {info.index_to_label_name(index): index for index in range(info.num_classes())}
     try:
         labels = json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f'{path} is not JSON: {error}') from error
-    numbers = list(labels.values()) if isinstance(labels, dict) else [None]
-    if not numbers or not all(type(n) is int and n >= 0 for n in numbers):
+    indices = list(labels.values()) if isinstance(labels, dict) else [None]
+    if not indices or not all(type(n) is int and n >= 0 for n in indices):
         raise ValueError(f'{path} must map names of classes to numbers from 0: {{"cat": 0}}')
     return labels
-
-
-def _imagenet() -> dict[str, int]:
-    optional.require('timm')
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo('imagenet-1k')
-    return {info.index_to_label_name(index): index for index in range(info.num_classes())}

@@ -1,40 +1,32 @@
-"""How a network wants its pictures: size, normalisation, the part that is looked at."""
+"""Preprocessing of images for a network, in the terms of timm's data config."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from ..utils import optional
-
-optional.require('PIL')
-
-from PIL import Image
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SMALL = 64  # pixels; up to this side pictures are shown whole and kept in memory
-_FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+SMALL = 64  # pixels; inputs up to this size are seen whole and augmented by shifts
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What becomes of a picture before a network sees it.
+    """How an image becomes the input of a network.
 
     Attributes:
-        size: Height and width, pixels.
-        mean, std: One per channel, of values within 0..1, in the network's order of channels.
-        crop: Share of the resized picture's side that is looked at, the middle, without
-            augmentation.
-        interpolation: ``'bilinear'`` or ``'bicubic'``.
+        size: Height and width of the input, pixels.
+        mean, std: One per channel, for values in 0..1, in the network's channel order.
+        crop_pct: Share of the resized image that the evaluation crop covers.
+        interpolation: Resize filter by timm's name, such as ``'bilinear'`` or ``'bicubic'``.
+        crop_mode: ``'center'``, ``'squash'`` or ``'border'``, as in timm.
         bgr: The network takes blue, green, red.
     """
 
     size: tuple[int, int] = (224, 224)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    crop: float = 0.875
+    crop_pct: float = 0.875
     interpolation: str = 'bilinear'
+    crop_mode: str = 'center'
     bgr: bool = False
 
     def __post_init__(self) -> None:
@@ -47,58 +39,32 @@ class Preprocessing:
 
     @property
     def small(self) -> bool:
-        """Whether pictures are small enough to be kept in memory."""
+        """True for inputs of at most 64 pixels."""
         return max(self.size) <= SMALL
 
-    @property
-    def filter(self) -> Image.Resampling:
-        """The interpolation as Pillow names it."""
-        return _FILTERS.get(self.interpolation, Image.Resampling.BICUBIC)
-
-    def fit(self, image: Image.Image) -> torch.Tensor:
-        """The middle of a picture, resized: (3, height, width), uint8."""
-        if image.size != self.size[::-1] or self.crop != 1:
-            image = self._middle(image)
-        return to_tensor(image)
-
-    def _middle(self, image: Image.Image) -> Image.Image:
-        wanted = [int(side / self.crop) for side in self.size]
-        width, height = image.size
-        scale = max(wanted[0] / height, wanted[1] / width)
-        # Whole pixels by cutting off, as torchvision and timm do it.
-        rows, columns = (
-            max(int(side * scale + 1e-6), least)
-            for side, least in zip((height, width), wanted, strict=True)
-        )
-        image = image.resize((columns, rows), self.filter)
-        top, left = (round((a - b) / 2) for a, b in zip((rows, columns), self.size, strict=True))
-        return image.crop((left, top, left + self.size[1], top + self.size[0]))
-
-    def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) uint8 to what the network takes, float32."""
-        images = images.flip(1) if self.bgr else images
-        std = images.new_tensor(self.std, dtype=torch.float).view(3, 1, 1)
-        mean = images.new_tensor(self.mean, dtype=torch.float).view(3, 1, 1)
-        return images * (1 / (255 * std)) - mean / std
+    def data_config(self) -> dict[str, Any]:
+        """The keywords of ``timm.data.create_transform`` and ``create_loader``, for RGB images."""
+        step = -1 if self.bgr else 1
+        return {
+            'input_size': (3, *self.size),
+            'mean': self.mean[::step],
+            'std': self.std[::step],
+            'crop_pct': self.crop_pct,
+            'crop_mode': self.crop_mode,
+            'interpolation': self.interpolation,
+        }
 
 
 def preprocessing_from_cfg(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
-    """The look that timm writes beside its weights."""
-    default = Preprocessing()
-    _, height, width = pretrained_cfg.get('input_size') or (3, *default.size)
-    mean, std = (
-        tuple(pretrained_cfg.get(name) or getattr(default, name)) for name in ('mean', 'std')
-    )
-    return Preprocessing(
-        (height, width),
-        mean if len(mean) == 3 else default.mean,
-        std if len(std) == 3 else default.std,
-        pretrained_cfg.get('crop_pct') or default.crop,
-        pretrained_cfg.get('interpolation') or 'bicubic',
-    )
-
-
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """An RGB picture as (3, height, width), uint8."""
-    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return flat.view(image.height, image.width, 3).permute(2, 0, 1)
+    """The preprocessing that timm records beside its weights; timm's defaults for what it lacks."""
+    given = {
+        name: pretrained_cfg[name]
+        for name in ('crop_pct', 'crop_mode', 'interpolation')
+        if pretrained_cfg.get(name)
+    }
+    for name in ('mean', 'std'):
+        if len(pretrained_cfg.get(name) or ()) == 3:
+            given[name] = tuple(pretrained_cfg[name])
+    if pretrained_cfg.get('input_size'):
+        given['size'] = tuple(pretrained_cfg['input_size'][1:])
+    return replace(Preprocessing(interpolation='bicubic'), **given)

@@ -1,13 +1,15 @@
-"""A plain train loop for classifiers, with or without a teacher, that goes on where it was cut off.
+"""A training loop for classifiers, with or without a teacher, on timm's optimizers and schedules.
 
-The learning rate rises for a moment and falls along a cosine; everything random comes from the seed
-and the epoch, so a run that was interrupted ends like one that was not.
+The random numbers of an epoch depend on the seed and the epoch only, so an interrupted training
+that is resumed ends with the same weights as an uninterrupted one.
 """
 
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -18,10 +20,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..distillation import Distiller
-from ..utils.atomic_io import atomic_write
+from ..utils.checkpoint_io import save
 from ..utils.modules import deepcopy_detached
 from ..utils.torch_compat import GradScaler
-from .config import Recipe, optimizer_of, scale
+from .config import Recipe, create_optimizer, create_schedule
 from .evaluation import logits_of
 from .loader import Batch, ImageLoader, ProgressFn, no_progress
 
@@ -30,189 +32,183 @@ Validate = Callable[[nn.Module], dict[str, float]]
 
 def finetune(
     model: nn.Module,
-    feed: ImageLoader,
+    loader: ImageLoader,
     recipe: Recipe,
     *,
     teacher: nn.Module | None = None,
     state: str | os.PathLike | None = None,
     resume: bool = False,
     validate: Validate | None = None,
-    tick: ProgressFn = no_progress,
+    progress: ProgressFn = no_progress,
 ) -> list[dict[str, float]]:
     """Train a classifier in place.
 
     Args:
-        model: What learns; afterwards it has its averaged weights, if the recipe asks for some.
-        feed: The pictures, on the device of both models.
-        recipe: How.
-        teacher: Runs beside it in eval mode; only labels count without it.
-        state: File that holds all that is needed to go on, written after each epoch.
-        resume: Go on from that file, if it is there.
-        validate: Called after each epoch with the weights that count; its figures come back.
-        tick: Shown the steps.
+        model: The student; it ends with its averaged weights if the recipe has an EMA.
+        loader: Training images, on the device of both models.
+        recipe: Settings of the training.
+        teacher: Runs beside the student in eval mode; without it only the labels count.
+        state: File with all that a resumed training needs, written after each epoch.
+        resume: Continue from that file if it exists. The weights are bit-equal to those of an
+            uninterrupted training with the same number of loader workers.
+        validate: Called after each epoch with the resulting model; its figures are returned.
+        progress: Shows the steps.
 
     Returns:
-        One dictionary per epoch: ``epoch``, ``loss``, ``seconds`` and what ``validate`` gave.
+        One dictionary per epoch: ``epoch``, ``loss``, ``seconds`` and the figures of ``validate``.
 
     Raises:
-        ValueError: Nothing to learn from; the state belongs to another recipe or model.
+        ValueError: Neither labels nor a teacher; the state belongs to another recipe or model.
     """
-    if feed.pictures.labels is None and (recipe.hard or teacher is None):
+    if loader.images.labels is None and (recipe.hard or teacher is None):
         raise ValueError(
-            f'{feed.pictures.source} has no class folders; with hard=0 a teacher is enough'
+            f'{loader.images.source} has no class folders; with hard=0 a teacher is enough'
         )
-    training = Training(model, recipe, feed, teacher)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
+    training = _Training(model, recipe, loader, teacher)
+    with _global_rng_restored():
         if resume and state is not None and Path(state).exists():
             training.restore(Path(state))
         while training.step < training.steps:
-            training.epoch(feed, tick)
+            training.run_epoch(progress)
             if validate is not None:
                 training.history[-1] |= validate(training.result)
             if state is not None:
-                save(training.state(), state)
-    if training.average is not None:
-        model.load_state_dict(training.average.state_dict())
+                save(training.state_dict(), state)
+    if training.ema is not None:
+        model.load_state_dict(training.result.state_dict())
     return training.history
 
 
-class Training:
-    """A model and everything that changes while it learns.
+class _Training:
+    """A model and everything that changes during its training.
 
     Attributes:
-        step: Batches seen; ``steps`` is where it ends.
-        average: Averaged copy of the model, or None.
-        history: What the epochs gave.
+        step: Number of batches seen; ``steps`` is the last one.
+        ema: Averaged copy of the model, or None.
+        history: Figures of the epochs.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, feed: ImageLoader, teacher: nn.Module | None
+        self, model: nn.Module, recipe: Recipe, loader: ImageLoader, teacher: nn.Module | None
     ) -> None:
-        self.model, self.recipe = model, recipe
-        self.per_epoch = feed.batches(recipe.batch)
-        self.steps = max(round(recipe.epochs * self.per_epoch), 1)
+        from timm.utils import ModelEmaV3
+
+        self.model, self.recipe, self.loader = model, recipe, loader
+        self.epoch_steps = loader.steps(recipe.batch)
+        self.steps = max(round(recipe.epochs * self.epoch_steps), 1)
         self.step = 0
         self.history: list[dict[str, float]] = []
-        self.average = deepcopy_detached(model).eval() if recipe.ema else None
-        self.optimizer = optimizer_of(model, recipe)
-        self.loss = _loss(model, teacher, recipe)
-        self.amp = _Amp(feed.device, recipe.amp)
+        self.ema = None
+        if recipe.ema:
+            # The decay of step s is at most s / (10 + s), so that the first weights are forgotten.
+            average = {'use_warmup': True, 'warmup_gamma': 10.0, 'warmup_power': 1.0}
+            self.ema = ModelEmaV3(deepcopy_detached(model), recipe.ema, **average)
+        self.optimizer = create_optimizer(model, recipe)
+        self.schedule = create_schedule(self.optimizer, self.steps, recipe.warmup)
+        self.loss = _loss_function(model, teacher, recipe)
+        device = loader.device.type
+        scaled = device == 'cuda' and not torch.cuda.is_bf16_supported()
+        dtype = torch.float16 if scaled else torch.bfloat16
+        self.autocast = torch.autocast(device, dtype, enabled=recipe.amp)
+        self.scaler = GradScaler(enabled=recipe.amp and scaled)
 
     @property
     def result(self) -> nn.Module:
-        """The model whose weights count."""
-        return self.model if self.average is None else self.average
+        """The averaged model, or the model itself."""
+        return self.model if self.ema is None else self.ema.module
 
-    def epoch(self, feed: ImageLoader, tick: ProgressFn) -> None:
+    def run_epoch(self, progress: ProgressFn) -> None:
         """Train to the end of the current epoch, or of the training."""
-        number = self.step // self.per_epoch
-        left = min(self.per_epoch, self.steps - self.step)
+        epoch = self.step // self.epoch_steps
+        count = min(self.epoch_steps, self.steps - self.step)
         start, total = time.monotonic(), 0.0
         self.model.train()
-        batches = islice(feed.shuffled(self.recipe.batch, _mixed(self.recipe.seed, number)), left)
-        for group in _grouped(batches, self.recipe.accumulate):
+        seed = self.recipe.seed * 1_000_003 + epoch
+        batches = islice(self.loader.shuffled(self.recipe.batch, seed), count)
+        while group := list(islice(batches, self.recipe.accumulate)):
             total += self._update(group)
-            mean = total / (self.step - number * self.per_epoch)
-            note = f'epoch {number + 1}/{math.ceil(self.recipe.epochs)}, loss {mean:.3f}'
-            tick('training', self.step, self.steps, note)
+            mean = total / (self.step - epoch * self.epoch_steps)
+            note = f'epoch {epoch + 1}/{math.ceil(self.recipe.epochs)}, loss {mean:.3f}'
+            progress('training', self.step, self.steps, note)
         seconds = time.monotonic() - start
-        self.history.append({'epoch': number + 1, 'loss': total / left, 'seconds': seconds})
+        self.history.append({'epoch': epoch + 1, 'loss': total / count, 'seconds': seconds})
 
     def _update(self, group: list[Batch]) -> float:
-        """One step of the optimizer; the sum of the batches' losses."""
-        rate = self.recipe.rate * scale(self.step, self.steps, self.recipe.warmup)
-        for part in self.optimizer.param_groups:
-            part['lr'] = rate
+        """Take one step of the optimizer; returns the sum of the batches' losses."""
+        self.schedule.step_update(self.step)
         self.optimizer.zero_grad()
         losses = []
         for images, labels in group:
-            with self.amp.cast():
+            with self.autocast:
                 loss = self.loss(images, labels)
-            self.amp.scaler.scale(loss / len(group)).backward()
+            self.scaler.scale(loss / len(group)).backward()
             losses.append(loss.detach())
-        self._descend()
+        if self.recipe.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.step += len(group)
+        if self.ema is not None:
+            self.ema.update(self.model, self.step)
         total = float(torch.stack(losses).sum())
         if not math.isfinite(total):
             raise ValueError(f'the loss is {total} at step {self.step}; try a smaller lr')
         return total
 
-    def _descend(self) -> None:
-        if self.recipe.clip:
-            self.amp.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        self.amp.scaler.step(self.optimizer)
-        self.amp.scaler.update()
-        if self.average is not None:
-            # Early on the average forgets faster, or it would stay where training began.
-            follow(
-                self.average, self.model, min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-            )
-
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed training needs: tensors and plain values."""
         return {
             'recipe': asdict(self.recipe),
-            'per_epoch': self.per_epoch,
+            'per_epoch': self.epoch_steps,
             'step': self.step,
             'history': self.history,
             'model': self.model.state_dict(),
-            'average': None if self.average is None else self.average.state_dict(),
+            'average': None if self.ema is None else self.ema.module.state_dict(),
             'optimizer': self.optimizer.state_dict(),
-            'scaler': self.amp.scaler.state_dict(),
-            'random': _random_state(),
+            'scaler': self.scaler.state_dict(),
         }
 
     def restore(self, path: Path) -> None:
-        """Take up what :meth:`state` gave.
+        """Continue from a file with :meth:`state_dict`.
 
         Raises:
             ValueError: It is the state of another training.
         """
         try:
             saved = torch.load(path, map_location='cpu', weights_only=True)
-            there = {**saved['recipe'], 'batches an epoch': saved['per_epoch']}
+            other = {**saved['recipe'], 'batches an epoch': saved['per_epoch']}
         except Exception as error:  # a foreign file can raise anything
             raise ValueError(f'{path} is not the state of a training; remove it') from error
-        here = {**asdict(self.recipe), 'batches an epoch': self.per_epoch}
-        other = [key for key in here if there.get(key) != here[key]]
-        if other:
-            changes = ', '.join(f'{key} {there.get(key)} there, {here[key]} here' for key in other)
+        mine = {**asdict(self.recipe), 'batches an epoch': self.epoch_steps}
+        changes = ', '.join(
+            f'{key} {other.get(key)} there, {mine[key]} here'
+            for key in mine
+            if other.get(key) != mine[key]
+        )
+        if changes:
             raise ValueError(f'{path} is of another training: {changes}; without resume it is new')
         try:
             self.model.load_state_dict(saved['model'])
-        except RuntimeError as error:
+            self.optimizer.load_state_dict(saved['optimizer'])
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f'{path} is of the training of another model; remove it') from error
         self.step, self.history = saved['step'], saved['history']
-        if self.average is not None:
-            self.average.load_state_dict(saved['average'])
-        self.optimizer.load_state_dict(saved['optimizer'])
-        self.amp.scaler.load_state_dict(saved['scaler'])
-        _set_random_state(saved['random'])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(saved['average'])
+        self.scaler.load_state_dict(saved['scaler'])
 
 
-class _Amp:
-    """Autocast and the scaler that float16 needs; both do nothing when they are off."""
-
-    def __init__(self, device: torch.device, enabled: bool) -> None:
-        self.kind, self.enabled = device.type, enabled
-        half = device.type == 'cuda' and not torch.cuda.is_bf16_supported()
-        self.dtype = torch.float16 if half else torch.bfloat16
-        self.scaler = GradScaler(enabled=enabled and half)
-
-    def cast(self) -> torch.autocast:
-        return torch.autocast(self.kind, self.dtype, enabled=self.enabled)
-
-
-def _loss(
+def _loss_function(
     model: nn.Module, teacher: nn.Module | None, recipe: Recipe
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    def hard(output: Any, labels: torch.Tensor) -> torch.Tensor:
+    """The loss by (images, labels); without a teacher the cross-entropy alone."""
+
+    def cross_entropy(output: Any, labels: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits_of(output), labels, label_smoothing=recipe.smoothing)
 
     if teacher is None:
-        return lambda images, labels: hard(model(images), labels)
+        return lambda images, labels: cross_entropy(model(images), labels)
     distiller = Distiller(
         model,
         teacher,
@@ -221,47 +217,19 @@ def _loss(
         features=recipe.features,
     )
 
-    def both(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def distilled(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         output, distance = distiller(images)
-        return distance + recipe.hard * hard(output, labels) if recipe.hard else distance
+        return distance + recipe.hard * cross_entropy(output, labels) if recipe.hard else distance
 
-    return both
-
-
-def _mixed(seed: int, epoch: int) -> int:
-    return seed * 1_000_003 + epoch
+    return distilled
 
 
-def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    while group := list(islice(batches, size)):
-        yield group
-
-
-@torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move averaged weights towards a model's; what is no fraction (counts, orders) is copied."""
-    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)
-
-
-def _random_state() -> list[torch.Tensor]:
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return [torch.get_rng_state(), *devices]
-
-
-def _set_random_state(states: list[torch.Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if torch.cuda.is_available() and len(states) == 1 + torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states[1:])
-
-
-def save(content: Any, path: str | os.PathLike) -> None:
-    """``torch.save`` that never leaves half a file."""
+@contextmanager
+def _global_rng_restored() -> Iterator[None]:
+    """Restore the global generators of torch and ``random`` afterwards."""
+    python = random.getstate()
     try:
-        with atomic_write(path) as partial:
-            torch.save(content, partial)
-    except RuntimeError as error:  # how torch reports a full disk
-        raise OSError(f'cannot write {os.fspath(path)!r}: {error}') from error
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from . import optional, restricted_pickle, torch_compat
+from .atomic_io import atomic_write
 from .restricted_pickle import ARRAYS, INERT, Array, Box, Foreign
 
 # numpy's kinds of elements, without byte order, and torch's. Bfloat16 numpy writes as raw bytes.
@@ -54,6 +55,23 @@ def read(path: str | os.PathLike) -> dict:
     if not isinstance(content, Mapping):
         raise ValueError(f'{os.fspath(path)!r} holds a {type(content).__name__}, not a state dict')
     return as_tensors(content)
+
+
+def save(content: Any, path: str | os.PathLike) -> None:
+    """Save by ``torch.save``; the file takes its place only when it is complete.
+
+    Args:
+        content: A state dict, or whatever else ``torch.save`` takes.
+        path: File to write.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    try:
+        with atomic_write(path) as partial:
+            torch.save(content, partial)
+    except RuntimeError as error:  # raised by torch for a full disk
+        raise OSError(f'cannot write {os.fspath(path)!r}: {error}') from error
 
 
 def as_tensors(content: Mapping, place: str = '') -> dict:

@@ -114,7 +114,7 @@ def test_a_file_without_its_function_is_told(tmp_path):
 def test_timm():
     pytest.importorskip('timm')
     source = model_loading.load('timm:tf_efficientnet_lite0', num_classes=5)
-    assert source.look.mean == (0.5, 0.5, 0.5) and source.look.crop == 0.875
+    assert source.look.mean == (0.5, 0.5, 0.5) and source.look.crop_pct == 0.875
     assert source.model(source.example()).shape == (1, 5)
     with pytest.raises(ValueError, match=r"no model 'resnet19'; did you mean resnet18"):
         model_loading.load('timm:resnet19')
@@ -176,6 +176,6 @@ def test_a_look_is_adjusted(file):
     source = model_loading.load(f'{file}:net')
     assert source.adjusted().look == source.look
     small = source.adjusted((32, 48), [0, 0, 0], [1, 1, 1])
-    assert (small.look.crop, small.look.mean, small.look.std) == (1.0, (0, 0, 0), (1, 1, 1))
-    assert source.adjusted((160, 160)).look.crop == source.look.crop
+    assert (small.look.crop_pct, small.look.mean, small.look.std) == (1.0, (0, 0, 0), (1, 1, 1))
+    assert source.adjusted((160, 160)).look.crop_pct == source.look.crop_pct
     assert small.example().shape == (1, 3, 32, 48)

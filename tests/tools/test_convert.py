@@ -150,13 +150,13 @@ def test_report_draws(ok, made, tmp_path):
 
 def test_evaluate(ok, model, made, pictures):
     found = json.loads(ok('evaluate', *model, '--data', pictures, '--json'))
-    assert found['pictures'] == 12 and 0 <= found['top1'] <= 100 and found['top5'] is None
+    assert found['images'] == 12 and 0 <= found['top1'] <= 100 and found['top5'] is None
     options = ['--plan', made[0], '--weights', made[1]]
     ghost = json.loads(ok('evaluate', *model, *options, '--json'))
     assert ghost['macs'] < found['macs'] and ghost['params'] < found['params']
     assert ghost['latency_ms'] > 0 and 'torch' in ghost['setup'] and 'top1' not in ghost
     out = ok('evaluate', *model, *options, '--data', pictures, '--split', 'train')
-    assert '| Top-1 (%) | Pictures | Params (M) | MACs (M) | Latency (ms) |' in out
+    assert '| Top-1 (%) | Images | Params (M) | MACs (M) | Latency (ms) |' in out
     assert '| 36 |' in out and 'latency: ' in out
 
 
@@ -276,7 +276,7 @@ def test_bad_models(refused, model, tmp_path):
     assert "no function 'nets'; it has net" in refused('plan', f'{tmp_path}/nets.py:nets', *out)
     assert 'no file at' in refused('plan', 'none.py:net', *out)
     assert 'a model is timm:NAME' in refused('plan', 'ghost', *out)
-    assert 'does not run on such a picture' in refused('plan', model[0].replace(':net', ':other'),
+    assert 'does not run on such an image' in refused('plan', model[0].replace(':net', ':other'),
                                                        '--size', 2, *out)  # fmt: skip
     assert 'is a folder' in refused('plan', *model, '-o', tmp_path)
 
@@ -317,7 +317,7 @@ def test_no_result_takes_the_place_of_what_it_is_made_from(refused, model, made,
 def test_bad_pictures(refused, model, pictures, tmp_path):
     (tmp_path / 'empty').mkdir()
     evaluate = ['evaluate', *model, '--data']
-    assert 'no pictures' in refused(*evaluate, tmp_path / 'empty')
+    assert 'no images' in refused(*evaluate, tmp_path / 'empty')
     assert 'no class folders' in refused(*evaluate, pictures / 'train/red')
     assert "no split 'extra'" in refused(*evaluate, pictures, '--split', 'extra')
     wrong = refused(*evaluate, pictures, '--num-classes', 5)

@@ -1,4 +1,4 @@
-"""Which pictures are found where, with which class."""
+"""Image folders: names, splits, classes, decoding."""
 
 import pickle
 import shutil
@@ -51,7 +51,7 @@ def test_other_names_of_validation(pictures):
         ImageFolder(pictures, 'extra')
 
 
-def test_hidden_files_are_no_pictures(pictures):
+def test_hidden_files_are_no_images(pictures):
     (pictures / 'val/red/.cache.png').write_text('x')
     (pictures / '__MACOSX').mkdir()
     (pictures / '__MACOSX/a.png').write_text('x')
@@ -73,7 +73,7 @@ def test_what_is_wrong_is_said(pictures, tmp_path):
     (tmp_path / 'text.zip').write_text('x')
     with pytest.raises(FileNotFoundError, match='no folder or zip'):
         ImageFolder(tmp_path / 'none')
-    with pytest.raises(ValueError, match='no pictures'):
+    with pytest.raises(ValueError, match='no images'):
         ImageFolder(tmp_path / 'empty')
     with pytest.raises(ValueError, match='neither a folder nor a zip'):
         ImageFolder(tmp_path / 'text.zip')

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from ...conversion import ConversionPlan
-from ...training.trainer import save
 from ...utils import optional
 from ...utils.atomic_io import atomic_write
+from ...utils.checkpoint_io import save
 from .backbone_swap.config_io import base_name, check_out, made_by
 
 optional.require('mmengine', 'mmcv')
