@@ -169,4 +169,4 @@ class GhostNetV3(GhostNet):
     def __init__(self, *args: Any, deploy: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if deploy:
-            merge_branches(self)
+            merge_branches(self, compare=False)

@@ -9,8 +9,21 @@ from torch.utils import _pytree as pytree
 
 from ..graph.channel_permutation import absorb_permutations
 from ..graph.folded_ghost import fold_ghost, foldable_ghost
-from ..graph.symbolic_trace import conv_norm_neighbours, norms_behind
-from ..layers.bn_folding import Folding, check_inference, fold, fold_pair, foldable, is_affine_norm
+from ..graph.symbolic_trace import (
+    conv_norm_neighbours,
+    norms_behind,
+    trace_parts,
+    with_current_modules,
+)
+from ..layers.bn_folding import (
+    Folding,
+    check_inference,
+    fold_norms,
+    fold_pair,
+    foldable,
+    is_affine_norm,
+    merge_branches,
+)
 from ..utils.modules import call_model, deepcopy_detached, eval_mode, plain_forward
 from .comparison import Difference, differences
 
@@ -72,17 +85,23 @@ def _fused(model: nn.Module) -> nn.Module:
     check_inference(model)
     fused = deepcopy_detached(model, instead=_INSTEAD)
     _drop(fused)
-    report = _fold_behind(fused, fold(fused, conv_norm_neighbours(fused)))
-    report = replace(report, orders=absorb_permutations(fused))
+    merged = merge_branches(fused)
+    parts = trace_parts(fused)
+    folded = fold_norms(fused, conv_norm_neighbours(parts))
+    report = Folding(len(merged), len(folded), max([0.0, *merged, *folded]))
+    parts = with_current_modules(parts, fused)
+    report = _fold_behind(fused, norms_behind(parts), report)
+    parts = with_current_modules(parts, fused)
+    report = replace(report, orders=absorb_permutations(fused, parts))
     left = tuple(name for name, module in fused.named_modules() if is_affine_norm(module))
     fused.folding = replace(report, left=left)
     return fused
 
 
-def _fold_behind(model: nn.Module, report: Folding) -> Folding:
-    """Fold the norms that the network itself tells, in place."""
+def _fold_behind(model: nn.Module, pairs: list[tuple[str, str]], report: Folding) -> Folding:
+    """Fold the norms that follow a conv in the model's graph, in place."""
     folded, steps, worst = report.folded, report.steps, report.max_abs_diff
-    for names in norms_behind(model):
+    for names in pairs:
         maker, norm = (model.get_submodule(name) for name in names)
         if foldable_ghost(maker):
             *new, difference = fold_ghost(maker, norm)

@@ -1,4 +1,4 @@
-"""A Ghost conv with the norm behind it folded in, as far as that is exact."""
+"""Ghost convs with the norm behind them folded in, as far as that is exact."""
 
 import copy
 
@@ -9,22 +9,22 @@ from ..layers.bn_folding import leftover_module, noise, scale_and_shift
 from ..layers.ghost import Ghost, GhostConv2d
 from ..layers.permutation import Permuted
 
-# A primary map whose scale is smaller than that share of the largest keeps it as a step of its own:
-# the cheap kernels would have to be divided by it.
-_TINY = 1e-3
+# Primary channels whose scale is below this share of the largest keep it as a separate step,
+# because the cheap kernels would have to be divided by it.
+_MIN_SCALE_SHARE = 1e-3
 
 
 class FoldedGhostConv2d(Ghost, Permuted):
-    """What a norm behind a Ghost conv gives, with a step on the primary maps where one is left.
+    """A Ghost conv and its norm, with a step on the primary channels where one is left.
 
-    A scale of the ghost maps goes into the cheap kernels, one of the primary maps into the primary
-    kernels and out of the cheap ones. A shift of the primary maps cannot go that way: the cheap
-    kernels see zeros around the maps, and would see the shift's border. It is added behind, unless
-    the cheap kernels have no border.
+    The scale of the ghosts goes into the cheap kernels. The scale of the primary channels goes into
+    the primary kernels and out of the cheap ones. Their shift cannot go that way: the cheap kernels
+    see zeros at the border, where they would have to see the shift. It is added behind, unless the
+    cheap kernels have no padding.
 
     Args:
-        ghost: The Ghost conv, left as it is.
-        scale, shift: Of the norm, (out_channels,) each.
+        ghost: The Ghost conv, not changed.
+        scale, shift: Scale and shift of the norm, (out_channels,) each.
 
     Shape:
         As the Ghost conv.
@@ -43,23 +43,26 @@ class FoldedGhostConv2d(Ghost, Permuted):
         self.primary_conv = primary
         self.cheap_operation = copy.deepcopy(ghost.cheap_operation)
         self.order = ghost.order
-        left, shift = self._fold(*_by_map(ghost, scale, shift))
+        left, shift = self._fold(*_per_computed_channel(ghost, scale, shift))
+        # Parameters (primary, 1, 1) of the step, or None.
         self.scale = _step(left, primary.weight) if (left != 1).any() else None
         self.shift = _step(shift, primary.weight) if (shift != 0).any() else None
         self.train(ghost.training)
 
     @torch.no_grad()
     def _fold(self, scale: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fold what can be; the scale and the shift of the primary maps that are left."""
+        """Fold as much as possible; returns the remaining scale and shift of primary channels."""
         number = self.primary_conv.out_channels
         own, ghosts = scale[:number], scale[number:]
         if not self.ghosts_per_primary:
             _scale(self.primary_conv, own, shift)
             return torch.ones_like(own), torch.zeros_like(own)
-        taken = torch.where(own.abs() > _TINY * own.abs().max(), own, torch.ones_like(own))
+        taken = torch.where(
+            own.abs() > _MIN_SCALE_SHARE * own.abs().max(), own, torch.ones_like(own)
+        )
         left, moved = own / taken, shift[:number].clone()
         inner = torch.where(left == 1, moved, torch.zeros_like(moved))
-        if not _borderless(self.cheap_operation):
+        if self.cheap_operation.padding_mode == 'zeros' and any(self.cheap_operation.padding):
             inner.zero_()
         _scale(self.primary_conv, taken, inner)
         sums = self.cheap_operation.weight.double().sum((1, 2, 3))
@@ -74,35 +77,38 @@ class FoldedGhostConv2d(Ghost, Permuted):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         primary = self.primary_conv(x)
         if self.ghosts_per_primary == 0:
-            maps = primary
+            out = primary
         else:
             ghosts = self.ghosts(primary)
             if self.scale is not None:
                 primary = primary * self.scale
             if self.shift is not None:
                 primary = primary + self.shift
-            maps = self.concat(primary, ghosts)
-        return self.permute(maps)
+            out = self.concat(primary, ghosts)
+        return self.permute(out)
 
     def extra_repr(self) -> str:
         steps = [name for name in ('scale', 'shift') if getattr(self, name) is not None]
         return f'{self.in_channels}, {self.out_channels}, steps={steps}'
 
 
-def _borderless(cheap: nn.Conv2d) -> bool:
-    """Whether the cheap kernels see no zeros around the maps."""
-    return cheap.padding_mode != 'zeros' or not any(cheap.padding)
-
-
 def foldable_ghost(ghost: nn.Module) -> bool:
-    """Whether a norm behind this Ghost conv can be folded: its ghosts must have kernels."""
+    """True if a norm behind this Ghost conv can be folded: its ghosts must have kernels."""
     if type(ghost) is not GhostConv2d:
         return False
     return not ghost.ghosts_per_primary or isinstance(ghost.cheap_operation, nn.Conv2d)
 
 
 def fold_ghost(ghost: GhostConv2d, norm: nn.Module) -> tuple[FoldedGhostConv2d, nn.Module, float]:
-    """What stands for both, what is left of the norm, and the largest difference on noise."""
+    """Fold a norm into a Ghost conv; neither is changed.
+
+    Args:
+        ghost: Passes :func:`foldable_ghost`.
+        norm: The norm behind it, in eval mode.
+
+    Returns:
+        The folded conv, the module that replaces the norm, the largest difference on noise.
+    """
     folded = FoldedGhostConv2d(ghost, *scale_and_shift(norm))
     rest = leftover_module(norm)
     x = noise(ghost.primary_conv, *([ghost.cheap_operation] if ghost.ghosts_per_primary else []))
@@ -111,10 +117,10 @@ def fold_ghost(ghost: GhostConv2d, norm: nn.Module) -> tuple[FoldedGhostConv2d, 
     return folded, rest, difference
 
 
-def _by_map(
+def _per_computed_channel(
     ghost: GhostConv2d, scale: torch.Tensor, shift: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift of every map that the convs make; those that are cut off stay."""
+    """Scale and shift of every computed channel; cropped ones keep 1 and 0."""
     order = torch.arange(ghost.out_channels) if ghost.order is None else ghost.order
     every_scale, every_shift = (
         scale.new_ones(ghost.num_computed()),
@@ -134,7 +140,7 @@ def _scale(
     shift: torch.Tensor,
     bias_scale: torch.Tensor | None = None,
 ) -> None:
-    """Scale the kernels of a conv, and its bias too, then shift what it gives; in place."""
+    """Scale the kernels and the bias of a conv, then add a shift to the bias; in place."""
     bias = shift
     if conv.bias is not None:
         bias = shift + conv.bias.double() * (scale if bias_scale is None else bias_scale)

@@ -1,15 +1,16 @@
-"""Networks of anybody's making, followed symbolically: their graphs, and what stands behind a conv.
+"""Symbolic graphs of arbitrary models, and which norm follows which conv in them.
 
-Where the whole cannot be followed (its control flow looks at values, or at which arguments are
-given), its parts are, each alone.
+Where a model cannot be traced as a whole (its control flow depends on values, or on which arguments
+are given), its children are traced instead.
 """
 
 import copy
+import functools
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -18,98 +19,117 @@ from ..layers.ghost import GhostConv2d
 from .folded_ghost import FoldedGhostConv2d
 
 GHOST_CONVS = (GhostConv2d, FoldedGhostConv2d)
-_CONSTANT = '_tensor_constant'  # as fx names tensors that a call makes
+_CONSTANT = '_tensor_constant'  # prefix that fx gives to tensors that a call creates
 
 
 @dataclass(frozen=True)
 class TracedPart:
-    """What could be followed of a network.
+    """The graph of a model, or of a part of it.
 
     Attributes:
-        prefix: Of its layers' names in the network, '' for the whole.
-        graph: Of one call.
-        modules: By their names without the prefix; copies.
-        alone: Full names of the modules that stand at one place, without hooks, with weights that
-            are not computed and that nobody else has or reads.
-        calls: How often each module runs.
+        prefix: Prefix of the part's module names in the model, '' for the whole model.
+        graph: Graph of one call.
+        modules: Modules of the model by their names without the prefix.
+        unshared: Full names of the modules that have one name, no hooks, no computed weights and
+            no weights that another module or the graph itself reads.
     """
 
     prefix: str
     graph: fx.Graph
     modules: dict[str, nn.Module]
-    alone: set[str]
-    calls: Counter
+    unshared: frozenset[str]
+
+    @functools.cached_property
+    def calls(self) -> Counter[str]:
+        """Number of calls of each module, by its name without the prefix."""
+        return Counter(node.target for node in self.graph.nodes if node.op == 'call_module')
 
     def name(self, node: fx.Node) -> str:
-        """The name of a node's module in the network."""
+        """Full name of a node's module."""
         return f'{self.prefix}{node.target}'
-
-    def single(self, node: fx.Node) -> nn.Module | None:
-        """The module of a node, where it runs once and stands at one place."""
-        once = node.op == 'call_module' and self.calls[node.target] == 1
-        return self.modules[node.target] if once and self.name(node) in self.alone else None
 
 
 class _Tracer(fx.Tracer):
-    """Layers stay whole: convs, Ghost layers, norms and whatever has no parts."""
+    """Treats convs, Ghost layers, norms and modules without children as single steps."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         whole = isinstance(module, (nn.Conv2d, *GHOST_CONVS)) or not any(module.children())
         return whole or is_affine_norm(module)
 
 
-def trace_parts(model: nn.Module) -> Iterator[TracedPart]:
-    """The whole, or those parts that can be followed; the model is not touched."""
-    names = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
+def trace_parts(model: nn.Module) -> list[TracedPart]:
+    """Trace the model, or those of its parts that can be traced; the model is not changed."""
+    # Tracing runs the model's own code, which may keep what it is given.
+    graphs = _graphs(copy.deepcopy(model))
+    return with_current_modules([TracedPart(*g, {}, frozenset()) for g in graphs], model)
+
+
+def with_current_modules(parts: Iterable[TracedPart], model: nn.Module) -> list[TracedPart]:
+    """The same graphs, after some modules of the model were replaced.
+
+    Args:
+        parts: Traced from ``model``.
+        model: The model; modules that were replaced have the names of the old ones.
+    """
+    named = list(model.named_modules(remove_duplicate=False))
+    names = Counter(id(module) for _, module in named)
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    alone = {
+    unshared = {
         name
-        for name, module in model.named_modules()
+        for name, module in named
         if names[id(module)] == 1
         and not any(has_hooks_or_parametrization(part) for part in module.modules())
         and all(owners[id(p)] == 1 for p in module.parameters())
     }
-    # Tracing runs the network's own code, which may keep what it is given.
-    for prefix, graph, modules in _graphs(copy.deepcopy(model)):
-        calls = Counter(node.target for node in graph.nodes if node.op == 'call_module')
-        read = {f'{prefix}{n.target}'.rpartition('.')[0] for n in graph.nodes if n.op == 'get_attr'}
-        yield TracedPart(prefix, graph, modules, alone - read, calls)
+    return [
+        replace(
+            part,
+            modules={n.removeprefix(part.prefix): m for n, m in named if n.startswith(part.prefix)},
+            unshared=frozenset(unshared - {part.prefix + name for name in _weight_reads(part)}),
+        )
+        for part in parts
+    ]
 
 
-def _graphs(
-    model: nn.Module, prefix: str = ''
-) -> Iterator[tuple[str, fx.Graph, dict[str, nn.Module]]]:
+def _weight_reads(part: TracedPart) -> Iterator[str]:
+    """Names without the prefix of the modules whose tensors the graph itself reads."""
+    for node in part.graph.nodes:
+        if node.op == 'get_attr':
+            yield node.target.rpartition('.')[0]
+
+
+def _graphs(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, fx.Graph]]:
     try:
         graph = _graph(model)
-    except Exception:  # foreign code, which may raise anything when it sees no numbers
+    except Exception:  # the model's own code may raise anything when it sees no values
         for name, child in model.named_children():
             if any(child.children()):
                 yield from _graphs(child, f'{prefix}{name}.')
         return
-    yield prefix, graph, dict(model.named_modules())
+    yield prefix, graph
 
 
 def _graph(model: nn.Module) -> fx.Graph:
-    """Of a call with all arguments, if one with those alone that have no default runs the same.
+    """Graph of a call with all arguments.
 
     Raises:
-        ValueError: It does not.
+        ValueError: A call with the required arguments alone runs other steps.
     """
     graph = _Tracer().trace(model)
     parameters = inspect.signature(model.forward).parameters.items()
     defaults = {name: p.default for name, p in parameters if p.default is not p.empty}
     if defaults:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of values that a graph cannot check
+            warnings.simplefilter('ignore')  # about values that a graph cannot check
             least = _Tracer().trace(model, concrete_args=defaults)
         given = {node.target for node in graph.nodes if node.op == 'placeholder'}
         if _steps(least, given) != _steps(graph, given):
-            raise ValueError('what runs depends on which arguments are given')
+            raise ValueError('the steps depend on which arguments are given')
     return graph
 
 
 def _steps(graph: fx.Graph, given: set[str]) -> list[tuple[str, str, str]]:
-    """What a graph does with the arguments that are given, whatever its nodes are called."""
+    """The steps that use the given arguments, independent of the names of nodes."""
     places: dict[fx.Node, str] = {}
     steps = []
     for node in graph.nodes:
@@ -125,44 +145,54 @@ def _steps(graph: fx.Graph, given: set[str]) -> list[tuple[str, str, str]]:
     return steps
 
 
-def conv_norm_neighbours(model: nn.Module) -> dict[nn.Module, nn.Module | None]:
-    """What alone takes the maps of a conv, and what alone gives a norm its own, if that is known.
+def unshared_module(part: TracedPart, node: fx.Node) -> nn.Module | None:
+    """The module of a node, if it is unshared and runs once."""
+    once = node.op == 'call_module' and part.calls[node.target] == 1
+    return part.modules.get(node.target) if once and part.name(node) in part.unshared else None
 
-    None stands for several, for what is no layer, and for layers whose weights somebody reads.
+
+def conv_norm_neighbours(parts: Iterable[TracedPart]) -> dict[nn.Module, nn.Module | None]:
+    """Map each conv to its only consumer and each norm to its only producer.
+
+    None stands for several neighbours, for one that is not a module, and for modules whose weights
+    the graph reads.
     """
-    layers = dict(model.named_modules(remove_duplicate=False))
     found: dict[nn.Module | None, nn.Module | None] = {}
-    for part in trace_parts(model):
-        called = {n: layers.get(part.name(n)) for n in part.graph.nodes if n.op == 'call_module'}
+    for part in parts:
+        called = {
+            node: part.modules.get(node.target)
+            for node in part.graph.nodes
+            if node.op == 'call_module'
+        }
         for node, layer in called.items():
             if layer is not None and (is_standard_conv(layer) or is_affine_norm(layer)):
                 near = [*(node.users if is_standard_conv(layer) else node.all_input_nodes)]
                 one = called.get(near[0]) if len(near) == 1 else None
                 found[layer] = one if found.get(layer, one) is one else None
-        reads = [part.name(node) for node in part.graph.nodes if node.op == 'get_attr']
-        found |= {layers.get(name.rpartition('.')[0]): None for name in reads}
+        for name in _weight_reads(part):
+            found[part.modules.get(name)] = None
     return found
 
 
-def norms_behind(model: nn.Module) -> list[tuple[str, str]]:
-    """Names of convs or Ghost convs, each with the norm that stands directly behind it alone."""
-    return [pair for part in trace_parts(model) for pair in (*_repeated(part), *_pairs(part))]
+def norms_behind(parts: Iterable[TracedPart]) -> list[tuple[str, str]]:
+    """Names of convs and Ghost convs, each with the norm that is its only consumer."""
+    return [pair for part in parts for pair in (*_repeated(part), *_pairs(part))]
 
 
 def _pairs(part: TracedPart) -> Iterator[tuple[str, str]]:
     for node in part.graph.nodes:
-        module = part.single(node)
+        module = unshared_module(part, node)
         if isinstance(module, GHOST_CONVS) or (module is not None and is_standard_conv(module)):
-            norm = _behind(part, node)
+            norm = _norm_behind(part, node)
             if norm is not None:
                 yield part.name(node), part.name(norm)
 
 
-def _behind(part: TracedPart, node: fx.Node) -> fx.Node | None:
-    """The norm that takes the maps of a node, through nothing that changes them."""
+def _norm_behind(part: TracedPart, node: fx.Node) -> fx.Node | None:
+    """The norm that is the only consumer of a node, identities skipped."""
     while len(node.users) == 1:
         (node,) = node.users
-        module = part.single(node)
+        module = unshared_module(part, node)
         if module is not None and is_affine_norm(module):
             return node
         if type(module) is not nn.Identity:
@@ -171,21 +201,17 @@ def _behind(part: TracedPart, node: fx.Node) -> fx.Node | None:
 
 
 def _repeated(part: TracedPart) -> Iterator[tuple[str, str]]:
-    """Convs that run several times, each time with the same norm behind: heads of detectors."""
+    """Convs that run several times, always with the same norm behind, as in detector heads."""
     calls, modules = part.calls, part.modules
     behind: dict[str, set[str]] = {}
     for node in part.graph.nodes:
-        if (
-            node.op == 'call_module'
-            and calls[node.target] > 1
-            and is_standard_conv(modules[node.target])
-        ):
+        if node.op == 'call_module' and calls[node.target] > 1:
             users = [user for user in node.users if user.op == 'call_module']
             only = users[0].target if len(users) == len(node.users) == 1 else ''
             behind.setdefault(node.target, set()).add(only)
     for conv, found in behind.items():
         norm = next(iter(found)) if len(found) == 1 else ''
-        known = norm and is_affine_norm(modules[norm]) and calls[norm] == calls[conv]
         pair = f'{part.prefix}{conv}', f'{part.prefix}{norm}'
-        if known and part.alone.issuperset(pair):
-            yield pair
+        if norm and part.unshared.issuperset(pair) and calls[norm] == calls[conv]:
+            if is_standard_conv(modules[conv]) and is_affine_norm(modules[norm]):
+                yield pair

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ...graph.channel_permutation import CHANNELWISE, TOGETHER, all_pixels
+from ...graph.channel_permutation import CHANNELWISE, TOGETHER, is_spatial
 from ...layers.ghost import Ghost
 
 # Numbers below which more and smaller kernels cost more than the joining: GhostNet 1.0x at 224 px,
@@ -159,7 +159,7 @@ def _mean(
     func: Callable, sizes: list[int], x: torch.Tensor, dim: Any = None, *args: Any, **kwargs: Any
 ) -> torch.Tensor | None:
     """Of the pixels of each map."""
-    if not all_pixels(dim):
+    if not is_spatial(dim):
         return None
     return torch.cat([func(part, dim, *args, **kwargs) for part in x.parts], 1)
 
