@@ -17,11 +17,12 @@ import torch
 from _tasks import TOOLS, Task, train
 from mmengine.config import Config
 
-import ghost_plugin as gp
 from ghost_plugin.cli.errors import fail, named, tool
 from ghost_plugin.cli.options import whole
 from ghost_plugin.cli.terminal import show, table
 from ghost_plugin.integrations.openmmlab.runner_setup import build_model
+from ghost_plugin.profiling import time_together
+from ghost_plugin.utils.modules import call_model
 
 OURS = TOOLS.parent / 'configs/detection/retinanet_ghostnet-100_fpn_bccd.py'
 DATA = Path('data/bccd')
@@ -83,9 +84,9 @@ def latencies(studied: list[Task]) -> dict[str, float]:
     configs = {task.model: task.config for task in studied}
     models = {name: build_model(config).eval() for name, config in configs.items()}
     given = dict(inputs=torch.randn(1, 3, SIDE, SIDE), mode='tensor')
-    calls = {name: partial(gp.analysis.call, model, given) for name, model in models.items()}
+    calls = {name: partial(call_model, model, given) for name, model in models.items()}
     with torch.no_grad():
-        timings = gp.analysis.time_together(calls)
+        timings = time_together(calls)
     return {timing.name: timing.median for timing in timings}
 
 

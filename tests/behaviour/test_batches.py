@@ -9,6 +9,7 @@ from torch import nn
 import ghost_plugin as gp
 from ghost_plugin.conversion.fitting import sequential
 from ghost_plugin.conversion.fitting.sequential import measured
+from ghost_plugin.utils.modules import call_model
 
 ALL = {'keep_first': False, 'keep_last': False}
 
@@ -112,7 +113,7 @@ def test_batches_of_every_form_calibrate(form, reconstruct):
     plan = gp.plan(model, example(), **ALL)
     calibration = [example() for _ in range(3)]
     converted = plan.apply(model, calibration=calibration, reconstruct=reconstruct, steps=3)
-    call = gp.analysis.call
+    call = call_model
     assert look(call(converted, example())) == look(call(model, example()))
     assert all(0 <= row.error < 1 for row in plan.rows)
 

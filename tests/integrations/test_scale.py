@@ -157,7 +157,7 @@ def test_killed_within_an_epoch_it_goes_on_to_the_same_end(study):
 WRITE = """
 import json, resource, signal, sys, torch
 from mmengine.runner import save_checkpoint
-from ghost_plugin.integrations import checkpoints
+from ghost_plugin.integrations.openmmlab import checkpoint_hook
 
 path, backend = sys.argv[1], json.loads(sys.argv[2])
 large = {'state_dict': {'a': torch.ones(2**16)}}
