@@ -19,7 +19,7 @@ from ghost_plugin.integrations.openmmlab.backbone_swap import (
     swap_backbone,
     write_config,
 )
-from ghost_plugin.integrations.openmmlab.backbone_swap.smoke_test import compare, verify
+from ghost_plugin.integrations.openmmlab.backbone_swap.smoke_test import smoke_test, verify
 from ghost_plugin.integrations.openmmlab.runner_setup import check_checkpoint
 
 FAMILIES = {'v1': 'GhostNet', 'v2': 'GhostNetV2', 'v3': 'GhostNetV3', 'g-ghost': 'GGhostRegNet'}
@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
 
 def check(args: argparse.Namespace, old: Config, new: Config) -> None:
     """Print what the parts cost before and after."""
-    rows = compare(old, new, args.side)
+    rows = smoke_test(old, new, args.side)
     macs = f'MACs (M) at {rows[0]["side"]} px'
     print(f'| part | params (M) | now | {macs} | now |\n| --- | --- | --- | --- | --- |')
     for row in rows:
@@ -75,14 +75,15 @@ def check(args: argparse.Namespace, old: Config, new: Config) -> None:
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='ERROR')
-    chosen = {name: getattr(args, name) for name in BACKBONE + TRAINING}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    backbone_args = {name: given[name] for name in BACKBONE if name in given}
+    training = {name: given[name] for name in TRAINING if name in given}
     cfg = load_config(args.config)
     refuse_python_style(args.config)
     if args.pretrained:
         check_checkpoint(args.pretrained)
     backbone = args.backbone or f'ghost_plugin.{FAMILIES[args.family]}'
-    swap = swap_backbone(cfg, backbone, **chosen)
+    swap = swap_backbone(cfg, backbone, backbone_args, **training)
     changes = Config(swap.change)
     changes.merge_from_dict(args.cfg_options)
     bases = [args.config, *args.others]

@@ -14,8 +14,8 @@ from mmengine.runner import Runner
 
 from ghost_plugin.integrations.openmmlab.runner_setup import (
     check_checkpoint,
+    close_distributed,
     launch,
-    leave,
     load_run,
 )
 from ghost_plugin.utils.atomic_io import check_writable
@@ -43,7 +43,7 @@ def main() -> None:
         metrics = Runner.from_cfg(cfg).test()
         if args.json:
             args.json.write_text(json.dumps(metrics, indent=1))
-        leave()
+        close_distributed()
     except KeyboardInterrupt:
         fail(INTERRUPTED)
     except (*USER_ERRORS, RuntimeError) as error:

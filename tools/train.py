@@ -13,13 +13,13 @@ from mmengine.runner import Runner
 
 from ghost_plugin.integrations.openmmlab.runner_setup import (
     check_checkpoint,
-    explained,
-    keep_whole,
+    close_distributed,
+    explain_error,
     launch,
-    leave,
     load_run,
-    resume,
-    scale_rate,
+    scale_learning_rate,
+    set_resume,
+    use_atomic_checkpoints,
 )
 
 
@@ -44,20 +44,20 @@ def main() -> None:
         if args.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
         if args.auto_scale_lr:
-            scale_rate(cfg)
-        keep_whole(cfg)
+            scale_learning_rate(cfg)
+        use_atomic_checkpoints(cfg)
         if args.resume:
-            resume(cfg, args.resume)
+            set_resume(cfg, args.resume)
         if cfg.get('load_from'):
             check_checkpoint(cfg.load_from, cfg.get('resume', False))
         Runner.from_cfg(cfg).train()
-        leave()
+        close_distributed()
     except KeyboardInterrupt:
         again = f'python tools/train.py {args.config} --work-dir {args.work_dir} --resume'
         fail(f'interrupted, finished epochs are kept; go on with: {again}')
     # torch reports a full disk as a RuntimeError and a label beyond the classes as an IndexError
     except (*USER_ERRORS, RuntimeError, IndexError) as error:
-        fail_in(args.work_dir, explained(error))
+        fail_in(args.work_dir, explain_error(error))
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ in a stored order, is one layer to it: this module says how that one loses chann
 package cannot follow or score is refused before anything is changed.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -169,11 +170,17 @@ _HINDRANCES = (
 
 
 def options(model: nn.Module) -> dict[str, Any]:
-    """Keyword arguments that let a pruner of ``torch_pruning`` go through Ghost layers.
+    """Deprecated name of :func:`pruner_kwargs`."""
+    warnings.warn('options is deprecated; use pruner_kwargs', FutureWarning, stacklevel=2)
+    return pruner_kwargs(model)
+
+
+def pruner_kwargs(model: nn.Module) -> dict[str, Any]:
+    """Keyword arguments with which a pruner of ``torch_pruning`` handles Ghost layers.
 
     Args:
-        model: What is pruned. ``ignored_layers`` are its linear layers, and of G-Ghost all convs
-            but those inside of its blocks: the package loses count where a stage divides its maps.
+        model: Model to prune. ``ignored_layers`` are its linear layers, and in G-Ghost all convs
+            outside of its blocks: the package cannot follow channels where a stage splits them.
 
     Raises:
         ValueError: A layer that the package cannot prune; the message says what to do instead.

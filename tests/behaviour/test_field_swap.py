@@ -23,8 +23,8 @@ from ghost_plugin.integrations.openmmlab.backbone_swap import (
 from ghost_plugin.integrations.openmmlab.backbone_swap.kinds import find_kind
 from ghost_plugin.integrations.openmmlab.backbone_swap.smoke_test import (
     build,
-    compare,
-    exercise,
+    smoke_test,
+    train_and_predict,
     verify,
 )
 
@@ -167,7 +167,7 @@ def config(kind='FieldSegmentor', strides=(4, 8, 16, 32), dilations=None, **part
 
 def swapped(cfg, **options):
     """The config after the swap, and the swap."""
-    swap = swap_backbone(cfg, GHOST, width=0.5, **options)
+    swap = swap_backbone(cfg, GHOST, {'width': 0.5, **options})
     merged = Config._merge_a_into_b(copy.deepcopy(swap.change), cfg.to_dict())
     return Config(merged), swap
 
@@ -223,7 +223,7 @@ def test_every_reader_of_levels_is_fitted_and_trains(name):
     cfg = config(**parts)
     new, _ = swapped(cfg)
     assert {place: at(new.model, place) for place in wanted} == wanted
-    exercise(*build(new), 64)
+    train_and_predict(*build(new), 64)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_dilated_segmentors_have_no_parameter_without_gradient(parts):
     new, _ = swapped(cfg)
     assert verify(cfg, new) == []
     model, part = build(new)
-    exercise(model, part, 64)
+    train_and_predict(model, part, 64)
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
@@ -374,7 +374,7 @@ def test_kinds_of_registered_models(kind, name, package):
 def test_a_config_that_does_not_run_is_not_written(broken, said, tmp_path):
     (tmp_path / 'base.py').write_text(config(decode_head=head()).pretty_text)
     cfg = load_config(tmp_path / 'base.py')
-    swap = swap_backbone(cfg, GHOST, width=0.5)
+    swap = swap_backbone(cfg, GHOST, {'width': 0.5})
     change = Config(swap.change)
     change.merge_from_dict({f'model.{key}': value for key, value in broken.items()})
     bases = [str(tmp_path / 'base.py')]
@@ -399,7 +399,7 @@ def test_a_check_recognises_the_fault_of_the_original():
     new = swapped(cfg)[0]
     assert verify(cfg, new) == []
     with pytest.raises(ValueError, match=r'loss_cls.*fails in the same way, so the swap is not'):
-        compare(cfg, new, 64)
+        smoke_test(cfg, new, 64)
 
 
 def test_levels_that_a_neck_skips_are_found():
@@ -442,7 +442,7 @@ def test_mmsegmentation(name):
     new, _ = swapped(cfg)
     assert new.model.pretrained is None
     assert verify(cfg, new) == []
-    exercise(*build(new), 128)
+    train_and_predict(*build(new), 128)
 
 
 @pytest.mark.parametrize('name', POSES)
@@ -452,10 +452,10 @@ def test_mmpose(name):
     assert (new.model.backbone.out_indices, new.model.head.in_channels) == ((4,), 80)
     assert new.model.get('neck') == cfg.model.get('neck')
     assert verify(cfg, new) == []
-    exercise(*build(new))
+    train_and_predict(*build(new))
 
 
 def test_fakes_train_before_the_swap():
     torch.manual_seed(0)
     for parts, _ in READERS.values():
-        exercise(*build(config(**parts)), 64)
+        train_and_predict(*build(config(**parts)), 64)

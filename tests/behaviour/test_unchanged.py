@@ -109,7 +109,7 @@ def of_swap(config: str) -> dict:
     pytest.importorskip(config.partition('::')[0])
     from ghost_plugin.integrations.openmmlab.backbone_swap import load_config, swap_backbone
 
-    swap = swap_backbone(load_config(config), 'ghost_plugin.GhostNet', width=0.5)
+    swap = swap_backbone(load_config(config), 'ghost_plugin.GhostNet', {'width': 0.5})
     text = json.dumps(swap.change, sort_keys=True, default=str)
     return {'change': hashlib.sha256(text.encode()).hexdigest(), 'remarks': list(swap.remarks)}
 

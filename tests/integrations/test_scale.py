@@ -90,9 +90,9 @@ class Study:
     def here(self, name, resumed=False, **options):
         """Train in this process; losses of the steps."""
         cfg = runner_setup.load_run(self.config(**options), self.folder / name)
-        runner_setup.keep_whole(cfg)
+        runner_setup.use_atomic_checkpoints(cfg)
         if resumed:
-            runner_setup.resume(cfg, 'auto')
+            runner_setup.set_resume(cfg, 'auto')
         Runner.from_cfg(cfg).train()
         return self.curve(name)
 
@@ -118,7 +118,7 @@ class Study:
         return torch.load(last, weights_only=False)['state_dict']
 
     def accuracies(self, name):
-        logged = runner_setup.scalars(self.folder / name)
+        logged = runner_setup.read_scalars(self.folder / name)
         return [row['accuracy/top1'] for row in logged if 'accuracy/top1' in row]
 
 
@@ -171,7 +171,7 @@ save_checkpoint(large, path, backend_args=backend)
 def test_killed_while_it_saves_it_leaves_the_file_that_was_there(whole, tmp_path):
     """A limit on the size of files kills a process in the middle of its writing."""
     path = tmp_path / 'epoch_1.pth'
-    backend = {'backend': checkpoint_hook._NAME} if whole else None
+    backend = {'backend': checkpoint_hook.BACKEND_NAME} if whole else None
     save_checkpoint({'state_dict': {'a': torch.ones(3)}}, str(path), backend_args=backend)
     # A process of its own: a fork of one with threads may wait for a lock for ever.
     done = subprocess.run([sys.executable, '-c', WRITE, str(path), json.dumps(backend)], cwd=ROOT)
@@ -196,7 +196,7 @@ def test_a_lost_pointer_and_half_a_file_are_passed_over(tmp_path):
 
 @pytest.mark.parametrize('keep, kept', [(1, 2), (3, 3), (-1, -1)])
 def test_the_hook_never_keeps_only_one(keep, kept):
-    assert checkpoint_hook.WholeCheckpointHook(max_keep_ckpts=keep).max_keep_ckpts == kept
+    assert checkpoint_hook.AtomicCheckpointHook(max_keep_ckpts=keep).max_keep_ckpts == kept
 
 
 def units(model, **options):

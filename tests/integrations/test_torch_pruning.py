@@ -33,7 +33,7 @@ def pruned(net, ratio):
         IMAGE,
         importance=tp.importance.MagnitudeImportance(p=2),
         pruning_ratio=ratio,
-        **torch_pruning.options(net),
+        **torch_pruning.pruner_kwargs(net),
     )
     pruner.step()
     return net
@@ -94,7 +94,7 @@ def test_in_channels():
 
 def test_without_parts_of_ours_nothing_but_linear_layers_is_ignored():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 2))
-    assert torch_pruning.options(net)['ignored_layers'] == [net[2]]
+    assert torch_pruning.pruner_kwargs(net)['ignored_layers'] == [net[2]]
 
 
 class Gated(nn.Module):
@@ -158,7 +158,7 @@ REFUSED = {
 def test_what_the_package_cannot_prune_is_refused_with_what_to_do(name):
     net, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        torch_pruning.options(net())
+        torch_pruning.pruner_kwargs(net())
 
 
 def test_branches_are_merged_then_pruned_then_converted():

@@ -25,9 +25,9 @@ from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
 from ghost_plugin.integrations.openmmlab.backbone_swap import load_config, swap_backbone
-from ghost_plugin.integrations.openmmlab.backbone_swap.config_tree import type_of
+from ghost_plugin.integrations.openmmlab.backbone_swap.config_tree import type_name
 from ghost_plugin.integrations.openmmlab.backbone_swap.kinds import find_kind
-from ghost_plugin.integrations.openmmlab.backbone_swap.smoke_test import build, exercise
+from ghost_plugin.integrations.openmmlab.backbone_swap.smoke_test import build, train_and_predict
 
 pytestmark = pytest.mark.slow
 
@@ -84,10 +84,10 @@ def kind_of(part, scope):
     except ValueError:
         return 'unknown kind'
     if kind != 'classifier':
-        return 'pyramid' if re.search('FP', type_of(part.get('neck'))) else 'other detector'
-    if type_of(part) not in ('ImageClassifier', 'BaseReID'):
+        return 'pyramid' if re.search('FP', type_name(part.get('neck'))) else 'other detector'
+    if type_name(part) not in ('ImageClassifier', 'BaseReID'):
         return 'pretraining'
-    tokens = re.search(TRANSFORMERS, type_of(part['backbone']), re.IGNORECASE)
+    tokens = re.search(TRANSFORMERS, type_name(part['backbone']), re.IGNORECASE)
     return 'token classifier' if tokens else 'classifier'
 
 
@@ -128,7 +128,7 @@ def run(cfg):
     sides = (CLASSIFIER_SIDE,) if classifier else SIDES
     for side in sides:
         try:
-            exercise(model, part, side)
+            train_and_predict(model, part, side)
             return
         except ValueError:
             if side == sides[-1]:
@@ -142,7 +142,7 @@ def merged(cfg, change):
 def outcome(cfg, part, keys):
     """State and reason of one config."""
     try:
-        swap = swap_backbone(cfg, 'ghost_plugin.GhostNet', width=0.5)
+        swap = swap_backbone(cfg, 'ghost_plugin.GhostNet', {'width': 0.5})
     except ValueError as error:
         assert '\n' not in str(error)
         keys.append(key_of({'backbone': {}, **{k: v for k, v in part.items() if k != 'backbone'}}))

@@ -1,13 +1,12 @@
-"""OpenMMLab's door: ``dict(type='ghost_plugin.GhostNet', ...)`` in any config, no import line.
+"""Backbones for OpenMMLab: ``dict(type='ghost_plugin.GhostNet', ...)`` in any config.
 
 Each class adds OpenMMLab's arguments to the backbone; parameter names stay, so one checkpoint
-fits every door. With ``custom_imports = dict(imports=['ghost_plugin.integrations.openmmlab'])`` the
-names work without their scope too.
+fits every integration. The names work without their scope too with
+``custom_imports = dict(imports=['ghost_plugin.integrations.openmmlab'])``.
 """
 
 import copy
 import logging
-from functools import partial
 from types import NoneType
 from typing import Any
 
@@ -20,8 +19,7 @@ from ...layers.ghost import GhostConv2d
 from ...registry import MODELS, ROOT
 from ...utils import optional
 from ...weights import adapt_input, drop_counters, to_classifier
-from . import conversion, distillation, feature_adapter  # noqa: F401  register what they define
-from .checkpoint_hook import load_fitting
+from .checkpoint_hook import load_matching
 
 optional.require('mmengine', 'mmcv')
 
@@ -30,15 +28,6 @@ from mmengine.model import BaseModule, PretrainedInit, update_init_info
 
 _logger = logging.getLogger(__name__)
 _PRETRAINED = ('Pretrained', PretrainedInit)
-
-
-def _norm(norm_cfg: dict, channels: int) -> nn.Module:
-    return build_norm_layer(norm_cfg, channels)[1]
-
-
-def _act(act_cfg: dict) -> nn.Module:
-    # mmcv makes activations in place by itself, where they can be.
-    return build_activation_layer(dict(act_cfg))
 
 
 class OpenMMLabBackboneMixin:
@@ -50,11 +39,11 @@ class OpenMMLabBackboneMixin:
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and all stages up to level k
             (level as in ``out_indices``); frozen norms stay in eval mode.
         norm_eval: Keep all norms in eval mode while training.
-        with_cp: Compute inner maps again in backward instead of keeping them.
+        with_cp: Recompute inner feature maps in backward instead of keeping them.
         init_cfg: As everywhere in OpenMMLab; without it the backbone's own init stays. A
             ``Pretrained`` checkpoint goes through :func:`ghost_plugin.load_weights`, unless it
             names a ``prefix``.
-        kwargs: As the backbone.
+        kwargs: Arguments of the backbone.
 
     Raises:
         ValueError: ``frozen_stages`` below -1 or deeper than the backbone; ``init_cfg`` without
@@ -74,8 +63,8 @@ class OpenMMLabBackboneMixin:
     ) -> None:
         super().__init__(
             *args,
-            norm_layer=partial(_norm, norm_cfg or {'type': 'BN'}),
-            act_layer=partial(_act, act_cfg or {'type': 'ReLU'}),
+            norm_layer=lambda channels: build_norm_layer(norm_cfg or {'type': 'BN'}, channels)[1],
+            act_layer=lambda: build_activation_layer(dict(act_cfg or {'type': 'ReLU'})),
             grad_checkpointing=with_cp,
             **kwargs,
         )
@@ -93,9 +82,7 @@ class OpenMMLabBackboneMixin:
 
     def frozen_modules(self) -> list[nn.Module]:
         """The modules that ``frozen_stages`` freezes."""
-        if self.frozen_stages < 0:
-            return []
-        return self.modules_up_to(self.frozen_stages)
+        return [] if self.frozen_stages < 0 else self.modules_up_to(self.frozen_stages)
 
     def train(self, mode: bool = True) -> 'OpenMMLabBackboneMixin':
         """As ``nn.Module.train``, but frozen parts (and, if asked, all norms) stay in eval mode."""
@@ -111,7 +98,11 @@ class OpenMMLabBackboneMixin:
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter and number of layers, for MMPretrain's layer-wise learning rates.
 
-        The stem is layer 0, each stage of blocks one more; what lies outside the backbone is last.
+        The stem is layer 0, each stage of blocks one more; all outside the backbone is last.
+
+        Args:
+            param_name: Name of a parameter in the whole model.
+            prefix: Prefix of the names of the backbone's parameters.
         """
         stem = len(self.modules_up_to(0))
         stages = self.modules_up_to(self.out_indices[-1])[stem:]
@@ -125,22 +116,20 @@ class OpenMMLabBackboneMixin:
         """As everywhere in OpenMMLab, with checkpoints read by ``load_weights``."""
         given = self.init_cfg
         rows = _rows(given)
-        foreign = [] if self.is_init else [row for row in rows if _is_foreign(row)]
+        foreign = [r for r in rows if r['type'] in _PRETRAINED and not r.get('prefix')]
+        foreign = [] if self.is_init else foreign
         self.init_cfg = [row for row in rows if row not in foreign]
         super().init_weights()
         self.init_cfg = given
         for row in foreign:
-            self._load_foreign(row['checkpoint'])
-
-    def _load_foreign(self, source: str) -> None:
-        load_fitting(self, source)
-        if hasattr(self, '_params_init_info'):  # a model around this one reports its init
-            update_init_info(self, init_info=f'load_weights: {source}')
+            load_matching(self, row['checkpoint'])
+            if hasattr(self, '_params_init_info'):  # a model around this one reports its init
+                update_init_info(self, init_info=f'load_weights: {row["checkpoint"]}')
 
     def _load_from_state_dict(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
     ) -> None:
-        """Let the frameworks' loaders take other numbers of input channels, and counted files."""
+        """Adapt checkpoints of other input channels, and drop thop's counters."""
         drop_counters(state_dict)
         first, weight = next(iter(self.named_parameters()))
         if adapt_input(state_dict, {prefix + first: weight}):
@@ -150,7 +139,7 @@ class OpenMMLabBackboneMixin:
     def _checkpoint_filter(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
     ) -> None:
-        """Let an MMPretrain classifier load timm's and the authors' files (it calls this hook)."""
+        """Convert timm's and the authors' files for an MMPretrain classifier, which calls this."""
         first = prefix + next(name for name, _ in self.named_parameters())
         if first in state_dict:
             renamed = to_classifier({k.removeprefix(prefix): v for k, v in state_dict.items()})
@@ -159,7 +148,7 @@ class OpenMMLabBackboneMixin:
 
 
 def _rows(init_cfg: dict | list[dict] | None) -> list[dict]:
-    """The rows of an ``init_cfg``, which mmengine would look at only when training begins."""
+    """Check and list the rows of an ``init_cfg``; mmengine checks them when training begins."""
     rows = list(init_cfg or ()) if isinstance(init_cfg, list | tuple | NoneType) else [init_cfg]
     for row in rows:
         kind = row.get('type') if isinstance(row, dict) else None
@@ -169,10 +158,6 @@ def _rows(init_cfg: dict | list[dict] | None) -> list[dict]:
                 f"checkpoint='file.pth'), got {row!r}"
             )
     return rows
-
-
-def _is_foreign(row: dict) -> bool:
-    return row['type'] in _PRETRAINED and not row.get('prefix')
 
 
 # force: a module that a notebook reloads registers again.
@@ -209,13 +194,13 @@ def ghost_conv(
     cheap: str = 'depthwise',
     **kwargs: Any,
 ) -> nn.Module:
-    """A ``conv_cfg`` that makes :class:`ghost_plugin.GhostConv2d`.
+    """Build :class:`ghost_plugin.GhostConv2d` from a ``conv_cfg``.
 
     Args:
         in_channels, out_channels, kernel_size, args, kwargs: As ``nn.Conv2d``.
         min_in_channels: Convs with fewer input channels stay ordinary ones; 4 keeps the first
             conv of a colour network, as the GhostNet paper does.
-        drop_bias: No bias in Ghost convs, as in the paper; the norm behind takes it away anyway
+        drop_bias: No bias in Ghost convs, as in the paper; a norm that follows removes it anyway
             (MMPretrain's VGG has both).
         ratio, dw_size, cheap: As :class:`ghost_plugin.GhostConv2d`.
     """

@@ -1,9 +1,9 @@
 """Conversion in OpenMMLab's configs: ``dict(type='ghost_plugin.Converted', model=..., plan=...)``.
 
-What is built is the inner model itself with Ghost convs inside: its class, its checkpoints and its
-behaviour stay its own. It happens when the model is built, before the Runner makes the optimizer,
-initialises and loads; dense checkpoints are converted while they load, by ``load_from``,
-``init_cfg`` or ``resume``.
+The result is the inner model itself with Ghost convs inside; its class, checkpoints and behaviour
+stay the same. The conversion happens when the model is built, before the Runner makes the
+optimizer, initialises and loads. Dense checkpoints are converted while they load, by
+``load_from``, ``init_cfg`` or ``resume``.
 """
 
 import copy
@@ -24,7 +24,7 @@ optional.require('mmengine', 'mmcv')
 from mmengine.logging import print_log
 
 from .initialization import init_weights
-from .model_from_config import called, initialise, mode_of
+from .model_from_config import initialize, model_input, raw_output_mode
 
 
 @MODELS.register_module(name='Converted', force=True)
@@ -34,14 +34,14 @@ def converted(
     size: int | tuple[int, int] = 224,
     data_preprocessor: dict | None = None,
 ) -> nn.Module:
-    """Build a model and put Ghost convs in.
+    """Build a model and convert it.
 
     Args:
         model: Config of any model of MMPretrain, MMDetection or another package on MMEngine.
-        plan: File of a plan, which carries what pictures told; or options of
-            :func:`ghost_plugin.plan`, such as ``dict(macs=0.6)``, scored without pictures.
-        size: Of the picture that the options are planned on, side or height and width, pixels.
-        data_preprocessor: Of the model, where it has none of its own.
+        plan: File of a plan, which may come from calibration images; or arguments of
+            :func:`ghost_plugin.plan`, such as ``dict(macs=0.6)``, for a plan without images.
+        size: Size of the image that such a plan is made for, or height and width, pixels.
+        data_preprocessor: Data preprocessor of the model, where it has none of its own.
 
     Raises:
         ValueError: The plan belongs to another model; a budget that cannot be met.
@@ -52,23 +52,17 @@ def converted(
     print_log(f'{type(inner).__name__}, converted:\n{made.report()}', logger='current')
     model = made.apply(inner, inherit=False, inplace=True, optimizers=[])
     if hasattr(model, 'init_weights'):
-        model.init_weights = partial(init_weights, model)  # not a subclass: the class stays
+        model.init_weights = partial(init_weights, model)  # a subclass would change the class
     return model
 
 
 def _plan(model: nn.Module, given: Any, size: tuple[int, int]) -> ConversionPlan:
     if isinstance(given, str | os.PathLike):
         return ConversionPlan.load(given)
-    example = called(model, torch.randn(1, 3, *size), mode_of(model, size))
-    if not _runs(model, example):  # some heads do on initialised weights only
-        model = initialise(copy.deepcopy(model))
-    return plan(model, example, **(given or {}))
-
-
-def _runs(model: nn.Module, example_input: Any) -> bool:
+    example = model_input(model, torch.randn(1, 3, *size), raw_output_mode(model, size))
     try:
         with eval_mode(model):
-            call_model(model, example_input)
-    except Exception:  # foreign code, which may raise anything
-        return False
-    return True
+            call_model(model, example)
+    except Exception:  # some heads run on initialised weights only, and raise anything
+        model = initialize(copy.deepcopy(model))
+    return plan(model, example, **(given or {}))

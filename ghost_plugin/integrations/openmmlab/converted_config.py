@@ -1,4 +1,4 @@
-"""A config that inherits another and trains its model converted: written beside its plan."""
+"""Write a config that inherits another and builds its model converted, next to its plan."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ optional.require('mmengine', 'mmcv')
 from mmengine.config import Config
 from torch import nn
 
-# Both files move together: mmengine puts the config's own folder in.
+# mmengine replaces this by the folder of the config, so both files can be moved together.
 _HERE = '{{ fileDirname }}'
 
 
@@ -24,19 +24,19 @@ def write_converted(
     plan: ConversionPlan,
     model: nn.Module | None = None,
 ) -> list[Path]:
-    """Write ``OUT.py`` that inherits a config, and ``OUT.plan.json`` that it builds its model by.
+    """Write ``OUT.py`` that inherits a config, and the ``OUT.plan.json`` that it refers to.
 
     Args:
         out: Config to write, ends in ``.py``.
         source: The config that was planned: a file, or ``mmdet::...`` / ``mmpretrain::...``.
-        plan: Made for its model.
-        model: Converted, whose weights go into ``OUT.pth``, where the config loads them from.
+        plan: Plan for its model.
+        model: Converted model; its weights go into ``OUT.pth``, which the config loads.
 
     Returns:
         The files.
 
     Raises:
-        ValueError, FileExistsError: ``out`` may not go there, see ``swap.files.check_out``.
+        ValueError, FileExistsError: As ``backbone_swap.config_io.check_out``.
     """
     out = check_out(out, [source])
     names = {'plan': out.with_suffix('.plan.json')}
@@ -44,24 +44,6 @@ def write_converted(
     if model is not None:
         names['weights'] = out.with_suffix('.pth')
         save({'state_dict': model.state_dict()}, names['weights'])
-    with atomic_write(out) as partial:
-        partial.write_text(_text(source, out, names))
-    Config.fromfile(out)
-    return [out, *names.values()]
-
-
-def check_files(out: Path, source: str, checkpoint: str | os.PathLike | None) -> None:
-    """Refuse names that :func:`write_converted` may not write to, before the work.
-
-    Raises:
-        ValueError, FileExistsError: As there; the weights would replace ``checkpoint``.
-    """
-    weights = check_out(out, [source]).with_suffix('.pth')
-    if checkpoint and weights.resolve() == Path(checkpoint).resolve():
-        raise ValueError(f'the weights would replace {checkpoint}; give another name with -o')
-
-
-def _text(source: str, out: Path, names: dict[str, Path]) -> str:
     lines = [
         made_by('tools/convert.py', source),
         f'_base_ = {base_name(source, out.parent)!r}',
@@ -75,4 +57,23 @@ def _text(source: str, out: Path, names: dict[str, Path]) -> str:
     ]
     if 'weights' in names:
         lines.append(f"load_from = '{_HERE}/{names['weights'].name}'")
-    return '\n'.join([*lines, ''])
+    with atomic_write(out) as partial:
+        partial.write_text('\n'.join([*lines, '']))
+    Config.fromfile(out)
+    return [out, *names.values()]
+
+
+def check_files(out: Path, source: str, checkpoint: str | os.PathLike | None) -> None:
+    """Check early that :func:`write_converted` may write its files.
+
+    Args:
+        out: Config to write.
+        source: Config that it inherits.
+        checkpoint: File that must not be replaced.
+
+    Raises:
+        ValueError, FileExistsError: It may not; the weights would replace ``checkpoint``.
+    """
+    weights = check_out(out, [source]).with_suffix('.pth')
+    if checkpoint and weights.resolve() == Path(checkpoint).resolve():
+        raise ValueError(f'the weights would replace {checkpoint}; give another name with -o')

@@ -1,4 +1,4 @@
-"""A backbone whose maps are brought to the strides and channels that a detector asks for.
+"""A backbone whose feature maps are adapted to the strides and channels that a detector needs.
 
 For detectors that want a level which the backbone lacks (stride 64), the same one twice, or a
 number of channels that is fixed in their code.
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ...registry import MODELS
+from ...registry import MODELS, register_old_name
 from ...utils import optional
 
 optional.require('mmengine', 'mmcv')
@@ -22,23 +22,23 @@ _NORM = {'type': 'BN'}
 
 
 @MODELS.register_module(force=True)
-class MatchedLevels(BaseModule):
-    """A backbone and behind it 1x1 convs for channels, strided 3x3 convs for further levels.
+class FeatureAdapter(BaseModule):
+    """A backbone followed by 1x1 convs for channels and strided 3x3 convs for further levels.
 
     Args:
         backbone: Config of the inner backbone.
-        given: Channels and stride in pixels of each map that the inner backbone returns.
-        strides: Strides of the maps to return. One that is given twice takes the same map twice;
-            one beyond the deepest is made from the map before it by convs of stride 2.
-        channels: Channels of the maps to return; as they come without it.
+        given: Channels and stride (pixels) of each feature map of the inner backbone.
+        strides: Strides of the feature maps to return. A stride may be named twice; one beyond
+            the deepest is made from the level before it by convs of stride 2.
+        channels: Channels of the feature maps to return; unchanged without it.
         init_cfg: As everywhere in OpenMMLab.
 
     Shape:
         (N, C, H, W) -> tuple of (N, channels[i], H / strides[i], W / strides[i]), rounded up.
 
     Raises:
-        ValueError: A stride that is neither given nor a power of two beyond the deepest, or
-            another number of channels than of strides.
+        ValueError: ``channels`` and ``strides`` differ in length, or a stride is neither given nor
+            a power of two times the deepest.
     """
 
     def __init__(
@@ -51,17 +51,25 @@ class MatchedLevels(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if channels is not None and len(channels) != len(strides):
-            raise ValueError(f'{len(strides)} strides and {len(channels)} channels; give as many')
+            raise ValueError(
+                f'channels must have one entry for each of the {len(strides)} strides, as each '
+                f'returned feature map has both; got {len(channels)} channels: give '
+                f'{len(strides)}, or leave channels out to keep those of the backbone'
+            )
         self.backbone = ROOT.build(backbone)
-        held = {stride: (index, width) for index, (width, stride) in enumerate(given)}
+        levels = {stride: (index, width) for index, (width, stride) in enumerate(given)}
         self.further = nn.ModuleList()
-        while max(held) < max(strides):
-            width = held[max(held)][1]
-            held[2 * max(held)] = (len(given) + len(self.further), width)
+        while max(levels) < max(strides):
+            width = levels[max(levels)][1]
+            levels[2 * max(levels)] = (len(given) + len(self.further), width)
             self.further.append(ConvModule(width, width, 3, stride=2, padding=1, norm_cfg=_NORM))
-        if missing := sorted(set(strides) - set(held)):
-            raise ValueError(f'strides {missing} cannot be made of maps of strides {sorted(held)}')
-        chosen = [held[stride] for stride in strides]
+        if missing := sorted(set(strides) - set(levels)):
+            raise ValueError(
+                f'strides must be among {sorted(levels)}, as the backbone gives '
+                f'{[stride for _, stride in given]} and only its deepest level is reduced '
+                f'further; got {missing}: change strides, or the out_indices of the backbone'
+            )
+        chosen = [levels[stride] for stride in strides]
         self.sources = [source for source, _ in chosen]
         self.projections = nn.ModuleList(
             nn.Identity() if wanted == width else ConvModule(width, wanted, 1, norm_cfg=_NORM)
@@ -74,3 +82,6 @@ class MatchedLevels(BaseModule):
             maps.append(conv(maps[-1]))
         pairs = zip(self.sources, self.projections, strict=True)
         return tuple(projection(maps[source]) for source, projection in pairs)
+
+
+register_old_name(MODELS, 'MatchedLevels', FeatureAdapter)

@@ -1,4 +1,4 @@
-"""Which modules FSDP shards one by one: no Ghost block is torn into its small kernels."""
+"""FSDP wrap policy that keeps each Ghost block in one unit."""
 
 from torch import nn
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
@@ -9,9 +9,9 @@ from ...backbones.g_ghost_regnet import RegNetBottleneck
 from ...layers.ghost import Ghost
 from ...registry import FUNCTIONS
 
-# A shard of a cheap kernel would hold a few hundred numbers and cost a gathering of its own.
+# A shard of a cheap kernel would hold a few hundred elements and cost an all-gather of its own.
 _WHOLE = {Ghost, GhostBottleneck, RegNetBottleneck, nn.MultiheadAttention}
-# Never called as a whole, so FSDP would not gather what it holds.
+# Containers that are never called themselves, so FSDP would not gather their parameters.
 _LISTS = {Stages, nn.ModuleList, nn.ModuleDict}
 
 
@@ -19,12 +19,12 @@ _LISTS = {Stages, nn.ModuleList, nn.ModuleDict}
 def ghost_wrap_policy(
     module: nn.Module, recurse: bool, nonwrapped_numel: int, min_params: int = 100_000
 ) -> bool:
-    """An ``auto_wrap_policy`` by size for MMEngine's ``FSDPStrategy``, and for torch's FSDP.
+    """Decide by size which modules become units of MMEngine's ``FSDPStrategy`` or torch's FSDP.
 
     Args:
-        module, recurse, nonwrapped_numel: As FSDP calls it.
-        min_params: Parameters from which on a module becomes a unit of its own. Ghost modules,
-            Ghost convs and bottlenecks stay whole, in the unit of the block or stage around them.
+        module, recurse, nonwrapped_numel: Passed by FSDP to its ``auto_wrap_policy``.
+        min_params: Smallest number of parameters of a unit. Ghost modules, Ghost convs and
+            bottlenecks stay in the unit of the block or stage around them.
     """
     return size_based_auto_wrap_policy(
         module, recurse, nonwrapped_numel, min_params, _WHOLE, _LISTS

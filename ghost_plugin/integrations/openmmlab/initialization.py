@@ -1,4 +1,4 @@
-"""OpenMMLab's ``init_weights`` on a converted model: what it sets of a dense conv, a Ghost gets."""
+"""OpenMMLab's ``init_weights`` on a converted model: values set on a dense conv reach the Ghost."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,13 +14,13 @@ _NAMES = ('weight', 'bias', 'reset_parameters')
 
 
 def init_weights(model: nn.Module) -> None:
-    """Call ``init_weights`` of the model's class, with Ghost convs that look like dense ones.
+    """Call ``init_weights`` of the model's class, with Ghost convs that act as dense convs.
 
     Heads set convs by name (``normal_init(self.conv_cls, bias=...)``, ``conv.bias.data.fill_``).
-    A conv without ``weight`` and ``bias`` they would leave as it is, or stumble over.
+    They skip a conv without ``weight`` and ``bias``, or raise.
 
     Args:
-        model: Converted, with an ``init_weights`` of its class.
+        model: Converted model whose class has ``init_weights``.
     """
     with ExitStack() as stack:
         for module in model.modules():
@@ -31,10 +31,10 @@ def init_weights(model: nn.Module) -> None:
 
 @contextmanager
 def _as_dense(ghost: GhostConv2d) -> Iterator[None]:
-    """Give a Ghost conv the parameters of a dense one for a while, and take over what changes.
+    """Give a Ghost conv the parameters of a dense one temporarily, and apply their changes to it.
 
     The convolved channels get the weights that were written for them, and every channel its bias;
-    the cheap kernels stay as they are. A checkpoint that is loaded meanwhile has the last word.
+    the cheap kernels stay as they are. A checkpoint that is loaded meanwhile takes precedence.
     """
     dense = _dense(ghost)
     before = {name: p.detach().clone() for name, p in dense.named_parameters()}
@@ -61,7 +61,7 @@ def _as_dense(ghost: GhostConv2d) -> Iterator[None]:
 
 
 def _dense(ghost: GhostConv2d) -> nn.Conv2d:
-    """A conv of the shape of the one that a Ghost stands for; kernels of its ghosts are zero."""
+    """A dense conv of the shape of a Ghost conv; the kernels of its ghost channels are zero."""
     like, order = ghost.primary_conv, _order(ghost)
     with torch.random.fork_rng(devices=[]):
         conv = nn.Conv2d(
@@ -80,23 +80,23 @@ def _dense(ghost: GhostConv2d) -> nn.Conv2d:
 
 
 def _order(ghost: GhostConv2d) -> torch.Tensor:
-    """Which of the computed channels each output channel is."""
+    """Index of the computed channel of each output channel."""
     if ghost.order is None:
         return torch.arange(ghost.out_channels)
     return torch.as_tensor(ghost.order).cpu()
 
 
-def _passed_on(ghost: GhostConv2d) -> torch.Tensor:
-    """What the ghost channels get from the biases of their primary channels, off the border."""
+def _propagated_bias(ghost: GhostConv2d) -> torch.Tensor:
+    """Contribution of the primary channels' biases to the ghost channels, off the border."""
     bias = ghost.primary_conv.bias[: ghost.num_ghosted].repeat_interleave(ghost.ghosts_per_primary)
     cheap = ghost.cheap_operation
     return bias * cheap.weight.sum((1, 2, 3)) if isinstance(cheap, nn.Conv2d) else bias
 
 
 def _ghost_bias(ghost: GhostConv2d) -> torch.Tensor:
-    """The constant part of the ghost channels."""
+    """Constant part of the ghost channels, away from the border."""
     own = getattr(ghost.cheap_operation, 'bias', None)
-    return _passed_on(ghost) if own is None else _passed_on(ghost) + own
+    return _propagated_bias(ghost) if own is None else _propagated_bias(ghost) + own
 
 
 def _set_bias(ghost: GhostConv2d, bias: torch.Tensor) -> None:
@@ -106,4 +106,4 @@ def _set_bias(ghost: GhostConv2d, bias: torch.Tensor) -> None:
     wanted[order] = bias
     conv.bias.copy_(wanted[: ghost.primary])
     if getattr(cheap, 'bias', None) is not None:
-        cheap.bias.copy_(wanted[ghost.primary :] - _passed_on(ghost))
+        cheap.bias.copy_(wanted[ghost.primary :] - _propagated_bias(ghost))

@@ -1,4 +1,4 @@
-"""A model out of an OpenMMLab config, and the look that its data preprocessor gives pictures."""
+"""Build a model from an OpenMMLab config, with its preprocessing and the form of its input."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,21 +17,31 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from .backbone_swap import load_config
+from .backbone_swap.probing import describe_error
 
-Wrap = Callable[[torch.Tensor], Any]
+InputFn = Callable[[torch.Tensor], Any]
 
 
-def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Preprocessing, Wrap]:
-    """The model of a config without its weights, how it wants its pictures, and how it is called.
+def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Preprocessing, InputFn]:
+    """Build the model of a config without its weights.
 
     Args:
         source: File, or ``mmdet::...`` / ``mmpretrain::...`` of an installed package.
         num_classes: Outputs of the head.
 
+    Returns:
+        The model, its preprocessing, and a function from images (N, 3, H, W) to the model's input.
+
     Raises:
         FileNotFoundError: No such config. ValueError: No model in it, or it cannot be built.
     """
-    cfg = _config(source)
+    try:
+        cfg = load_config(source)
+    except (FileNotFoundError, ImportError):
+        raise
+    except Exception as error:  # a config is code
+        hint = '' if '::' in source else f'; a function that builds a model is {source}:FUNCTION'
+        raise ValueError(f'cannot read {source}: {describe_error(error)}{hint}') from error
     if 'model' not in cfg:
         raise ValueError(f'{source} has no model; give the config of a model or FILE.py:FUNCTION')
     init_default_scope(cfg.get('default_scope') or 'mmengine')
@@ -39,20 +49,23 @@ def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Prepr
     if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
         model.data_preprocessor = cfg.data_preprocessor  # as the Runner does it
     if num_classes is not None:
-        _set_classes(model, num_classes, source)
+        head = next((model[key] for key in ('head', 'bbox_head') if key in model), {})
+        if not isinstance(head, dict) or 'num_classes' not in head:
+            raise ValueError(f'{source} has no head with num_classes; change it in the config')
+        head['num_classes'] = num_classes
     try:
         built = MODELS.build(model)
-        look = _look(model.get('data_preprocessor') or {}, cfg)
-        return built, look, partial(called, built, mode=mode_of(built, look.size))
-    except Exception as error:  # foreign constructors raise whatever they like
-        reason = ' '.join(str(error).split())
-        raise ValueError(f'cannot build {source}: {type(error).__name__}: {reason}') from error
+        preprocessing = _preprocessing(model.get('data_preprocessor') or {}, cfg)
+        mode = raw_output_mode(built, preprocessing.size)
+        return built, preprocessing, partial(model_input, built, mode=mode)
+    except Exception as error:  # constructors of other packages raise anything
+        raise ValueError(f'cannot build {source}: {describe_error(error)}') from error
 
 
-def initialise(model: nn.Module) -> nn.Module:
-    """Weights as the Runner initialises them, in place, but for checkpoints, which stay unread.
+def initialize(model: nn.Module) -> nn.Module:
+    """Initialise a model in place as the Runner does, without reading checkpoints.
 
-    Some heads run on such weights only; Sparse R-CNN's proposals are among them.
+    Some heads work on such weights only, such as Sparse R-CNN's proposals.
     """
     for part in model.modules():
         cfg = getattr(part, 'init_cfg', None)
@@ -61,18 +74,18 @@ def initialise(model: nn.Module) -> nn.Module:
         elif cfg and cfg['type'] == 'Pretrained':
             part.init_cfg = None
     if hasattr(model, 'init_weights'):
-        model._dump_init_info = lambda *names: None  # a line for each parameter
+        model._dump_init_info = lambda *names: None  # it logs a line for each parameter
         model.init_weights()
     return model
 
 
-def called(model: nn.Module, images: torch.Tensor, mode: str = 'tensor') -> Any:
-    """What a model is called with for raw outputs; detectors ask for sizes besides.
+def model_input(model: nn.Module, images: torch.Tensor, mode: str = 'tensor') -> Any:
+    """Form the input with which a model returns raw outputs; detectors need image sizes too.
 
     Args:
-        model: Of MMPretrain, MMDetection or another package on MMEngine.
+        model: Model of MMPretrain, MMDetection or another package on MMEngine.
         images: (N, 3, H, W).
-        mode: Of a detector, as :func:`mode_of` finds it.
+        mode: Mode of a detector, as :func:`raw_output_mode` finds it.
     """
     if not _is_detector(model):
         return images
@@ -86,14 +99,19 @@ def called(model: nn.Module, images: torch.Tensor, mode: str = 'tensor') -> Any:
 
 
 @torch.no_grad()
-def mode_of(model: nn.Module, size: tuple[int, int]) -> str:
-    """``'tensor'``, or ``'predict'`` for detectors that give raw outputs only beside labels."""
+def raw_output_mode(model: nn.Module, size: tuple[int, int]) -> str:
+    """Return ``'tensor'``, or ``'predict'`` for detectors whose mode ``'tensor'`` fails.
+
+    Args:
+        model: As for :func:`model_input`.
+        size: Height and width of the image, pixels.
+    """
     if not _is_detector(model):
         return 'tensor'
     try:
         with eval_mode(model):
-            call_model(model, called(model, torch.zeros(1, 3, *size)))
-    except Exception:  # whatever their heads miss
+            call_model(model, model_input(model, torch.zeros(1, 3, *size)))
+    except Exception:  # some heads need labels or proposals
         return 'predict'
     return 'tensor'
 
@@ -102,40 +120,17 @@ def _is_detector(model: nn.Module) -> bool:
     return type(model).__module__.startswith('mmdet.')
 
 
-def _config(source: str) -> Config:
-    try:
-        return load_config(source)
-    except (FileNotFoundError, ImportError):
-        raise
-    except Exception as error:  # a config is code
-        reason = ' '.join(str(error).split())
-        hint = '' if '::' in source else f'; a function that builds a model is {source}:FUNCTION'
-        raise ValueError(f'cannot read {source}: {type(error).__name__}: {reason}{hint}') from error
-
-
-def _set_classes(model: Any, number: int, source: str) -> None:
-    head = next((model[key] for key in ('head', 'bbox_head') if key in model), {})
-    if not isinstance(head, dict) or 'num_classes' not in head:
-        raise ValueError(f'{source} has no head with num_classes; change it in the config')
-    head['num_classes'] = number
-
-
-def _look(preprocessor: Any, cfg: Config) -> Preprocessing:
-    """OpenMMLab's mean and std are of values within 0..255, in the order of the network."""
+def _preprocessing(preprocessor: Any, cfg: Config) -> Preprocessing:
+    """Convert mean and std of values within 0..255, in the channel order of the network."""
     mean, std = (preprocessor.get(key) for key in ('mean', 'std'))
     rgb = preprocessor.get('to_rgb') or preprocessor.get('bgr_to_rgb')
-    side = _side(cfg)
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
+    steps = loader.get('dataset', {}).get('pipeline', [])
+    crops = [step['crop_size'] for step in steps if step.get('type') == 'CenterCrop']
+    size = crops[-1] if crops and isinstance(crops[-1], int) else 224
     return Preprocessing(
-        (side, side),
+        (size, size),
         tuple(value / 255 for value in mean or (0, 0, 0)),
         tuple(value / 255 for value in std or (1, 1, 1)),
         bgr=not rgb,
     )
-
-
-def _side(cfg: Config) -> int:
-    """Side of a classifier's test pictures, pixels; 224 where the config does not say it."""
-    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    steps = loader.get('dataset', {}).get('pipeline', [])
-    found = [step['crop_size'] for step in steps if step.get('type') == 'CenterCrop']
-    return found[-1] if found and isinstance(found[-1], int) else 224

@@ -1,4 +1,4 @@
-"""Pictures of a run: detections beside ground truth, loss and metric over time."""
+"""Plots of a run: detections beside ground truth, loss and metric over time."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...utils import optional
-from .runner_setup import build_model, scalars, scope_of
+from .runner_setup import build_model, default_scope_of, read_scalars
 
 optional.require('mmengine', 'matplotlib')
 
@@ -28,17 +28,25 @@ def draw_detections(
     config: str | os.PathLike,
     checkpoint: str | os.PathLike,
     out: str | os.PathLike,
-    pictures: int = 5,
+    num_images: int = 5,
     score: float = 0.5,
 ) -> None:
-    """Ground truth (above) and detections of at least ``score`` (below) on test pictures."""
+    """Plot ground truth (top row) and detections (bottom row) on test images.
+
+    Args:
+        config: Config of the detector.
+        checkpoint: Its weights.
+        out: PNG to write.
+        num_images: Number of test images, evenly spread.
+        score: Lowest score of a detection that is drawn.
+    """
     model = build_model(config, checkpoint)
     cfg = Config.fromfile(config)
-    with scope_of(cfg):
+    with default_scope_of(cfg):
         data = DATASETS.build(cfg.test_dataloader.dataset)
     names = data.metainfo['classes']
-    figure, axes = plt.subplots(2, pictures, figsize=(2.2 * pictures, 4.8), squeeze=False)
-    for column, index in enumerate(np.linspace(0, len(data) - 1, pictures).astype(int)):
+    figure, axes = plt.subplots(2, num_images, figsize=(2.2 * num_images, 4.8), squeeze=False)
+    for column, index in enumerate(np.linspace(0, len(data) - 1, num_images).astype(int)):
         sample = data[int(index)]
         found = model.test_step(pseudo_collate([sample]))[0]
         image = plt.imread(sample['data_samples'].img_path)
@@ -46,7 +54,7 @@ def draw_detections(
             (box['bbox'], names[box['bbox_label']])
             for box in data.get_data_info(int(index))['instances']
         ]
-        seen = [
+        detections = [
             (box, f'{names[int(label)]} {value:.2f}')
             for box, label, value in zip(
                 found.pred_instances.bboxes.tolist(),
@@ -57,9 +65,9 @@ def draw_detections(
             if value >= score
         ]
         _draw(axes[0][column], image, truth, 'lime')
-        _draw(axes[1][column], image, seen, 'orange')
+        _draw(axes[1][column], image, detections, 'orange')
     axes[0][0].set_title('ground truth', loc='left')
-    axes[1][0].set_title(f'detections of {score:g} and more', loc='left')
+    axes[1][0].set_title(f'detections with a score of at least {score:g}', loc='left')
     _save(figure, out)
 
 
@@ -73,15 +81,15 @@ def _draw(axis: plt.Axes, image: np.ndarray, boxes: Boxes, colour: str) -> None:
 
 
 def draw_curves(runs: dict[str, tuple[Path, str]], out: str | os.PathLike) -> None:
-    """Loss and metric of runs over their epochs.
+    """Plot loss and metric of runs over their epochs.
 
     Args:
-        runs: Work folder and the metric's name, by the run's title.
+        runs: Title of a run -> its work folder and the name of the metric.
         out: PNG to write.
     """
     figure, axes = plt.subplots(1, len(runs), figsize=(5.5 * len(runs), 3.2), squeeze=False)
     for axis, (title, (work_dir, metric)) in zip(axes[0], runs.items(), strict=True):
-        logged = scalars(work_dir)
+        logged = read_scalars(work_dir)
         loss = [(row['step'], row['loss']) for row in logged if 'loss' in row]
         scores = [(row['step'], row[metric]) for row in logged if metric in row]
         steps_per_epoch = max(s for s, _ in loss) / max(s for s, _ in scores)

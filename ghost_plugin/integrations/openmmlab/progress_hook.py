@@ -1,4 +1,4 @@
-"""A training's progress in one line on the terminal, while the log goes where it always goes."""
+"""Show the progress of a training run in one line on the terminal; the log is not affected."""
 
 import sys
 import time
@@ -13,16 +13,16 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-# Seconds between two lines: on a terminal the line is written over, in a file it stays.
-_EVERY = {True: 0.5, False: 20.0}
+# Seconds between two lines; a terminal overwrites the line, a file keeps it.
+_INTERVAL = {True: 0.5, False: 20.0}
 
 
 @HOOKS.register_module(force=True)
 class ProgressHook(Hook):
-    """Writes epoch, share done, loss, last metric and the time left to standard error.
+    """Write epoch, percentage, loss, last metric and the remaining time to standard error.
 
     Args:
-        label: First word of the line; the folder of the run without it.
+        label: First word of the line; by default the folder of the run.
     """
 
     priority = 'VERY_LOW'
@@ -40,7 +40,7 @@ class ProgressHook(Hook):
     ) -> None:
         terminal = sys.stderr.isatty()
         now = time.monotonic()
-        if not is_main_process() or now - self.shown < _EVERY[terminal]:
+        if not is_main_process() or now - self.shown < _INTERVAL[terminal]:
             return
         self.shown = now
         done = runner.iter + 1

@@ -1,4 +1,4 @@
-"""Runs of OpenMMLab: their config, what they left behind, pictures of them."""
+"""Prepare runs of OpenMMLab: read and check configs, find checkpoints, set launcher and resume."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 
-# What a Runner cannot do without, and the loaders that it builds where the config has them.
-_READ = {
+# By mode: the keys that a Runner needs, and the loaders that it builds where the config has them.
+_REQUIRED = {
     'train': (
         ('model', 'train_dataloader', 'optim_wrapper'),
         ('train_dataloader', 'val_dataloader'),
@@ -34,7 +34,7 @@ _READ = {
 
 
 def read_config(path: str | os.PathLike) -> Config:
-    """A config file.
+    """Read a config file.
 
     Raises:
         FileNotFoundError: No such file. ValueError: It cannot be read.
@@ -43,12 +43,12 @@ def read_config(path: str | os.PathLike) -> Config:
         raise FileNotFoundError(f'no config at {os.fspath(path)!r}')
     try:
         return Config.fromfile(path)
-    except Exception as error:  # it is a program, and can go wrong in any way
+    except Exception as error:  # a config is code and raises anything
         raise ValueError(f'cannot read config {os.fspath(path)!r}: {_reason(error)}') from error
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong in the first place and, where mmengine wrapped it, what it advises to do."""
+    """The root cause and, where mmengine wrapped it, mmengine's advice."""
     root, lines = error, str(error).splitlines() or ['']
     if error.__cause__:
         root = error.__cause__
@@ -60,22 +60,22 @@ def _reason(error: Exception) -> str:
 
 
 def check_checkpoint(source: str, resume: bool = False) -> None:
-    """Refuse a file that mmengine would have to run code of; an address is left to mmengine.
+    """Refuse a checkpoint file whose loading would run code; addresses are left to mmengine.
 
     Args:
         source: File, folder of a file per process, or address.
-        resume: Whether a run is to go on from it, and not only to begin with its weights.
+        resume: A run will resume from it, not only start with its weights.
 
     Raises:
         FileNotFoundError: No such file. ValueError: Not a checkpoint of tensors and plain values,
-            or not of a run.
+            or without the state of a run.
     """
     if '://' in source or (resume and os.path.isdir(source)):
         return
-    told = read(source).get('meta')
-    if resume and not (isinstance(told, Mapping) and {'epoch', 'iter'} <= told.keys()):
+    meta = read(source).get('meta')
+    if resume and not (isinstance(meta, Mapping) and {'epoch', 'iter'} <= meta.keys()):
         raise ValueError(
-            f'{source!r} holds weights but no state of a run to resume; begin with them by '
+            f'{source!r} holds weights but no state of a run to resume; start with them by '
             f'--cfg-options load_from={source}'
         )
 
@@ -83,22 +83,22 @@ def check_checkpoint(source: str, resume: bool = False) -> None:
 def load_run(
     config: str | os.PathLike, work_dir: Path, options: dict | None = None, mode: str = 'train'
 ) -> Config:
-    """A config file with changes, ready for a Runner.
+    """Read a config with changes and check that a Runner can use it.
 
     Args:
         config: File.
-        work_dir: Where the run writes if neither the config nor ``options`` say.
+        work_dir: Folder of the run, if neither the config nor ``options`` name one.
         options: Changes, such as ``{'train_cfg.max_epochs': 3}``.
-        mode: What the Runner shall do, ``'train'`` or ``'test'``; the other's data may be missing.
+        mode: ``'train'`` or ``'test'``; data of the other mode may be missing.
 
     Raises:
-        FileNotFoundError: No config, or no folder where it looks for its data.
-        ValueError: A config that cannot be read, of only a part, or whose neck does not fit.
+        FileNotFoundError: No config, or no folder with its data.
+        ValueError: The config cannot be read, is incomplete, or its neck does not fit.
     """
     cfg = read_config(config)
     cfg.merge_from_dict(options or {})
     cfg.work_dir = cfg.get('work_dir') or str(work_dir)
-    needed, loaders = _READ[mode]
+    needed, loaders = _REQUIRED[mode]
     for part in needed:
         if part not in cfg:
             raise ValueError(f'{config} has no {part}; it is part of a config, inherit from it')
@@ -109,7 +109,7 @@ def load_run(
 
 
 def _check_neck(model: dict) -> None:
-    """Raise when a neck wants other maps than the backbone of ours in front of it gives."""
+    """Raise where the channels of a neck differ from those of the Ghost backbone."""
     backbone, neck = model.get('backbone') or {}, model.get('neck') or {}
     wanted = neck.get('in_channels') if isinstance(neck, dict) else None
     scope, _, name = str(backbone.get('type')).rpartition('.')
@@ -119,8 +119,8 @@ def _check_neck(model: dict) -> None:
     given = out_channels(name, **size)
     if list(wanted) not in (given, given[::-1]):  # YOLOV3Neck begins with the deepest
         raise ValueError(
-            f'the neck {neck.get("type")} wants maps of {wanted} channels and the backbone gives '
-            f'{given}; change out_indices, or ask ghost_plugin.out_channels for in_channels'
+            f'the neck {neck.get("type")} wants {wanted} channels and the backbone gives {given}; '
+            'change out_indices, or set in_channels to ghost_plugin.out_channels(...)'
         )
 
 
@@ -128,16 +128,16 @@ def _check_data(cfg: Config, loader: str) -> None:
     root = (cfg.get(loader) or {}).get('dataset', {}).get('data_root')
     if root and '://' not in root and (not os.path.isdir(root) or not os.listdir(root)):
         raise FileNotFoundError(
-            f'{loader} looks for data in {root!r}, which is missing or empty; '
+            f'{loader} reads data from {root!r}, which is missing or empty; '
             'tools/make_digits.py, voc_to_coco.py and prepare_folder.py make such folders'
         )
 
 
 def last_checkpoint(work_dir: Path) -> Path:
-    """The newest whole checkpoint of a run, also where the run was killed while it saved.
+    """Find the newest complete checkpoint of a run, even if the run was killed while saving.
 
     Raises:
-        FileNotFoundError: The run saved none.
+        FileNotFoundError: The run saved no checkpoint.
     """
     pointer = work_dir / 'last_checkpoint'
     named = Path(pointer.read_text().strip() or '-') if pointer.is_file() else work_dir / '-'
@@ -150,13 +150,13 @@ def last_checkpoint(work_dir: Path) -> Path:
 
 
 def _step(path: Path) -> int:
-    """Number of the epoch or iteration that a checkpoint's name tells, 0 for others."""
+    """Epoch or iteration in the name of a checkpoint, 0 for other names."""
     found = re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem)
     return int(found[1]) if found else 0
 
 
-# What a launcher sets in each of its processes, and the command that does it.
-_STARTED = {
+# Launcher -> variable that it sets in each process, and its command.
+_LAUNCHERS = {
     'pytorch': ('RANK', 'torchrun'),
     'slurm': ('SLURM_PROCID', 'srun'),
     'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
@@ -164,14 +164,16 @@ _STARTED = {
 
 
 def launch(cfg: Config, launcher: str) -> None:
-    """Choose a job launcher; processes of torchrun without GPUs talk by gloo.
+    """Set the launcher of a run; processes without GPUs use gloo, where MMEngine needs a GPU.
 
-    MMEngine by itself asks for a GPU as soon as there is a launcher.
+    Args:
+        cfg: Config of the run; modified.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Raises:
         ValueError: The launcher did not start this process.
     """
-    variable, command = _STARTED.get(launcher, ('', ''))
+    variable, command = _LAUNCHERS.get(launcher, ('', ''))
     if variable and variable not in os.environ and not distributed.is_initialized():
         raise ValueError(
             f'--launcher {launcher} is for processes that {command} starts, and {variable} is not '
@@ -187,25 +189,30 @@ def launch(cfg: Config, launcher: str) -> None:
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
 
 
-def leave() -> None:
-    """Wait for the other processes of a launcher and part: gloo may abort one that just ends."""
+def close_distributed() -> None:
+    """Wait for the other processes and close the group; without it gloo may abort one of them."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
 
 
-def resume(cfg: Config, source: str) -> None:
-    """Let a run go on from a checkpoint; with ``'auto'`` from its newest one, if it has any."""
+def set_resume(cfg: Config, source: str) -> None:
+    """Resume a run from a checkpoint.
+
+    Args:
+        cfg: Config of the run; modified.
+        source: Checkpoint, or ``'auto'`` for the newest one of the run, if there is any.
+    """
     if source == 'auto':
         try:
             source = str(last_checkpoint(Path(cfg.work_dir)))
         except FileNotFoundError:
-            return  # it was killed before its first, and begins again with what it loads
+            return  # the run starts anew
     cfg.resume, cfg.load_from = True, source
 
 
-def explained(error: Exception) -> Exception:
-    """What torch says about tensors, in words about data and config; other errors as they are."""
+def explain_error(error: Exception) -> Exception:
+    """Replace torch's error about a label out of range by one about data and config."""
     label = re.search(r'Target (-?\d+) is out of bounds', str(error))
     if not label:
         return error
@@ -215,8 +222,8 @@ def explained(error: Exception) -> Exception:
     )
 
 
-def scale_rate(cfg: Config) -> None:
-    """Let MMEngine fit the learning rate to the real batch size.
+def scale_learning_rate(cfg: Config) -> None:
+    """Let MMEngine scale the learning rate to the real batch size.
 
     Raises:
         ValueError: The config does not say which batch size its learning rate is for.
@@ -229,26 +236,31 @@ def scale_rate(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def keep_whole(cfg: Config) -> None:
-    """Let MMEngine's checkpoint hook, where a config has it, write whole files only."""
+def use_atomic_checkpoints(cfg: Config) -> None:
+    """Replace MMEngine's checkpoint hook, where a config has it, by one with atomic writes."""
     hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', {'type': 'CheckpointHook'})
     kind = hook.get('type') if hook else None
     # Python-style configs hold the class, and dumped ones its name with any of its modules.
     if (HOOKS.get(kind) if isinstance(kind, str) else kind) is CheckpointHook:
-        hook['type'] = 'ghost_plugin.WholeCheckpointHook'
+        hook['type'] = 'ghost_plugin.AtomicCheckpointHook'
 
 
-def scope_of(cfg: Config) -> AbstractContextManager[None]:
-    """Build what a config names inside; the scope before is back afterwards, without a warning."""
+def default_scope_of(cfg: Config) -> AbstractContextManager[None]:
+    """Use the default scope of a config for a while."""
     return DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine')
 
 
 def build_model(
     config: str | os.PathLike, checkpoint: str | os.PathLike | None = None
 ) -> nn.Module:
-    """The model of a config in eval mode, with the weights of a checkpoint."""
+    """Build the model of a config in eval mode.
+
+    Args:
+        config: Config file.
+        checkpoint: Weights to load; random weights without it.
+    """
     cfg = Config.fromfile(config)
-    with scope_of(cfg):
+    with default_scope_of(cfg):
         model = MODELS.build(cfg.model)
     if checkpoint is not None:
         load_checkpoint(model, os.fspath(checkpoint), map_location='cpu', strict=True)
@@ -256,7 +268,7 @@ def build_model(
     return model
 
 
-def scalars(work_dir: Path) -> list[dict[str, Any]]:
-    """Everything a run logged, over all its resumed parts, in order."""
+def read_scalars(work_dir: Path) -> list[dict[str, Any]]:
+    """Read all values that a run logged, including its resumed parts, in order."""
     files = sorted(work_dir.glob('*/vis_data/scalars.json'))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]

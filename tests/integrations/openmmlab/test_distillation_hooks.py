@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData
 from mmpretrain.structures import DataSample
 
 from ghost_plugin.integrations.openmmlab.backbone_swap import load_config
-from ghost_plugin.integrations.openmmlab.distillation import renormalised
+from ghost_plugin.integrations.openmmlab.distillation import renormalize
 
 
 def classifier(width, mean):
@@ -123,7 +123,7 @@ def test_the_teacher_sees_what_its_own_preprocessor_gives(mine, theirs):
         MODELS.build({'type': 'ClsDataPreprocessor', **LOOKS[name]}) for name in (mine, theirs)
     )
     data = dict(inputs=torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))
-    got = renormalised(student(dict(data))['inputs'], student, teacher)
+    got = renormalize(student(dict(data))['inputs'], student, teacher)
     torch.testing.assert_close(got, teacher(dict(data))['inputs'], rtol=1e-5, atol=1e-3)
 
 

@@ -44,7 +44,7 @@ def test_a_neck_may_begin_with_the_deepest_map(written, channels):
 
 
 def test_a_neck_of_other_channels_is_named(written):
-    with pytest.raises(ValueError, match=r'Neck wants maps of \[20, 80, 56\] .* \[20, 56, 80\]'):
+    with pytest.raises(ValueError, match=r'Neck wants \[20, 80, 56\] channels .* \[20, 56, 80\]'):
         runner_setup.load_run(written(channels=(20, 80, 56)), 'work')
 
 
@@ -61,7 +61,7 @@ def test_only_data_that_is_read_must_be_there(written, mode, reads, missing):
     if missing not in reads:
         runner_setup.load_run(path, 'work', mode=mode)
         return
-    with pytest.raises(FileNotFoundError, match=f"{missing}_dataloader looks for data in 'nowh"):
+    with pytest.raises(FileNotFoundError, match=f"{missing}_dataloader reads data from 'nowh"):
         runner_setup.load_run(path, 'work', mode=mode)
 
 
@@ -102,11 +102,11 @@ def test_every_way_to_name_mmengines_checkpoint_hook_writes_whole_files(
     path = tmp_path / 'mine.py'
     path.write_text(text.format(kind=kind))
     cfg = Config.fromfile(path)
-    runner_setup.keep_whole(cfg)
+    runner_setup.use_atomic_checkpoints(cfg)
     hook = cfg.default_hooks.checkpoint
     assert hook.interval == 3
     assert (
-        hook.type == 'ghost_plugin.WholeCheckpointHook'
+        hook.type == 'ghost_plugin.AtomicCheckpointHook'
         if whole
         else (hook.type in ('LoggerHook', LoggerHook))
     )
@@ -114,7 +114,7 @@ def test_every_way_to_name_mmengines_checkpoint_hook_writes_whole_files(
 
 def test_a_hook_that_nobody_knows_is_left_to_the_runner():
     cfg = Config({'default_hooks': {'checkpoint': {'type': 'nobody.Knows'}}})
-    runner_setup.keep_whole(cfg)
+    runner_setup.use_atomic_checkpoints(cfg)
     assert cfg.default_hooks.checkpoint.type == 'nobody.Knows'
 
 
@@ -141,19 +141,19 @@ def test_only_a_checkpoint_of_a_run_is_resumed(content, tmp_path):
 
 def test_rates_scale_only_where_the_config_says_from_which_batch_size():
     cfg = Config({'auto_scale_lr': {'base_batch_size': 16}})
-    runner_setup.scale_rate(cfg)
+    runner_setup.scale_learning_rate(cfg)
     assert cfg.auto_scale_lr.enable
     for without in ({}, {'auto_scale_lr': {'enable': False}}):
         with pytest.raises(ValueError, match='base_batch_size=N'):
-            runner_setup.scale_rate(Config(without))
+            runner_setup.scale_learning_rate(Config(without))
 
 
 def test_a_label_beyond_the_classes_is_explained():
     with pytest.raises(IndexError) as caught:
         torch.nn.functional.cross_entropy(torch.zeros(1, 3), torch.tensor([7]))
-    assert 'label 7 and the model fewer classes' in str(runner_setup.explained(caught.value))
+    assert 'label 7 and the model fewer classes' in str(runner_setup.explain_error(caught.value))
     other = IndexError('list index out of range')
-    assert runner_setup.explained(other) is other
+    assert runner_setup.explain_error(other) is other
 
 
 @pytest.mark.parametrize('launcher, command', [('pytorch', 'torchrun'), ('slurm', 'srun')])

@@ -1,4 +1,4 @@
-"""Another backbone for a config of an OpenMMLab package, as a difference that inherits it."""
+"""Replace the backbone in a config of an OpenMMLab package, as a difference that inherits it."""
 
 from .api import Swap, swap_backbone
 from .config_io import load_config, refuse_python_style, resolve, write_config

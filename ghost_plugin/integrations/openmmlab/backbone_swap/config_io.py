@@ -1,4 +1,4 @@
-"""Configs in and out: read by path or ``package::`` name, written as a base plus a difference."""
+"""Read configs by path or ``package::`` name, and write them as bases plus a difference."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ _MADE = '# Made by '
 
 
 def load_config(source: str | os.PathLike) -> Config:
-    """A config file, or ``mmdet::...`` / ``mmpretrain::...`` out of an installed package.
+    """Read a config file, or ``mmdet::...`` / ``mmpretrain::...`` of an installed package.
 
     Raises:
         FileNotFoundError: No such config. ImportError: The package is not installed.
@@ -26,7 +26,7 @@ def load_config(source: str | os.PathLike) -> Config:
 
 
 def refuse_python_style(source: str | os.PathLike) -> None:
-    """Raise for a config that is a Python module: mmengine lets no text config inherit it.
+    """Raise for a config in mmengine's Python style, which no text config can inherit.
 
     Raises:
         ValueError: The config uses ``read_base()`` or imports what it names.
@@ -41,7 +41,7 @@ def refuse_python_style(source: str | os.PathLike) -> None:
 
 
 def resolve(source: str) -> str:
-    """The path of a config, with ``package::`` looked up among the installed packages."""
+    """Find the path of a config; ``package::`` is searched in the installed packages."""
     if '::' not in source:
         return source
     try:
@@ -60,15 +60,14 @@ def write_config(
     by: str = 'ghost_plugin',
     accept: Callable[[Config], None] | None = None,
 ) -> Config:
-    """Write a config that inherits ``bases`` and holds the difference; it replaces no file by half.
+    """Write a config that inherits ``bases`` and holds the difference, in one atomic step.
 
     Args:
         out: File to write; folders are made.
         bases: Config files or ``package::`` names, none of which may share a key.
         change: Top-level keys and values that differ.
-        by: Who makes it, for the first line.
-        accept: Called with the merged config before it is written; what it raises keeps the file
-            from being written.
+        by: Name of the tool, for the first line.
+        accept: Called with the merged config; nothing is written if it raises.
 
     Returns:
         The merged config, read back from what was written.
@@ -81,7 +80,7 @@ def write_config(
     names = [base_name(base, out.parent) for base in bases]
     lines = [made_by(by, bases[0]), f'_base_ = {names if len(names) > 1 else names[0]!r}']
     lines.append(Config(change).pretty_text)
-    # Beside it, as what it inherits is named from there; a config's name ends in .py.
+    # In the same folder, since relative bases start there; mmengine wants the suffix .py.
     partial = out.with_name(f'.{out.stem}_{os.getpid()}.py')
     try:
         partial.write_text('\n'.join(lines))
@@ -95,16 +94,25 @@ def write_config(
 
 
 def made_by(tool: str, source: str) -> str:
-    """First line of a config that a tool may write anew."""
+    """First line of a config that a tool may overwrite.
+
+    Args:
+        tool: Name of the tool.
+        source: Config that it started from.
+    """
     return f'{_MADE}{tool} from {source}'
 
 
 def check_out(out: str | os.PathLike, bases: Sequence[str]) -> Path:
-    """Where a config that inherits ``bases`` may go.
+    """Check that a config may be written to a path, and return the path.
+
+    Args:
+        out: File to write.
+        bases: Config files or ``package::`` names that it inherits.
 
     Raises:
-        ValueError: ``out`` is no name of a config, or one that it would inherit; one of ``bases``
-            is no text. FileExistsError: It is there, and no tool of ours made it.
+        ValueError: ``out`` does not end in .py or is among what it inherits; a base is in the
+            Python style. FileExistsError: The file exists and no tool of this package wrote it.
     """
     out = Path(out)
     if out.suffix != '.py':
@@ -115,19 +123,24 @@ def check_out(out: str | os.PathLike, bases: Sequence[str]) -> Path:
         refuse_python_style(base)
     if out.exists() and not (out.is_file() and out.read_bytes().startswith(_MADE.encode())):
         raise FileExistsError(
-            f'{out} is there, and not made by this tool; move it, or give another file with -o'
+            f'{out} exists and was not made by this tool; move it, or give another file with -o'
         )
     return out
 
 
 def _inherited(base: str) -> set[Path]:
-    """A config and all that it inherits; mmengine's text of it has their paths on lines of own."""
+    """Paths of a config and of all that it inherits, from the text that mmengine keeps of them."""
     lines = load_config(base).text.splitlines()
     return {Path(line).resolve() for line in lines if os.path.isabs(line)}
 
 
 def base_name(base: str, folder: Path) -> str:
-    """How a config in ``folder`` names another that it inherits."""
+    """The name of a base as a config in ``folder`` has to write it.
+
+    Args:
+        base: File or ``package::`` name.
+        folder: Folder of the config that inherits it.
+    """
     if '::' in base:
         return base
     return Path(os.path.relpath(Path(base).resolve(), folder.resolve())).as_posix()

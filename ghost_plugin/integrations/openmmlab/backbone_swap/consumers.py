@@ -1,14 +1,14 @@
-"""Necks and heads that read the levels of a backbone, fitted to the channels of another."""
+"""Fit the necks and heads that read the levels of a backbone to the channels of another."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ....utils import optional
-from .config_tree import merged, replaced, type_of
-from .probing import Map, on_meta_or_cpu
+from .config_tree import first_of, merge, tree_change, type_name
+from .probing import Level, on_meta_or_cpu
 
 optional.require('mmengine', 'mmcv')
 
@@ -20,7 +20,7 @@ _NO_CONSUMERS = ('backbone', 'neck', 'data_preprocessor', 'init_cfg')
 
 @dataclass(frozen=True)
 class _NeckOutputs:
-    """Channels of what a neck returns, and which of its inputs they depend on."""
+    """Channels of the outputs of a neck, and for each input if an output depends on it."""
 
     channels: list[int]
     levels_read: list[bool]
@@ -28,25 +28,28 @@ class _NeckOutputs:
 
 @dataclass(frozen=True)
 class _Source:
-    """Channels of a sequence of feature maps before and after the swap."""
+    """Channels of a sequence of levels before and after the swap."""
 
     old: list[int]
     new: list[int]
 
 
 def fit(
-    part: Mapping, old: Sequence[Map], new: Sequence[Map], scope: str, *, last_level: bool
+    part: Mapping, old: Sequence[Level], new: Sequence[Level], scope: str, *, last_level: bool
 ) -> dict[str, Any] | None:
-    """The change of all parts that read the backbone's levels, None where none can be made.
+    """Compute the change of all parts that read the backbone's levels.
 
     Args:
         part: Config of the model.
-        old, new: Feature maps of the old and the new backbone, as many.
-        scope: Where names are looked up.
-        last_level: Whether a head that names no level reads the last one.
+        old, new: Levels of the old and the new backbone, the same number.
+        scope: Package in which names are looked up.
+        last_level: A head that names no level reads the last one.
+
+    Returns:
+        The change, None where no change of channels fits.
 
     Raises:
-        ValueError: A head reads a level whose channels are others than it names.
+        ValueError: A head reads a level that has other channels than the head names.
     """
     backbone = _Source([width for width, _ in old], [width for width, _ in new])
     neck = part.get('neck')
@@ -56,31 +59,38 @@ def fit(
     if change is None:
         return None
     before = _neck_outputs(neck, old, scope)
-    after = _neck_outputs(_applied(neck, change), new, scope)
-    if before and not after:  # a norm of groups takes only some channels
+    changed_neck = change if isinstance(change, list) else merge(neck, change)
+    after = _neck_outputs(changed_neck, new, scope)
+    if before and not after:  # a group norm needs a number of channels that its groups divide
         return None
     changed = {'neck': change} if change else {}
     if not before:
-        return changed  # a neck that does not run here hides what its heads read
+        return changed  # the neck does not run here, so its outputs are unknown
     sources = [_Source(before.channels, after.channels), backbone]
     return {**changed, **(_fit_heads(part, sources, None, last_level) or {})}
 
 
-def levels_read(neck: Any, maps: Sequence[Map], scope: str) -> list[bool]:
-    """For each level of a backbone whether a neck's outputs depend on it; all without a neck."""
-    outputs = _neck_outputs(neck, maps, scope) if neck else None
-    return outputs.levels_read if outputs else [True] * len(maps)
+def levels_read(neck: Any, levels: Sequence[Level], scope: str) -> list[bool]:
+    """Find the levels of a backbone that the outputs of a neck depend on.
+
+    Args:
+        neck: Config of the neck; without one all levels are read.
+        levels: Levels of the backbone.
+        scope: Package in which names are looked up.
+    """
+    outputs = _neck_outputs(neck, levels, scope) if neck else None
+    return outputs.levels_read if outputs else [True] * len(levels)
 
 
 def _neck_change(neck: Any, backbone: _Source) -> Any:
     """The change of a neck, empty where it names no channels, None where it names others."""
-    first = neck[0] if isinstance(neck, list | tuple) else neck
+    first = first_of(neck)
     if 'in_channels' not in first:
         return {}
     wanted = _mapped(first['in_channels'], backbone)
     if wanted is None:
         return None
-    if type_of(first) == 'SSDNeck':  # its first outputs are its inputs
+    if type_name(first) == 'SSDNeck':  # its first outputs are its inputs
         others = first['out_channels'][len(backbone.new) :]
         change = {'in_channels': wanted, 'out_channels': [*backbone.new, *others]}
     else:  # JPU insists on a tuple
@@ -90,12 +100,8 @@ def _neck_change(neck: Any, backbone: _Source) -> Any:
     return [{**first, **change}, *(dict(other) for other in neck[1:])]
 
 
-def _applied(neck: Any, change: Any) -> Any:
-    return change if isinstance(change, list) else merged(neck, change)
-
-
-def _neck_outputs(neck: Any, maps: Sequence[Map], scope: str) -> _NeckOutputs | None:
-    """Channels of a neck's outputs for feature maps, None where it does not run."""
+def _neck_outputs(neck: Any, levels: Sequence[Level], scope: str) -> _NeckOutputs | None:
+    """Run a neck on the levels of a backbone; None where it does not run."""
     init_default_scope(scope)
     necks = neck if isinstance(neck, list | tuple) else [neck]
 
@@ -103,12 +109,12 @@ def _neck_outputs(neck: Any, maps: Sequence[Map], scope: str) -> _NeckOutputs | 
         with torch.device(device):
             inputs = tuple(
                 torch.zeros(2, width, size, size, requires_grad=True)
-                for width, stride in maps
+                for width, stride in levels
                 for size in [-(-_IMAGE_SIZE // stride)]
             )
             outputs = inputs
             for cfg in necks:
-                module = MODELS.build(merged(cfg, None))
+                module = MODELS.build(merge(cfg, None))
                 module.eval()
                 outputs = module(outputs)
         outputs = outputs if isinstance(outputs, tuple | list) else [outputs]
@@ -120,15 +126,8 @@ def _neck_outputs(neck: Any, maps: Sequence[Map], scope: str) -> _NeckOutputs | 
 
     try:
         return on_meta_or_cpu(run)
-    except Exception:  # foreign modules raise whatever they like
+    except Exception:  # modules of other packages raise anything
         return None
-
-
-def _consumers(part: Mapping) -> Iterator[tuple[str, Any]]:
-    for key, value in part.items():
-        first = value[0] if isinstance(value, list | tuple) and value else value
-        if key not in _NO_CONSUMERS and not key.endswith('_cfg') and isinstance(first, Mapping):
-            yield key, value
 
 
 def _fit_heads(
@@ -138,18 +137,21 @@ def _fit_heads(
 
     Args:
         part: Config of the model.
-        sources: What heads may read, the most likely first.
-        direct: The backbone's levels where no neck stands between.
-        last_level: Whether a head that names no level reads the last one.
+        sources: Levels that heads may read, the most likely first.
+        direct: The backbone's levels where there is no neck.
+        last_level: A head that names no level reads the last one.
     """
     if direct and 'shared_head' in (part.get('roi_head') or {}):
-        return None  # it has its channels in its code
+        return None  # its code fixes its channels
     found = {}
-    for key, value in _consumers(part):
+    for key, value in part.items():
+        first = first_of(value)
+        if key in _NO_CONSUMERS or key.endswith('_cfg') or not isinstance(first, Mapping):
+            continue
         parts = value if isinstance(value, list | tuple) else [value]
         changes = [_fit_head(key, one, sources, direct, last_level) for one in parts]
         if any(changes):
-            whole = [merged(*pair) for pair in zip(parts, changes, strict=True)]
+            whole = [merge(*pair) for pair in zip(parts, changes, strict=True)]
             found[key] = changes[0] if parts[0] is value else whole
     return found or None
 
@@ -169,7 +171,7 @@ def _fit_head(
             raise ValueError(_misfit(key, head, -1, sources))
         own = {'in_channels': new} if new not in (None, value) else {}
 
-    def swap(name: str, value: Any, owner: Mapping) -> Any:
+    def replace(name: str, value: Any, owner: Mapping) -> Any:
         if 'in_index' in owner and name in ('in_channels', 'c1_in_channels') and value:
             index = owner['in_index'] if name == 'in_channels' else 0
             new = _selected(value, index, sources)
@@ -182,11 +184,11 @@ def _fit_head(
             return _mapped(value, direct)
         return None
 
-    return {**(replaced(head, swap) or {}), **own} or None
+    return {**(tree_change(head, replace) or {}), **own} or None
 
 
 def _selected(value: Any, index: Any, sources: Sequence[_Source]) -> Any:
-    """New channels of the levels at an index, None where no source has the old ones there."""
+    """New channels of the level(s) at an index, None where no source has the old ones there."""
     for source in sources:
         try:
             if isinstance(index, int):
@@ -212,14 +214,14 @@ def _misfit(
     key: str, head: Mapping, index: Any, sources: Sequence[_Source], name: str = 'in_channels'
 ) -> str:
     return (
-        f'{key} ({type_of(head)}) has {name}={head[name]} for level {index}, where the levels have '
-        f'{" or ".join(str(source.old) for source in sources)} channels; what it reads is not '
-        'known, change it by hand'
+        f'{key} ({type_name(head)}) has {name}={head[name]} for level {index}, where the levels '
+        f'have {" or ".join(str(source.old) for source in sources)} channels; the level that it '
+        'reads is unknown, change it by hand'
     )
 
 
 def _mapped(value: Any, source: _Source) -> Any:
-    """Channels as they were written, for the new maps; None if they are others."""
+    """New channels in the form of the old value, None if it names other channels."""
     if isinstance(value, int):
         return source.new[-1] if value == source.old[-1] else None
     if not isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Levels that a detector, segmentor or pose estimator reads, taken from a new backbone."""
+"""Give detectors, segmentors and pose estimators the levels of a new backbone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 from .... import specs
 from ....specs import FINAL_LEVEL
 from . import consumers
-from .config_tree import is_ours, type_of
-from .probing import Map, features
+from .config_tree import is_ghost_backbone, type_name
+from .probing import Level, probe_levels
 
 _STRIDES = tuple(2 ** (level + 1) for level in range(FINAL_LEVEL))  # of the levels 0..4
 _DEEPEST = FINAL_LEVEL - 1
 
 
-def levels(part: Mapping, old: Sequence[Map], arguments: Mapping) -> dict[int, int]:
-    """The level of ours for each stride of the old feature maps; the last of that stride.
+def choose_levels(part: Mapping, old: Sequence[Level], new: Mapping) -> dict[int, int]:
+    """Map each stride of the old backbone to the level of a Ghost backbone, its last one.
 
     Args:
         part: Config of the model.
-        old: Feature maps of its backbone.
-        arguments: Of the new backbone, with its ``output_stride`` if it has one.
+        old: Levels of its backbone.
+        new: Config of the new backbone, with its ``output_stride`` if it has one.
 
     Raises:
         ValueError: Strides that are no powers of two, or 1.
@@ -27,11 +27,11 @@ def levels(part: Mapping, old: Sequence[Map], arguments: Mapping) -> dict[int, i
     strides = sorted({stride for _, stride in old})
     if any(stride not in (*_STRIDES, 64, 128) for stride in strides):
         raise ValueError(
-            f'the old backbone gives maps of strides {strides}, ours has {list(_STRIDES)}; '
+            f'the old backbone has levels of strides {strides}, the new one {list(_STRIDES)}; '
             'choose levels with --out-indices'
         )
     found = {stride: _STRIDES.index(min(stride, _STRIDES[-1])) for stride in strides}
-    if _is_dilated(part) or strides[-1] >= arguments.get('output_stride', _STRIDES[-1]):
+    if _is_dilated(part) or strides[-1] >= new.get('output_stride', _STRIDES[-1]):
         found[strides[-1]] = _DEEPEST  # dilated stages share a stride
     return found
 
@@ -44,44 +44,47 @@ def _is_dilated(part: Mapping) -> bool:
 def change(
     part: Mapping, new: dict[str, Any], scope: str, *, projections: bool, last_level: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """The change that puts a backbone into a model, and remarks about what had to be added.
+    """Compute the change that puts a backbone into a model.
 
     Args:
         part: Config of the model.
-        new: Config of the new backbone; of ours, levels are chosen where it has no
+        new: Config of the new backbone; levels are chosen for one of this package without
             ``out_indices``.
-        scope: Where names are looked up.
-        projections: Whether 1x1 convs may make the old channels where a reader cannot change.
-        last_level: Whether a head that names no level reads the last one.
+        scope: Package in which names are looked up.
+        projections: Allow 1x1 convs that restore the old channels where a reader cannot change.
+        last_level: A head that names no level reads the last one.
+
+    Returns:
+        The change, and remarks about what had to be added.
 
     Raises:
         ValueError: A reader wants another number of levels than the user chose, or channels that
             cannot be had.
     """
-    old = features(part['backbone'], scope)
+    old = probe_levels(part['backbone'], scope)
     strides = [stride for _, stride in old]
     remarks = []
-    if is_ours(new):
+    if is_ghost_backbone(new):
         specs.find(new['type'])
     backbone = new
-    if is_ours(new) and 'out_indices' not in new:
+    if is_ghost_backbone(new) and 'out_indices' not in new:
         if _is_dilated(part) and max(strides) in (8, 16):
             new = {'output_stride': max(strides), **new}
-        chosen = levels(part, old, new)
+        chosen = choose_levels(part, old, new)
         new = {**new, 'out_indices': tuple(sorted(set(chosen.values())))}
         if max(chosen.values()) < _DEEPEST:
             remarks.append(
                 f'the old feature maps end at stride {max(strides)}, so the new backbone ends at '
                 f'level {max(chosen.values())} of {_DEEPEST}'
             )
-        backbone, given = new, features(new, scope)
+        backbone, given = new, probe_levels(new, scope)
         if len(given) != len(old):
             stride_of = {level: s for level, (_, s) in zip(new['out_indices'], given, strict=True)}
             ready = (*stride_of.values(), *(s for s in strides if s > max(stride_of.values())))
             strides = [s if s in ready else stride_of[chosen[s]] for s in strides]
-            backbone = _matched(new, given, strides)
+            backbone = _adapter(new, given, strides)
             remarks.append(f'levels of strides {strides} are made of {[s for _, s in given]}')
-    given, maps = features(new, scope), features(backbone, scope)
+    given, maps = probe_levels(new, scope), probe_levels(backbone, scope)
     if len(maps) != len(old):
         raise ValueError(
             f'the neck or head {_reader(part)} wants {len(old)} levels of channels '
@@ -105,26 +108,26 @@ def change(
             before if is_read else now
             for (before, _), (now, _), is_read in zip(old, maps, read, strict=True)
         ]
-        backbone = _matched(new, given, [s for _, s in maps], wanted)
+        backbone = _adapter(new, given, [s for _, s in maps], wanted)
         remarks.append(
             f'1x1 convs make the {_channels(old)} channels that {_reader(part)} must have'
         )
     return {'backbone': {'_delete_': True, **backbone}, **(fitted or {})}, remarks
 
 
-def _matched(
-    new: dict, given: Sequence[Map], strides: Sequence[int], channels: Sequence[int] | None = None
+def _adapter(
+    new: dict, given: Sequence[Level], strides: Sequence[int], channels: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    matched = {'type': 'ghost_plugin.MatchedLevels', 'backbone': new}
-    matched.update(given=list(given), strides=list(strides))
-    return {**matched, 'channels': list(channels)} if channels else matched
+    adapter = {'type': 'ghost_plugin.FeatureAdapter', 'backbone': new}
+    adapter.update(given=list(given), strides=list(strides))
+    return {**adapter, 'channels': list(channels)} if channels else adapter
 
 
-def _channels(maps: Sequence[Map]) -> list[int]:
-    return [channels for channels, _ in maps]
+def _channels(levels: Sequence[Level]) -> list[int]:
+    return [channels for channels, _ in levels]
 
 
 def _reader(part: Mapping) -> str:
-    """The parts that read the feature maps of the backbone, by name."""
+    """Name the parts that read the levels of the backbone."""
     heads = [key for key in part if key.endswith('head')]
-    return type_of(part['neck']) if part.get('neck') else ' and '.join(heads) or str(part['type'])
+    return type_name(part['neck']) if part.get('neck') else ' and '.join(heads) or str(part['type'])

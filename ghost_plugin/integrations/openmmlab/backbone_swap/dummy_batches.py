@@ -1,4 +1,4 @@
-"""Made-up images and labels in the form that each kind of model is trained with."""
+"""Random images and labels in the form that each kind of model is trained with."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,31 +6,31 @@ from typing import Any
 
 import torch
 
-from .config_tree import type_of
+from .config_tree import type_name
 
-_MASKS = re.compile('mask|HeadIns|DetIns')  # in the config of whatever learns from masks
-_PERSON = (256, 128)  # height and width of a cut-out person, pixels
+_MASKS = re.compile('mask|HeadIns|DetIns')  # in configs of models that learn from masks
+_PERSON = (256, 128)  # height and width of an image of one person, pixels
 _CLASSES = 2  # labels 0 and 1 exist in every head with classes
 
 
-def detection_batch(part: Mapping, side: int) -> dict[str, Any]:
-    """Two pictures with boxes, a map of classes, proposals, and masks where they are learned.
+def detection_batch(part: Mapping, size: int) -> dict[str, Any]:
+    """Two images with boxes, semantic labels, proposals, and masks where they are learned.
 
     Args:
         part: Config of the detector.
-        side: Of the pictures, pixels.
+        size: Image size, pixels.
     """
     from mmdet.testing import demo_mm_inputs, demo_track_inputs
     from mmengine.structures import InstanceData
 
-    if 'Track' in type_of(part.get('data_preprocessor')):
-        shape = [(3, side, side)]
+    if 'Track' in type_name(part.get('data_preprocessor')):
+        shape = [(3, size, size)]
         return demo_track_inputs(1, 2, image_shapes=shape, num_classes=_CLASSES, with_mask=True)
-    classes = min(_CLASSES, *values(part, 'num_classes'), _CLASSES)
+    classes = min(_CLASSES, *_integers(part, 'num_classes'), _CLASSES)
     semantic = (part.get('roi_head') or {}).get('semantic_head')
     batch = demo_mm_inputs(
         2,
-        [(3, side, side)] * 2,
+        [(3, size, size)] * 2,
         num_items=[3, 3],
         num_classes=_CLASSES,
         sem_seg_output_strides=8 if semantic else 1,
@@ -46,46 +46,58 @@ def detection_batch(part: Mapping, side: int) -> dict[str, Any]:
     return batch
 
 
-def values(node: Any, key: str) -> Iterator[int]:
-    """Every whole number that stands under a key in a tree of dicts and lists."""
+def _integers(node: Any, key: str) -> Iterator[int]:
+    """All integers under a key in a tree of dicts and lists."""
     if isinstance(node, Mapping):
         if isinstance(node.get(key), int):
             yield node[key]
         node = list(node.values())
     if isinstance(node, list | tuple):
         for item in node:
-            yield from values(item, key)
+            yield from _integers(item, key)
 
 
-def classification_batch(part: Mapping, side: int) -> dict[str, Any]:
-    """Four labelled pictures, or two views of each for a model that learns without labels."""
+def classification_batch(part: Mapping, size: int) -> dict[str, Any]:
+    """Four labelled images, or two views of each for a model that learns without labels.
+
+    Args:
+        part: Config of the classifier.
+        size: Image size, pixels.
+    """
     from mmpretrain.structures import DataSample
 
-    shape, sample = (side, side), DataSample
-    if type_of(part) == 'BaseReID':  # persons, by a kernel of a fixed size
+    shape, sample = (size, size), DataSample
+    if type_name(part) == 'BaseReID':  # its pooling kernel needs images of this size
         from mmdet.structures import ReIDDataSample
 
         shape, sample = _PERSON, ReIDDataSample
     channels = image_channels(part)
-    pictures = [torch.randint(0, 256, (channels, *shape), dtype=torch.uint8) for _ in range(4)]
+    images = [torch.randint(0, 256, (channels, *shape), dtype=torch.uint8) for _ in range(4)]
     samples = [sample().set_gt_label(index % _CLASSES) for index in range(4)]
-    views = pictures if is_labelled(part) else [torch.stack(pictures)] * 2
+    labelled = type_name(part) in ('ImageClassifier', 'BaseReID')
+    views = images if labelled else [torch.stack(images)] * 2
     return {'inputs': views, 'data_samples': samples}
 
 
-def image_channels(part: Mapping) -> int:
-    """Channels of the pictures of a detector or classifier."""
+def image_channels(part: Mapping, default: int = 3) -> int:
+    """Input channels of a model.
+
+    Args:
+        part: Config of the model with the backbone.
+        default: Channels where the backbone names none.
+    """
     backbone = part['backbone']
-    return backbone.get('backbone', backbone).get('in_channels', 3)
-
-
-def is_labelled(part: Mapping) -> bool:
-    """Whether a classifier learns from labels, not from views of a picture."""
-    return type_of(part) in ('ImageClassifier', 'BaseReID')
+    inner = backbone.get('backbone')  # of a FeatureAdapter
+    return (inner if isinstance(inner, Mapping) else backbone).get('in_channels', default)
 
 
 def square(part: Mapping, size: int) -> tuple[int, int]:
-    """Height and width of images whose size is free, pixels."""
+    """Height and width (pixels) of square images.
+
+    Args:
+        part: Config of the model; not used.
+        size: Image size, pixels.
+    """
     return size, size
 
 
@@ -94,13 +106,13 @@ def segmentation_batch(part: Mapping, size: int) -> dict[str, Any]:
 
     Args:
         part: Config of the segmentor.
-        size: Of the images, pixels.
+        size: Image size, pixels.
     """
     from mmengine.structures import BaseDataElement, PixelData
 
     shape = (size, size)
     info = {'img_shape': shape, 'ori_shape': shape, 'pad_shape': shape, 'padding_size': [0] * 4}
-    classes = min(_CLASSES, *values(part, 'num_classes'), _CLASSES)
+    classes = min(_CLASSES, *_integers(part, 'num_classes'), _CLASSES)
     samples = []
     for _ in range(2):
         sample = BaseDataElement(metainfo=info)
@@ -117,7 +129,12 @@ def _codec(part: Mapping) -> Mapping:
 
 
 def pose_shape(part: Mapping, size: int) -> tuple[int, int]:
-    """Height and width of the images that a pose estimator's codec asks for, pixels."""
+    """Height and width (pixels) that a pose estimator's codec asks for.
+
+    Args:
+        part: Config of the pose estimator.
+        size: Image size where the codec names none, pixels.
+    """
     width, height = _codec(part).get('input_size') or (size, size)
     return height, width
 
@@ -127,7 +144,7 @@ def pose_batch(part: Mapping, size: int) -> dict[str, Any]:
 
     Args:
         part: Config of the pose estimator.
-        size: Of the images where its codec names none, pixels.
+        size: Image size where its codec names none, pixels.
     """
     from mmpose.testing import get_packed_inputs
 

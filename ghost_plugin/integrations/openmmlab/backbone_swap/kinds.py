@@ -1,4 +1,4 @@
-"""The kinds of model whose backbone can be swapped, told apart by the class of the model."""
+"""Kinds of model whose backbone can be swapped, recognised by the base class of the model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,20 +7,19 @@ from typing import Any
 
 from ....utils import optional
 from . import classifiers, detectors, dummy_batches
+from .probing import describe_error, quiet_logging
 
 optional.require('mmengine', 'mmcv')
 
 from mmengine.registry import MODELS, init_default_scope
 
-from .foreign import quiet, reason
-
 
 @dataclass(frozen=True)
 class ModelKind:
-    """One kind of model: how it is known, changed and tried.
+    """How a kind of model is recognised, changed and tried.
 
     Attributes:
-        name: The word for it in messages.
+        name: Word for it in messages.
         base_classes: Names of classes; a model of this kind inherits one of them.
         scope: Package of its base classes, in which names are looked up by default.
         change: Called with the model's config, the new backbone's config and the scope; returns
@@ -36,54 +35,43 @@ class ModelKind:
     scope: str
     change: Callable[[Mapping, dict[str, Any], str], tuple[dict[str, Any], list[str]]]
     batch: Callable[[Mapping, int], dict[str, Any]]
-    image_shape: Callable[[Mapping, int], tuple[int, int]]
-    trial_sizes: tuple[int, ...]
-    cost_size: int
+    image_shape: Callable[[Mapping, int], tuple[int, int]] = dummy_batches.square
+    trial_sizes: tuple[int, ...] = (128, 320)
+    cost_size: int = 256
 
 
+_last_level = partial(detectors.change, projections=False, last_level=True)
 KINDS = (
     ModelKind(
-        name='classifier',
-        base_classes=('BaseClassifier', 'BaseSelfSupervisor', 'ImageClassifier'),
-        scope='mmpretrain',
-        change=classifiers.change,
-        batch=dummy_batches.classification_batch,
-        image_shape=dummy_batches.square,
+        'classifier',
+        ('BaseClassifier', 'BaseSelfSupervisor', 'ImageClassifier'),
+        'mmpretrain',
+        classifiers.change,
+        dummy_batches.classification_batch,
         trial_sizes=(64, 224),
         cost_size=224,
     ),
     ModelKind(
-        name='detector',
-        base_classes=('BaseDetector', 'BaseMOTModel'),
-        scope='mmdet',
-        change=partial(detectors.change, projections=True, last_level=False),
-        batch=dummy_batches.detection_batch,
-        image_shape=dummy_batches.square,
-        trial_sizes=(128, 320),
-        cost_size=256,
+        'detector',
+        ('BaseDetector', 'BaseMOTModel'),
+        'mmdet',
+        partial(detectors.change, projections=True, last_level=False),
+        dummy_batches.detection_batch,
     ),
     ModelKind(
-        name='segmentor',
-        base_classes=('BaseSegmentor',),
-        scope='mmseg',
-        change=partial(detectors.change, projections=False, last_level=True),
-        batch=dummy_batches.segmentation_batch,
-        image_shape=dummy_batches.square,
-        trial_sizes=(128, 320),
-        cost_size=256,
+        'segmentor', ('BaseSegmentor',), 'mmseg', _last_level, dummy_batches.segmentation_batch
     ),
     ModelKind(
-        name='pose estimator',
-        base_classes=('BasePoseEstimator',),
-        scope='mmpose',
-        change=partial(detectors.change, projections=False, last_level=True),
-        batch=dummy_batches.pose_batch,
+        'pose estimator',
+        ('BasePoseEstimator',),
+        'mmpose',
+        _last_level,
+        dummy_batches.pose_batch,
         image_shape=dummy_batches.pose_shape,
         trial_sizes=(256,),
-        cost_size=256,
     ),
 )
-# Base classes that inherit one of the above or look like it, and packages whose models do.
+# Base classes that inherit one of the above or resemble it, and packages of such models.
 _UNSUPPORTED_CLASSES = {
     'Base3DDetector': 'it reads point clouds or several cameras',
     'Base3DSegmentor': 'it reads point clouds',
@@ -103,7 +91,7 @@ _UNSUPPORTED_PACKAGES = {
 
 
 def find_kind(part: Mapping, scope: str | None) -> ModelKind:
-    """The kind of a model by the class that its ``type`` names.
+    """Find the kind of a model by the class that its ``type`` names.
 
     Args:
         part: Config of the model with the backbone.
@@ -125,13 +113,13 @@ def find_kind(part: Mapping, scope: str | None) -> ModelKind:
             return kind_of_class(found)
     where = f'in the scope {scope!r}' if scope else 'and the config has no default_scope'
     raise ValueError(
-        f'{name} is not registered here {where}, so nothing tells what kind of model it is; '
+        f'{name} is not registered here {where}, so the kind of the model is unknown; '
         'install its package, or name the module that registers it in custom_imports'
     )
 
 
 def kind_of_class(model: type) -> ModelKind:
-    """The kind of a class of models.
+    """Find the kind of a class of models.
 
     Raises:
         ValueError: It is of no kind whose backbone can be swapped.
@@ -139,15 +127,15 @@ def kind_of_class(model: type) -> ModelKind:
     inherited = [base.__name__ for base in model.__mro__]
     packages = {base.__module__.split('.')[0] for base in model.__mro__}
     of = f'({model.__module__})'
-    for base in inherited:
-        if base in _UNSUPPORTED_CLASSES:
-            _refuse(model.__name__, of, _UNSUPPORTED_CLASSES[base])
-    for package in sorted(packages & set(_UNSUPPORTED_PACKAGES)):
-        _refuse(model.__name__, of, _UNSUPPORTED_PACKAGES[package])
+    for name in (*inherited, *sorted(packages)):
+        why = _UNSUPPORTED_CLASSES.get(name) or _UNSUPPORTED_PACKAGES.get(name)
+        if why:
+            _refuse(model.__name__, of, why)
     for kind in KINDS:
         if set(inherited) & set(kind.base_classes):
             return kind
-    _refuse(model.__name__, of, f'it inherits none of {_all_base_classes()}')
+    known = ', '.join(name for kind in KINDS for name in kind.base_classes)
+    _refuse(model.__name__, of, f'it inherits none of {known}')
 
 
 def _refuse(name: str, of: str, why: str) -> None:
@@ -157,18 +145,14 @@ def _refuse(name: str, of: str, why: str) -> None:
     )
 
 
-def _all_base_classes() -> str:
-    return ', '.join(name for kind in KINDS for name in kind.base_classes)
-
-
 def _registered(name: str, scope: str) -> type | None:
-    """The class of a registered name, None where there is none."""
+    """Look up the class of a registered name, None where there is none."""
     try:
-        with quiet():
+        with quiet_logging():
             init_default_scope(scope)
             with MODELS.switch_scope_and_registry(None) as registry:
                 return registry.get(name)
     except Exception as error:  # a package that is installed and broken raises anything
         raise ValueError(
-            f'the package of {name} ({scope}) cannot be imported: {reason(error)}'
+            f'the package of {name} ({scope}) cannot be imported: {describe_error(error)}'
         ) from error

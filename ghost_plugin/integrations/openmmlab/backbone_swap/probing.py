@@ -1,8 +1,10 @@
-"""What a backbone returns, asked of the backbone: channels and stride of every map."""
+"""Build modules of other packages and read what they return: channels and strides of levels."""
 
 import functools
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -13,72 +15,74 @@ optional.require('mmengine', 'mmcv')
 
 from mmengine.registry import MODELS, init_default_scope
 
-_SIDE = 128  # of the picture that backbones are shown, pixels; all strides up to 128 divide it
-# What has no say in the shape of a map; old norms with eps=0 no longer run in PyTorch.
-_ASIDE = ('init_cfg', 'pretrained', 'norm_cfg')
-Map = tuple[int, int]  # channels, stride in pixels
+_SIZE = 128  # of the probe image, pixels; all strides up to 128 divide it
+# Keys that do not affect shapes; old norms with eps=0 do not run in current PyTorch.
+_IGNORED = ('init_cfg', 'pretrained', 'norm_cfg')
+Level = tuple[int, int]  # channels and stride (pixels) of one feature map
 Result = TypeVar('Result')
 
 
-def features(cfg: dict, scope: str) -> list[Map]:
-    """Channels and stride of the maps of a backbone, built without its weights.
+def probe_levels(cfg: dict, scope: str) -> list[Level]:
+    """Channels and strides of the feature maps of a backbone, built without its weights.
 
     Args:
         cfg: Config of the backbone.
         scope: Package whose names it uses, such as ``'mmdet'``.
 
     Raises:
-        ValueError: It cannot be built, or does not return maps.
+        ValueError: It cannot be built, or does not return feature maps.
     """
-    bare = {key: value for key, value in cfg.items() if key not in _ASIDE}
+    bare = {key: value for key, value in cfg.items() if key not in _IGNORED}
     try:
-        return list(_asked(json.dumps(bare, sort_keys=True), scope))
-    except TypeError:  # holds more than plain values
-        return list(_maps(bare, scope))
+        return list(_probe_json(json.dumps(bare, sort_keys=True), scope))
+    except TypeError:  # the config holds more than plain values
+        return list(_probe(bare, scope))
 
 
 @functools.lru_cache(maxsize=256)
-def _asked(cfg: str, scope: str) -> tuple[Map, ...]:
-    return tuple(_maps(json.loads(cfg), scope))
+def _probe_json(cfg: str, scope: str) -> tuple[Level, ...]:
+    return tuple(_probe(json.loads(cfg), scope))
 
 
-def _maps(cfg: dict, scope: str) -> list[Map]:
-    maps = _outputs(cfg, scope)
+def _probe(cfg: dict, scope: str) -> list[Level]:
+    def run(device: str) -> list[torch.Tensor]:
+        with torch.device(device), torch.no_grad():
+            backbone = MODELS.build(dict(cfg))
+            backbone.eval()  # on its own line: many of OpenMMLab's return None here
+            maps = backbone(torch.zeros(1, cfg.get('in_channels', 3), _SIZE, _SIZE))
+        return list(maps) if isinstance(maps, tuple | list) else [maps]
+
+    init_default_scope(scope)
+    try:
+        maps = on_meta_or_cpu(run)
+    except Exception as error:  # constructors of other packages raise anything
+        raise ValueError(
+            f'cannot build backbone {cfg.get("type")!r}: {describe_error(error)}'
+        ) from error
     if any(len(getattr(one, 'shape', ())) != 4 for one in maps):
         raise ValueError(f'the backbone {cfg.get("type")} returns tokens or scores, not maps')
-    return [(one.shape[1], round(_SIDE / one.shape[-1])) for one in maps]
-
-
-def deepest_stride(cfg: dict, scope: str) -> int | None:
-    """Stride of the last map of a backbone, None where it returns none for the probe's side."""
-    try:
-        return features(cfg, scope)[-1][1]
-    except ValueError:
-        return None
+    return [(one.shape[1], round(_SIZE / one.shape[-1])) for one in maps]
 
 
 def on_meta_or_cpu(run: Callable[[str], Result]) -> Result:
-    """What ``run`` returns on the meta device, or on the CPU where that fails."""
+    """Return ``run('meta')``, which needs no memory or time, or ``run('cpu')`` where that fails."""
     try:
-        return run('meta')  # costs neither memory nor time
-    except Exception:  # compiled ops and code that looks at its own values need real ones
+        return run('meta')
+    except Exception:  # compiled ops and code that reads its own values need real tensors
         return run('cpu')
 
 
-def _outputs(cfg: dict, scope: str) -> list[torch.Tensor]:
-    init_default_scope(scope)
+@contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Suppress log lines, such as mmengine's on how every parameter was initialised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        return on_meta_or_cpu(functools.partial(_run, cfg))
-    except Exception as error:  # foreign constructors raise whatever they like
-        reason = (str(error).splitlines() or [''])[-1]
-        raise ValueError(
-            f'cannot build backbone {cfg.get("type")!r}: {type(error).__name__}: {reason}'
-        ) from error
+        yield
+    finally:
+        logging.disable(before)
 
 
-def _run(cfg: dict, device: str) -> list[torch.Tensor]:
-    with torch.device(device), torch.no_grad():
-        backbone = MODELS.build(dict(cfg))
-        backbone.eval()  # on its own line: many of OpenMMLab's return None here
-        maps = backbone(torch.zeros(1, cfg.get('in_channels', 3), _SIDE, _SIDE))
-    return list(maps) if isinstance(maps, tuple | list) else [maps]
+def describe_error(error: Exception) -> str:
+    """Class and message of an error in one line of at most 300 characters."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'

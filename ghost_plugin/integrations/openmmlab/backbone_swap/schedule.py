@@ -1,17 +1,17 @@
-"""What else of a config belongs to the old backbone: learning rates, weights, mean and std."""
+"""Adapt what else belongs to the old backbone: learning rates, weights, mean and std."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from .config_tree import type_of
+from .config_tree import type_name
 
 _MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet, RGB, 0..255
-# Data preprocessors that say bgr_to_rgb; those of MMPretrain say to_rgb.
-_OF_DETECTORS = (
+# Data preprocessors with the argument bgr_to_rgb; those of MMPretrain have to_rgb.
+_BGR_TO_RGB = (
     'ImgDataPreprocessor', 'DetDataPreprocessor', 'TrackDataPreprocessor', 'SegDataPreProcessor',
     'PoseDataPreprocessor',
 )  # fmt: skip
-# What mmengine's own constructor reads.
+# Keys of paramwise_cfg that mmengine's default constructor reads.
 _PARAMWISE = (
     'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
     'flat_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate',
@@ -21,12 +21,15 @@ _PARAMWISE = (
 def training_change(
     cfg: Mapping, lr_scale: float | None, backbone_lr: float | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Changes outside the model, and remarks about them.
+    """Compute the changes of the optimizer and of ``load_from``.
 
     Args:
         cfg: The whole config.
         lr_scale: Factor of the learning rate.
         backbone_lr: Learning rate of the backbone as a factor of that of the rest.
+
+    Returns:
+        The change of the whole config, and remarks.
 
     Raises:
         ValueError: A factor that is not above 0, or no ``optim_wrapper`` to scale.
@@ -61,7 +64,7 @@ def training_change(
 def old_weights_change(
     model: Mapping, part: Mapping, change: Mapping
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Drop the weights of whole models, and of parts whose channels change.
+    """Drop checkpoints of whole models, and of parts whose channels change.
 
     Args:
         model: Config of the whole model.
@@ -86,34 +89,29 @@ def old_weights_change(
 
 
 def _without_weights(cfg: Mapping) -> dict[str, Any]:
-    """The change of a module's config that lets it load no weights."""
+    """Compute the change that makes a module load no weights."""
     change: dict[str, Any] = {'pretrained': None} if cfg.get('pretrained') else {}
     init = cfg.get('init_cfg')
     rows = init if isinstance(init, list | tuple) else [init]
-    kept = [dict(row) for row in rows if row and type_of(row) != 'Pretrained']
+    kept = [dict(row) for row in rows if row and type_name(row) != 'Pretrained']
     if init and len(kept) < len(rows):
         change['init_cfg'] = kept or None
     return change
 
 
-def look_change(cfg: Mapping, model: Mapping) -> dict[str, Any]:
-    """Mean, std and colours of our pretrained weights, where the config has others or none."""
-    change = {}
-    for place, owner in (('model', model), ('top', cfg)):
-        look = _look(owner.get('data_preprocessor'))
-        if look:
-            change[place] = look
-    return change
+def preprocessor_change(old: Any) -> dict[str, Any]:
+    """Compute the change of a data preprocessor to mean, std and colours of ImageNet weights.
 
-
-def _look(old: Any) -> dict[str, Any]:
+    Args:
+        old: Config of the data preprocessor; the change is empty without one.
+    """
     if not isinstance(old, Mapping):
         return {}
     if 'data_preprocessor' in old:  # one for several branches
-        inner = _look(old['data_preprocessor'])
+        inner = preprocessor_change(old['data_preprocessor'])
         return {'data_preprocessor': inner} if inner else {}
-    detector = 'bgr_to_rgb' in old or type_of(old) in _OF_DETECTORS
-    new = {'mean': _MEAN, 'std': _STD, 'bgr_to_rgb' if detector else 'to_rgb': True}
+    colours = 'bgr_to_rgb' if 'bgr_to_rgb' in old or type_name(old) in _BGR_TO_RGB else 'to_rgb'
+    new = {'mean': _MEAN, 'std': _STD, colours: True}
     if old.get('rgb_to_bgr'):
         new['rgb_to_bgr'] = False
     same = [(list(old.get(key) or ()) if key in ('mean', 'std') else old.get(key)) for key in new]

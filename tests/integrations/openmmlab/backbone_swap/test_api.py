@@ -17,19 +17,22 @@ from ghost_plugin.integrations.openmmlab.backbone_swap import (
     swap_backbone,
     write_config,
 )
-from ghost_plugin.integrations.openmmlab.backbone_swap.schedule import look_change
-from ghost_plugin.integrations.openmmlab.backbone_swap.smoke_test import build, compare, exercise
-from ghost_plugin.integrations.openmmlab.feature_adapter import MatchedLevels
+from ghost_plugin.integrations.openmmlab.backbone_swap.schedule import preprocessor_change
+from ghost_plugin.integrations.openmmlab.backbone_swap.smoke_test import (
+    build,
+    smoke_test,
+    train_and_predict,
+)
+from ghost_plugin.integrations.openmmlab.feature_adapter import FeatureAdapter
 
 GHOST = 'ghost_plugin.GhostNet'
 MAPS, CHANNELS = [4, 8, 16, 32], [12, 20, 56, 80]  # of GhostNet 0.5x
 
 
-def swapped(source, folder, backbone=GHOST, **options):
+def swapped(source, folder, backbone=GHOST, backbone_args=None, **options):
     """The config of a swap as it was written, and the swap."""
-    if backbone != 'ghost_plugin.GGhostRegNet':
-        options.setdefault('width', 0.5)
-    swap = swap_backbone(load_config(source), backbone, **options)
+    args = {'width': 0.5} if backbone_args is None else backbone_args
+    swap = swap_backbone(load_config(source), backbone, args, **options)
     return write_config(folder / 'mine.py', [source], swap.change), swap
 
 
@@ -57,7 +60,7 @@ def test_swapped_config_survives_and_trains(kind, tmp_path):
     assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == cfg.to_dict()
     assert len((tmp_path / 'mine.py').read_text().splitlines()) < 60
     detector = RUN[kind].startswith('mmdet')
-    exercise(*build(cfg), side=128 if detector else 32)
+    train_and_predict(*build(cfg), size=128 if detector else 32)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,7 @@ def test_what_the_tool_made_it_makes_anew(tmp_path):
 )
 def test_every_family_fits(backbone, options, channels, tmp_path):
     source = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
-    cfg, _ = swapped(source, tmp_path, f'ghost_plugin.{backbone}', **options)
+    cfg, _ = swapped(source, tmp_path, f'ghost_plugin.{backbone}', options)
     assert cfg.model.neck.in_channels == channels
     assert {key: cfg.model.backbone[key] for key in options} == options
 
@@ -174,10 +177,10 @@ def test_a_check_that_fails_says_whether_the_original_runs(tmp_path):
     cfg, _ = swapped(source, tmp_path)
     cfg.model.head.loss.type = 'NoLoss'
     with pytest.raises(ValueError, match='NoLoss is not in the mmpretrain'):
-        compare(load_config(source), cfg, 32)
+        smoke_test(load_config(source), cfg, 32)
     cfg.model.head = dict(load_config(source).model.head, in_channels=7)
     with pytest.raises(ValueError, match=r'does not run: .*; the config as it was runs'):
-        compare(load_config(source), cfg, 32)
+        smoke_test(load_config(source), cfg, 32)
 
 
 def test_training_follows_the_backbone(tmp_path):
@@ -218,8 +221,7 @@ RGB = {'mean': [123.675, 116.28, 103.53], 'std': [58.395, 57.12, 57.375]}
     ],
 )  # fmt: skip
 def test_pretrained_weights_get_the_pictures_that_they_know(old, new):
-    want = {'model': new} if new else {}
-    assert look_change({}, {'data_preprocessor': old}) == want
+    assert preprocessor_change(old) == (new or {})
 
 
 def test_unnormalised_pictures_are_normalised_for_pretrained_weights(tmp_path):
@@ -235,21 +237,21 @@ def test_unnormalised_pictures_are_normalised_for_pretrained_weights(tmp_path):
 def test_levels_are_made_and_matched():
     backbone = {'type': GHOST, 'width': 0.5, 'out_indices': (2, 4)}
     given, strides = [(20, 8), (80, 32)], [8, 8, 32, 128]
-    cfg = {'type': 'ghost_plugin.MatchedLevels', 'backbone': backbone, 'given': given}
+    cfg = {'type': 'ghost_plugin.FeatureAdapter', 'backbone': backbone, 'given': given}
     plain = MODELS.build({**cfg, 'strides': strides})
-    assert isinstance(plain, MatchedLevels)
+    assert isinstance(plain, FeatureAdapter)
     maps = plain(torch.randn(2, 3, 128, 128))
     assert [one.shape[1:] for one in maps] == [(20, 16, 16)] * 2 + [(80, 4, 4), (80, 1, 1)]
     wide = MODELS.build({**cfg, 'strides': strides, 'channels': [20, 9, 80, 7]})
     assert [one.shape[1] for one in wide(torch.randn(2, 3, 64, 64))] == [20, 9, 80, 7]
-    with pytest.raises(ValueError, match=r'strides \[4\] cannot be made'):
-        MatchedLevels(backbone, given, [4, 8])
+    with pytest.raises(ValueError, match=r'strides must be among \[8, 32\].*got \[4\]'):
+        FeatureAdapter(backbone, given, [4, 8])
 
 
 def test_costs_stand_side_by_side(tmp_path):
     source = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
-    cfg, _ = swapped(source, tmp_path, width=1.0)
-    rows = {row['part']: row for row in compare(load_config(source), cfg, 224)}
+    cfg, _ = swapped(source, tmp_path, backbone_args={'width': 1.0})
+    rows = {row['part']: row for row in smoke_test(load_config(source), cfg, 224)}
     assert (rows['whole']['params'], rows['whole']['macs']) == (11_689_512, 1_814_073_344)
     assert rows['head']['new_params'] == 961_000
     for key in ('params', 'macs', 'new_params', 'new_macs'):
@@ -259,5 +261,5 @@ def test_costs_stand_side_by_side(tmp_path):
 
 def test_costs_of_a_stem_that_rearranges_pixels(tmp_path):
     source = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
-    rows = compare(load_config(source), swapped(source, tmp_path)[0], 64)
+    rows = smoke_test(load_config(source), swapped(source, tmp_path)[0], 64)
     assert all(row['macs'] > 0 for row in rows)
