@@ -162,3 +162,16 @@ def test_a_launcher_that_did_not_start_the_process_is_told(launcher, command, mo
     monkeypatch.delenv('SLURM_PROCID', raising=False)
     with pytest.raises(ValueError, match=f'--launcher {launcher} .* start with {command}'):
         runner_setup.launch(Config(), launcher)
+
+
+def test_a_lost_pointer_and_half_a_file_are_passed_over(tmp_path):
+    with pytest.raises(FileNotFoundError, match='train first'):
+        runner_setup.last_checkpoint(tmp_path)
+    for epoch in (9, 10):
+        torch.save({'epoch': epoch}, tmp_path / f'epoch_{epoch}.pth')
+    (tmp_path / 'epoch_11.pth').write_bytes((tmp_path / 'epoch_10.pth').read_bytes()[:100])
+    torch.save({}, tmp_path / 'best_accuracy_top1_epoch_12.pth')
+    for pointer in (None, '', str(tmp_path / 'epoch_11.pth'), str(tmp_path / 'epoch_8.pth')):
+        if pointer is not None:
+            (tmp_path / 'last_checkpoint').write_text(pointer)
+        assert runner_setup.last_checkpoint(tmp_path).name == 'epoch_10.pth'
