@@ -1,4 +1,4 @@
-"""Every family as a table: the rows build the network and publish its channels and strides.
+"""Every architecture as a table, from which networks are built and channels and strides computed.
 
 Sources: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), table 1; Tang et al., GhostNetV2,
 NeurIPS 2022 (arXiv 2211.12905); Liu et al., GhostNetV3 (arXiv 2404.11202); Han et al., GhostNets on
@@ -12,7 +12,7 @@ Levels, the meaning of ``out_indices`` everywhere in this package:
 | ----- | - | - | - | -- | -- | --------------------------------------- |
 | stride| 2 | 4 | 8 | 16 | 32 | 32, the final 1x1 conv before the head  |
 
-Each of 0..4 is the *last* block of its stride, so no block of the trunk is lost. G-Ghost RegNet
+Each of 0..4 is the *last* block of its stride, so every block of the trunk is used. G-Ghost RegNet
 has no final conv and ends at 4.
 """
 
@@ -42,14 +42,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Spec:
-    """One family of bottlenecks."""
+    """One architecture made of Ghost bottlenecks."""
 
     stem: int  # channels of the stride-2 stem, before the width multiplier
     stages: tuple[tuple[Row, ...], ...]
     hidden: int = 1280  # channels of the layer before the classifier, at every width
     divisor: int = 4  # widths round to multiples of this
     attention: int | None = None  # first block whose expansion has the attention of V2
-    deepest: int = FINAL_LEVEL
+    deepest: int = FINAL_LEVEL  # last level
 
     def channels(self, width: float = 1.0) -> tuple[int, ...]:
         """Channels of the levels 0..5."""
@@ -102,7 +102,7 @@ class GGhostSpec:
         return (self.stem, *self.widths)
 
 
-# The number is that of the RegNetX whose shape it has, in 100 M multiply-adds.
+# Keys are those of the RegNetX with the same shape: 100 M multiply-adds.
 G_GHOST = {
     '002': GGhostSpec((1, 1, 4, 7), (24, 56, 152, 368), 8),
     '004': GGhostSpec((1, 2, 7, 12), (32, 64, 160, 384), 16),
@@ -118,7 +118,7 @@ G_GHOST = {
     '320': GGhostSpec((2, 7, 13, 1), (336, 672, 1344, 2520), 168),
 }
 
-# What the public names stand for; G-Ghost takes its size from ``arch``.
+# Public name: table; G-Ghost takes its size from ``arch``.
 SPECS = {
     'GhostNet': GHOSTNET,
     'GhostNetV2': GHOSTNET_V2,
@@ -129,7 +129,7 @@ SPECS = {
 
 @dataclass(frozen=True)
 class Block:
-    """One bottleneck with every number final: what a backbone builds."""
+    """One bottleneck as a backbone builds it, with the width multiplier applied."""
 
     in_channels: int
     mid_channels: int
@@ -144,7 +144,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """A family at one width and output stride."""
+    """An architecture at one width and output stride."""
 
     stem: int
     stages: tuple[tuple[Block, ...], ...]
@@ -152,7 +152,7 @@ class Layout:
     final: int  # channels of the final 1x1 conv
 
     def tap(self, level: int) -> int:
-        """Index of the last stage of a level; the final conv stands behind the last stage."""
+        """Index of the last stage of a level; the final conv comes after the last stage."""
         if level == FINAL_LEVEL:
             return len(self.stages)
         return max(index for index, other in enumerate(self.levels) if other == level)
@@ -165,21 +165,26 @@ class Layout:
 
 
 def make_divisible(value: float, divisor: int = 4) -> int:
-    """Nearest multiple of ``divisor`` that is not more than a tenth below ``value``."""
+    """Nearest multiple of ``divisor`` that is not more than a tenth below ``value``.
+
+    Args:
+        value: A number of channels.
+        divisor: The result is a multiple of it, at least ``divisor`` itself.
+    """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 def layout(spec: Spec, width: float = 1.0, output_stride: int = 32, stem_stride: int = 2) -> Layout:
-    """Turn the rows of a family into final numbers.
+    """Apply width and strides to the rows of an architecture.
 
     Args:
-        spec: The family.
+        spec: The architecture.
         width: Multiplier of all channels, above 0.
         output_stride: 8, 16 or 32; deeper strides become dilations of the depthwise convs. The
             conv whose stride is taken away keeps the dilation before it, all later ones get
             the wider one, so that every second output pixel is what the strided net gives.
-        stem_stride: 2, or 1 for small pictures, which halves all strides.
+        stem_stride: 2, or 1 for small images, which makes all strides half as large.
     """
     check_width(width)
     check_strides(output_stride, stem_stride)
@@ -224,6 +229,15 @@ def out_channels(
 ) -> list[int]:
     """Channels of the features that a backbone returns, for necks and heads.
 
+    Args:
+        name: Public name of the backbone.
+        out_indices: Levels, see the module's table.
+        width: Multiplier of all channels.
+        arch: Size of a G-Ghost RegNet.
+
+    Raises:
+        ValueError: An unknown name or size, or a level that does not exist.
+
     >>> out_channels('GhostNet', (0, 1, 2, 3, 4))
     [16, 24, 40, 112, 160]
     >>> out_channels('GGhostRegNet', arch='040')
@@ -242,6 +256,14 @@ def out_strides(
 ) -> list[int]:
     """Strides in pixels of the features that a backbone returns.
 
+    Args:
+        name: Public name of the backbone.
+        out_indices: Levels, see the module's table.
+        output_stride, stem_stride: As for the backbone.
+
+    Raises:
+        ValueError: An unknown name, or a level or stride that does not exist.
+
     >>> out_strides('GhostNet', (2, 3, 4), output_stride=16)
     [8, 16, 16]
     """
@@ -252,7 +274,15 @@ def out_strides(
 
 
 def find(name: str, arch: str = '032') -> Spec | GGhostSpec:
-    """The row behind a public name; a ``ghost_plugin.`` scope in front is allowed."""
+    """The table of a public name.
+
+    Args:
+        name: With or without a ``ghost_plugin.`` scope.
+        arch: Size of a G-Ghost RegNet.
+
+    Raises:
+        ValueError: An unknown name or size.
+    """
     spec = _choose('backbone', str(name).removeprefix('ghost_plugin.'), SPECS)
     return _choose('arch', arch, spec) if isinstance(spec, dict) else spec
 
@@ -276,7 +306,12 @@ def check_width(width: float) -> None:
 
 
 def check_strides(output_stride: int, stem_stride: int = 2) -> None:
-    """Raise unless ``output_stride`` is 8, 16 or 32 and ``stem_stride`` 1 or 2."""
+    """Raise ValueError for strides that do not exist.
+
+    Args:
+        output_stride: 8, 16 or 32.
+        stem_stride: 1 or 2.
+    """
     if output_stride not in OUTPUT_STRIDES:
         raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride!r}')
     if stem_stride not in STEM_STRIDES:
@@ -284,13 +319,30 @@ def check_strides(output_stride: int, stem_stride: int = 2) -> None:
 
 
 def check_rate(name: str, rate: float) -> None:
-    """Raise unless ``rate`` lies within 0..1, 1 excluded."""
+    """Raise ValueError for a rate out of its range.
+
+    Args:
+        name: Name of the argument, for the message.
+        rate: From 0 to 1, 1 excluded.
+    """
     if not isinstance(rate, Real) or not 0 <= rate < 1:
         raise ValueError(f'{name} must be within 0..1, 1 excluded, got {rate!r}')
 
 
 def check_out_indices(out_indices: Sequence[int], deepest: int = FINAL_LEVEL) -> tuple[int, ...]:
-    """Levels as a tuple; raise unless they are distinct, rising and within 0..deepest."""
+    """Check levels.
+
+    Args:
+        out_indices: Levels, or a single one.
+        deepest: The last level.
+
+    Returns:
+        The levels as a tuple.
+
+    Raises:
+        TypeError: They are not integers.
+        ValueError: They are not distinct, rising and within 0..deepest.
+    """
     if isinstance(out_indices, int):
         out_indices = (out_indices,)
     if not isinstance(out_indices, Sequence) or not all(type(i) is int for i in out_indices):

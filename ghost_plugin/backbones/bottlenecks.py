@@ -12,17 +12,17 @@ from ..layers.ghost import GhostModule, GhostModuleV2
 from ..layers.parallel_branches import Branch, Branches, joinable, joint_sum
 from ..layers.reparam import GhostModuleV3, Reparameterized, draw_branches, merge
 from ..specs import Block, make_divisible
-from .common import BRANCH, Norm, Parts, depthwise_norm
+from .common import BRANCH_VARIANCE, Norm, Parts, depthwise_norm
 
 
 class GhostBottleneck(Foldable, nn.Module):
-    """Expanding Ghost module, depthwise conv where the map shrinks, projecting Ghost module.
+    """Expanding Ghost module, strided depthwise conv (downsampling only), projecting Ghost module.
 
     Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3.2, figure 3.
 
     Args:
         block: Channels, kernel, stride and dilations.
-        parts: Norm, activation and the options of the Ghost modules.
+        parts: Norm, activation and options of the Ghost modules.
         drop_path: Share of samples whose branch is dropped in training.
 
     Shape:
@@ -39,7 +39,7 @@ class GhostBottleneck(Foldable, nn.Module):
         self.ghost1 = self._expand(block, parts, dw_dilation=before)
         self.conv_dw = self.bn_dw = nn.Identity()
         if block.downsample:
-            self._shrink(mid, block.kernel, block.stride, before, norm_layer)
+            self._add_downsampling(mid, block.kernel, block.stride, before, norm_layer)
         self.se = nn.Identity()
         if block.se and parts.se:
             self.se = SqueezeExcite(mid, make_divisible(mid * block.se), parts.act_layer)
@@ -55,7 +55,7 @@ class GhostBottleneck(Foldable, nn.Module):
         self.zero_init_residual = parts.zero_init_residual
 
     def initialize(self, moment: float = 1.0) -> float:
-        """Draw first weights; the branch adds a variance of one half to that of the shortcut.
+        """Draw initial weights; the branch adds a variance of one half to that of the shortcut.
 
         A shortcut with convs has the other half, one without has the variance of the input.
 
@@ -69,18 +69,18 @@ class GhostBottleneck(Foldable, nn.Module):
         inner = self._initialize_depthwise(inner)
         if isinstance(self.se, SqueezeExcite):
             inner = self.se.initialize(inner)
-        branch = self.ghost2.initialize(inner, BRANCH)
+        branch = self.ghost2.initialize(inner, BRANCH_VARIANCE)
         if self.zero_init_residual:
             branch = 0.0
             self.zero_init_last_norm()
         if isinstance(self.shortcut, nn.Sequential):
             draw_weights(self.shortcut[0], moment)
-            moment = 1.0 if self.zero_init_residual else 1.0 - BRANCH
+            moment = 1.0 if self.zero_init_residual else 1.0 - BRANCH_VARIANCE
             draw_weights(self.shortcut[2], 1.0, moment)
         return moment + branch
 
     def _initialize_depthwise(self, moment: float) -> float:
-        """Draw what stands between the Ghost modules; returns the mean square of its outputs."""
+        """Draw the depthwise conv; returns the mean square of its outputs."""
         if isinstance(self.conv_dw, nn.Identity):
             return moment
         draw_weights(self.conv_dw, moment)
@@ -93,25 +93,25 @@ class GhostBottleneck(Foldable, nn.Module):
     def _project(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
         return GhostModule(block.mid_channels, block.out_channels, **kwargs, **parts.ghost())
 
-    def _shrink(
+    def _add_downsampling(
         self, channels: int, kernel: int, stride: int, dilation: int, norm_layer: Norm
     ) -> None:
         self.conv_dw, self.bn_dw = depthwise_norm(channels, kernel, stride, dilation, norm_layer)
 
     def zero_init_last_norm(self) -> None:
-        """Let the branch add nothing until training says otherwise."""
+        """Let the branch add nothing at the start of training."""
         for part in self.ghost2.modules():
             scale = getattr(part, 'weight', None)
-            if scale is not None and scale.ndim == 1:  # of a norm
+            if scale is not None and scale.ndim == 1:  # belongs to a norm
                 nn.init.zeros_(scale)
 
     def depthwise(self, x: torch.Tensor) -> torch.Tensor:
-        """What stands between the Ghost modules where the map shrinks."""
+        """The step between the Ghost modules where the block downsamples."""
         return self.bn_dw(self.conv_dw(x))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         branch = self.se(self.depthwise(self.ghost1(x)))
-        # In place: the projection made these maps and no gradient needs them.
+        # In place: no gradient needs the output of the projection.
         return self.drop_path(self.ghost2(branch)).add_(self.shortcut(x))
 
 
@@ -147,7 +147,7 @@ class GhostBottleneckV3(Reparameterized, GhostBottleneck):
     def _project(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
         return GhostModuleV3(block.mid_channels, block.out_channels, **kwargs, **_branched(parts))
 
-    def _shrink(
+    def _add_downsampling(
         self, channels: int, kernel: int, stride: int, dilation: int, norm_layer: Norm
     ) -> None:
         self.dw_rpr_conv = Branches(
@@ -157,7 +157,7 @@ class GhostBottleneckV3(Reparameterized, GhostBottleneck):
 
     @property
     def branched(self) -> bool:
-        """Whether the depthwise conv is in its form for training."""
+        """True while the depthwise conv has its form for training."""
         return self.dw_rpr_conv is not None
 
     def depthwise(self, x: torch.Tensor) -> torch.Tensor:
@@ -176,7 +176,7 @@ class GhostBottleneckV3(Reparameterized, GhostBottleneck):
 
 
 def _branched(parts: Parts) -> dict[str, Any]:
-    """Options of a Ghost module with branches, which are depthwise convs."""
+    """Options of a Ghost module whose branches are depthwise convs."""
     options = parts.ghost()
     cheap = options.pop('cheap')
     if cheap != 'depthwise':

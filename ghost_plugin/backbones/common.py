@@ -1,4 +1,4 @@
-"""What the bottlenecks of all families are made of."""
+"""Common parts of all backbones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from ..layers.common import activation, draw_weights, same_padding, second_momen
 
 Norm = Callable[[int], nn.Module]
 Act = Callable[..., nn.Module]
-BRANCH = 0.5  # variance that the branch of a block adds to its shortcut, with first weights
+BRANCH_VARIANCE = 0.5  # added by the branch of a block to its shortcut, with initial weights
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The choices that hold for every block of a network."""
+    """Options of every block of a network."""
 
     norm_layer: Norm = nn.BatchNorm2d
     act_layer: Act = nn.ReLU
@@ -57,7 +57,7 @@ class ConvNormAct(Foldable, nn.Module):
         self.act1 = activation(act_layer)
 
     def initialize(self, moment: float = 1.0) -> float:
-        """Draw first weights for inputs of a mean square; returns that of the outputs."""
+        """Draw initial weights for inputs of a mean square; returns that of the outputs."""
         draw_weights(self.conv, moment)
         return second_moment(self.act1, 1.0)
 
@@ -66,15 +66,22 @@ class ConvNormAct(Foldable, nn.Module):
 
 
 class Stages(nn.Sequential):
-    """Stages one after the other, some of whose outputs are features."""
+    """Consecutive stages, some of whose outputs are returned."""
 
     def run(
         self, x: torch.Tensor, taps: list[int], depth: int, cheap_from: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The first ``depth`` stages; what they give, and the outputs of those in ``taps``.
+        """Run the first ``depth`` stages.
 
-        In training, those from ``cheap_from`` on keep no inner maps for backward, which computes
-        them again.
+        Args:
+            x: (N, C, H, W).
+            taps: Indices of stages whose outputs are returned.
+            depth: Number of stages that run.
+            cheap_from: In training, stages from this index on keep no activations; backward
+                computes them again.
+
+        Returns:
+            The output of the last stage that ran, and those of the stages in ``taps``.
         """
         features: list[torch.Tensor] = []
         for index, stage in enumerate(self):
@@ -91,7 +98,13 @@ class Stages(nn.Sequential):
 def depthwise_norm(
     channels: int, kernel: int, stride: int, dilation: int, norm_layer: Norm
 ) -> tuple[nn.Conv2d, nn.Module]:
-    """Depthwise conv that keeps the map's size up to the stride, and its norm."""
+    """A depthwise conv that keeps height and width up to the stride, and its norm.
+
+    Args:
+        channels: Number of channels.
+        kernel, stride, dilation: As in ``nn.Conv2d``, pixels.
+        norm_layer: Called with the number of channels.
+    """
     padding = same_padding(kernel, dilation)
     conv = nn.Conv2d(
         channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
@@ -100,5 +113,10 @@ def depthwise_norm(
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """A rate per block, rising from 0 to ``rate``."""
+    """Stochastic depth rates of ``depth`` blocks, rising linearly from 0 to ``rate``.
+
+    Args:
+        rate: Rate of the last block.
+        depth: Number of blocks.
+    """
     return [rate * index / max(depth - 1, 1) for index in range(depth)]

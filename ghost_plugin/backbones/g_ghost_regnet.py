@@ -1,9 +1,9 @@
-"""G-Ghost RegNet: a stage makes part of its maps by blocks, the rest from its first block.
+"""G-Ghost RegNet: a stage computes some channels by blocks, the others from its first block.
 
 Source: Han et al., GhostNets on heterogeneous devices via cheap operations, IJCV 2022
 (arXiv 2201.03297), section 4; shapes and parameter names of the authors' code
 (https://github.com/huawei-noah/Efficient-AI-Backbones, Apache-2.0). Changed against it: trains
-with one picture per device, pickles, scripts, features at every level, dilation.
+with one image per device, pickles, scripts, features at every level, dilation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from ..layers.bn_folding import Foldable
 from ..layers.common import DropPath, activation, check_positive, draw_weights, second_moment
 from ..layers.norm import pooled_norm
 from ..specs import check_out_indices, check_rate, check_strides, find
-from .common import BRANCH, Act, Norm, Parts, Stages, drop_path_rates
+from .common import BRANCH_VARIANCE, Act, Norm, Parts, Stages, drop_path_rates
 
-CHEAP_WIDTH = 0.75  # group width inside a ghost stage, of that outside
+CHEAP_WIDTH = 0.75  # group width inside a ghost stage, as a share of that outside
 
 
 class RegNetBottleneck(Foldable, nn.Module):
@@ -26,10 +26,10 @@ class RegNetBottleneck(Foldable, nn.Module):
     Source: Radosavovic et al., Designing Network Design Spaces, CVPR 2020 (arXiv 2003.13678).
 
     Args:
-        in_channels, out_channels: Maps in and out.
+        in_channels, out_channels: Input and output channels.
         group_width: Channels per group of the 3x3 conv.
         parts: Norm and activation.
-        stride, dilation: Of the 3x3 conv.
+        stride, dilation: Stride and dilation of the 3x3 conv.
         drop_path: Share of samples whose branch is dropped in training.
 
     Shape:
@@ -65,7 +65,7 @@ class RegNetBottleneck(Foldable, nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def initialize(self, moment: float) -> float:
-        """Draw first weights; the branch adds a variance of one half to that of the shortcut.
+        """Draw initial weights; the branch adds a variance of one half to that of the shortcut.
 
         Args:
             moment: Mean square of the inputs.
@@ -76,11 +76,11 @@ class RegNetBottleneck(Foldable, nn.Module):
         inner = second_moment(self.relu, 1.0)
         draw_weights(self.conv1, moment)
         draw_weights(self.conv2, inner)
-        draw_weights(self.conv3, inner, BRANCH)
+        draw_weights(self.conv3, inner, BRANCH_VARIANCE)
         if isinstance(self.downsample, nn.Sequential):
-            draw_weights(self.downsample[0], moment, 1.0 - BRANCH)
+            draw_weights(self.downsample[0], moment, 1.0 - BRANCH_VARIANCE)
             return inner
-        return second_moment(self.relu, BRANCH, moment)
+        return second_moment(self.relu, BRANCH_VARIANCE, moment)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         branch = self.relu(self.bn1(self.conv1(x)))
@@ -90,20 +90,20 @@ class RegNetBottleneck(Foldable, nn.Module):
 
 
 class GhostStage(Foldable, nn.Module):
-    """First block, blocks on a part of its maps, a cheap conv on the rest, last block on both.
+    """First block, blocks on some of its channels, a cheap conv on the others, last block on all.
 
-    The cheap maps get one value each from the means of all maps that the blocks make.
+    One value per cheap channel, computed from the channel means of all blocks, is added to it.
 
     Source: Han et al., IJCV 2022 (arXiv 2201.03297), section 4, with the mix of the authors' code.
 
     Args:
-        in_channels, out_channels: Maps in and out.
+        in_channels, out_channels: Input and output channels.
         depth: Blocks, three or more.
         group_width: Channels per group of the 3x3 convs outside.
-        cheap_ratio: Share of the maps that the cheap conv makes, about.
+        cheap_ratio: Approximate share of the channels that the cheap conv computes.
         parts: Norm and activation.
-        stride: Of the first block.
-        dilations: Of the first block, and of all others.
+        stride: Stride of the first block.
+        dilations: Dilation of the first block, and of all others.
         drop_paths: One rate per block.
 
     Shape:
@@ -128,8 +128,8 @@ class GhostStage(Foldable, nn.Module):
         raw = int(out_channels * (1 - cheap_ratio) / inner) * inner
         if not 0 < raw < out_channels:
             raise ValueError(
-                f'cheap_ratio {cheap_ratio!r} leaves {raw} of {out_channels} maps to the '
-                f'blocks, which work in groups of {inner}; take a value nearer to 0.5'
+                f'cheap_ratio {cheap_ratio!r} leaves {raw} of {out_channels} channels to the '
+                f'blocks, whose groups have {inner}; use a value nearer to 0.5'
             )
         cheap = out_channels - raw
         self.base = RegNetBottleneck(
@@ -139,7 +139,7 @@ class GhostStage(Foldable, nn.Module):
             out_channels, out_channels, group_width, parts, 1, after, drop_paths[-1]
         )
         self.merge = nn.Sequential(
-            nn.Identity(),  # the authors pool here, after joining the maps
+            nn.Identity(),  # the authors pool here, behind the concatenation
             nn.Conv2d(out_channels + raw * (depth - 2), cheap, 1, bias=False),
             pooled_norm(parts.norm_layer, cheap),
             activation(parts.act_layer),
@@ -153,7 +153,7 @@ class GhostStage(Foldable, nn.Module):
         )
 
     def initialize(self, moment: float) -> float:
-        """Draw first weights for inputs of a mean square; returns that of the outputs."""
+        """Draw initial weights for inputs of a mean square; returns that of the outputs."""
         first = maps = self.base.initialize(moment)
         moments = [first]
         for block in self.layers:
@@ -170,7 +170,7 @@ class GhostStage(Foldable, nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first = self.base(x)
         means = [first.mean((2, 3), keepdim=True)]
-        # Asked of the layers, which may have lost channels to pruning.
+        # Sizes of the layers, which may have lost channels to pruning.
         sizes = [self.layers[0].conv1.in_channels, self.cheap[0].in_channels]
         maps, rest = torch.split(first, sizes, 1)
         for block in self.layers:
@@ -189,15 +189,15 @@ class GGhostRegNet(Foldable, Stages):
         arch: ``'002'`` to ``'320'``, see :data:`ghost_plugin.specs.G_GHOST`; weights are
             published for 032, 040, 080 and 160.
         in_channels: Channels of the image.
-        out_indices: Levels to return: 0 is the stem, 1..4 are the stages at strides 4 to 32. What
-            lies behind the deepest level is not built.
+        out_indices: Levels to return: 0 is the stem, 1..4 are the stages at strides 4 to 32.
+            Stages behind the deepest level are not built.
         output_stride: 8, 16 or 32; deeper strides become dilations of the 3x3 convs.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
-        norm_layer: Called with the number of maps.
+        norm_layer: Called with the number of channels.
         act_layer: Called without arguments, or with ``inplace=True`` where it takes that.
-        cheap_ratio: Share of the maps of a stage that the cheap conv makes, about.
-        stem_stride: 2, or 1 for small pictures, which halves all strides.
-        grad_checkpointing: Compute inner maps again in backward instead of keeping them.
+        cheap_ratio: Approximate share of the channels of a stage that the cheap conv computes.
+        stem_stride: 2, or 1 for small images, which makes all strides half as large.
+        grad_checkpointing: Compute activations again in backward instead of keeping them.
 
     Shape:
         (N, in_channels, H, W) -> tuple of (N, out_channels[i], ceil(H / out_strides[i]),
@@ -231,7 +231,7 @@ class GGhostRegNet(Foldable, Stages):
         self.out_indices = check_out_indices(out_indices, self.arch_spec.deepest)
         self.grad_checkpointing = grad_checkpointing
         self.level_channels = self.arch_spec.channels()
-        self.first_stage = 3  # behind conv, norm and activation of the stem
+        self.first_stage = 3  # after conv, norm and activation of the stem
         self.level_taps = [
             self.first_stage - 1 + level for level in range(len(self.level_channels))
         ]
@@ -254,7 +254,7 @@ class GGhostRegNet(Foldable, Stages):
         self.initialize()
 
     def initialize(self) -> None:
-        """Draw first weights with which every block has outputs of a variance of order one."""
+        """Draw initial weights that give all blocks outputs with a variance of order one."""
         draw_weights(self.conv1)
         moment = second_moment(self.relu, 1.0)
         for stage in list(self)[self.first_stage :]:
@@ -270,7 +270,7 @@ class GGhostRegNet(Foldable, Stages):
         dilations: tuple[int, int],
         rates: Iterator[float],
     ) -> nn.Module:
-        """A ghost stage where there are blocks enough for one, else plain blocks."""
+        """A ghost stage if there are three blocks or more, else plain blocks."""
         spec = self.arch_spec
         depth, group_width = spec.depths[level - 1], spec.group_width
         channels, out_channels = self.level_channels[level - 1 : level + 1]
@@ -297,18 +297,21 @@ class GGhostRegNet(Foldable, Stages):
         return list(self.children())[: self.level_taps[level] + 1]
 
     def truncate_after(self, level: int) -> None:
-        """Drop what lies behind a level."""
+        """Drop the stages behind a level."""
         for deeper in range(level + 1, self.out_indices[-1] + 1):
             delattr(self, f'layer{deeper}')
 
     def trunk(
         self, x: torch.Tensor, taps: list[int], depth: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The first ``depth`` children; the outputs of those in ``taps``."""
+        """Run the first ``depth`` children.
+
+        Args: As :meth:`Stages.run`.
+        """
         return self.run(x, taps, depth, self.first_stage if self.grad_checkpointing else depth)
 
     def forward(self, x: torch.Tensor):
         _, features = self.trunk(x, self.taps, self.taps[-1] + 1)
-        if torch.jit.is_scripting():  # there it is a list; no type of it is a tuple of any length
+        if torch.jit.is_scripting():  # TorchScript has no type for tuples of any length
             return features
         return tuple(features)

@@ -1,4 +1,4 @@
-"""GhostNet V1, V2, V3: features at the end of every stride, both doors stand on these classes.
+"""GhostNet V1, V2 and V3 with features at the end of every stride.
 
 Parameter names are those of timm (Apache-2.0), so published weights load with ``strict=True``.
 Changed against timm: taps at the last block of each stride, ``output_stride``, stochastic depth,
@@ -21,7 +21,7 @@ from .common import Act, ConvNormAct, Norm, Parts, Stages, drop_path_rates
 class GhostNet(Foldable, nn.Module):
     """GhostNet that returns features at the levels asked for.
 
-    First weights keep variances near 1 from block to block in eval mode, see
+    Initial weights keep variances near 1 from block to block in eval mode, see
     :func:`ghost_plugin.layers.common.draw_weights`.
 
     Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), table 1.
@@ -30,18 +30,18 @@ class GhostNet(Foldable, nn.Module):
         width: Multiplier of all channels, above 0; published are 0.5, 1.0 and 1.3.
         in_channels: Channels of the image.
         out_indices: Levels to return: 0..4 are strides 2, 4, 8, 16, 32, each the last block of
-            its stride; 5 is the final 1x1 conv that a classifier head follows. What lies behind
-            the deepest level is not built.
+            its stride; 5 is the final 1x1 conv that a classifier head follows. Blocks behind the
+            deepest level are not built.
         output_stride: 8, 16 or 32; deeper strides become dilations of the depthwise convs.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
-        norm_layer: Called with the number of maps.
+        norm_layer: Called with the number of channels.
         act_layer: Called without arguments, or with ``inplace=True`` where it takes that.
-        ratio, dw_size, cheap: Of all Ghost modules, see :class:`ghost_plugin.GhostModule`.
-        se: Whether the blocks that the table names have squeeze-excite.
-        stem_stride: 2, or 1 for small pictures, which halves all strides.
-        grad_checkpointing: Compute inner maps again in backward instead of keeping them.
-        zero_init_residual: Whether blocks start as their shortcuts alone, with zero scales of
-            their last norms; Goyal et al. (arXiv 1706.02677), section 5.1.
+        ratio, dw_size, cheap: Options of all Ghost modules, see :class:`ghost_plugin.GhostModule`.
+        se: Use squeeze-excite in the blocks that have it in the paper.
+        stem_stride: 2, or 1 for small images, which makes all strides half as large.
+        grad_checkpointing: Compute activations again in backward instead of keeping them.
+        zero_init_residual: Start blocks as their shortcuts alone, with zero scales of their last
+            norms; Goyal et al. (arXiv 1706.02677), section 5.1.
 
     Shape:
         (N, in_channels, H, W) -> tuple of (N, out_channels[i], ceil(H / out_strides[i]),
@@ -90,7 +90,7 @@ class GhostNet(Foldable, nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Draw first weights with which every block has outputs of a variance of order one."""
+        """Draw initial weights that give all blocks outputs with a variance of order one."""
         draw_weights(self.conv_stem)
         moment = second_moment(self.act1, 1.0)
         for stage in self.blocks:
@@ -98,7 +98,7 @@ class GhostNet(Foldable, nn.Module):
                 moment = block.initialize(moment)
 
     def _stages(self, parts: Parts, drop_path_rate: float) -> list[nn.Module]:
-        """Stages up to the deepest tap; the final conv is one more stage behind the blocks."""
+        """Build the stages up to the deepest tap; the final conv is a stage of its own."""
         depth = sum(len(rows) for rows in self.layout.stages)
         rates = iter(drop_path_rates(drop_path_rate, depth))
         stages = [
@@ -111,25 +111,28 @@ class GhostNet(Foldable, nn.Module):
         return stages
 
     def modules_up_to(self, level: int) -> list[nn.Module]:
-        """The stem and the stages up to the end of a level; level 0 of the stem alone."""
+        """The stem and the stages up to the end of a level; at level 0 the stem alone."""
         stages = self.blocks[: self.level_taps[level] + 1] if level else ()
         return [self.conv_stem, self.bn1, self.act1, *stages]
 
     def truncate_after(self, level: int) -> None:
-        """Drop what lies behind a level."""
+        """Drop the stages behind a level."""
         self.blocks = self.blocks[: self.level_taps[level] + 1]
-        self.blocks.training = self.training  # a slice is made anew
+        self.blocks.training = self.training  # a slice is a new module
 
     def trunk(
         self, x: torch.Tensor, taps: list[int], depth: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The stem and the first ``depth`` stages; the outputs of the stages in ``taps``."""
+        """Run the stem and the first ``depth`` stages.
+
+        Args: As :meth:`Stages.run`.
+        """
         x = self.act1(self.bn1(self.conv_stem(x)))
         return self.blocks.run(x, taps, depth, 0 if self.grad_checkpointing else depth)
 
     def forward(self, x: torch.Tensor):
         _, features = self.trunk(x, self.taps, self.taps[-1] + 1)
-        if torch.jit.is_scripting():  # there it is a list; no type of it is a tuple of any length
+        if torch.jit.is_scripting():  # TorchScript has no type for tuples of any length
             return features
         return tuple(features)
 
@@ -153,8 +156,8 @@ class GhostNetV3(GhostNet):
 
     Args:
         args, kwargs: As :class:`GhostNet`; ``cheap`` must be ``'depthwise'``.
-        deploy: Build the published form for inference: one conv in place of each group of
-            branches, the norms of attention and shortcuts stay.
+        deploy: Build the published form for inference: one conv instead of each group of branches;
+            the norms of attention and shortcuts stay.
 
     Shape:
         As :class:`GhostNet`.

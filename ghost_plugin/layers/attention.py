@@ -10,19 +10,19 @@ from torch import nn
 from .common import activation, draw_weights, second_moment
 from .norm import pooled_norm
 
-GATES = 0.03  # variance in front of the gates of squeeze-excite, with first weights
+GATE_VARIANCE = 0.03  # in front of the gates of squeeze-excite, with initial weights
 
 
 class SqueezeExcite(nn.Module):
-    """Scales every map by a gate that sees the mean of all maps.
+    """Scales every channel by a gate that depends on the means of all channels.
 
     Source: Hu et al., Squeeze-and-Excitation, CVPR 2018 (arXiv 1709.01507), with the hard sigmoid
     and the rounding that the GhostNet authors use.
 
     Args:
-        channels: Maps in and out.
-        reduced: Maps between the two 1x1 convs.
-        act_layer: Between the two convs.
+        channels: Input and output channels.
+        reduced: Channels between the two 1x1 convs.
+        act_layer: Activation between the two convs.
 
     Shape:
         (N, channels, H, W) -> (N, channels, H, W)
@@ -39,14 +39,14 @@ class SqueezeExcite(nn.Module):
         self.initialize()
 
     def initialize(self, moment: float = 1.0) -> float:
-        """Draw first weights for inputs of a mean square; returns that of the outputs.
+        """Draw initial weights for inputs of a mean square; returns that of the outputs.
 
-        No norm follows, so the gates start near one half: a gate far from it would let what the
-        running statistics lag behind grow from block to block.
+        No norm follows, so the gates start near one half: with other gates the lag of the running
+        statistics would grow from block to block.
         """
         draw_weights(self.conv_reduce, moment)
-        draw_weights(self.conv_expand, second_moment(self.act1, 1.0), GATES)
-        return moment * second_moment(self.gate, GATES)
+        draw_weights(self.conv_expand, second_moment(self.act1, 1.0), GATE_VARIANCE)
+        return moment * second_moment(self.gate, GATE_VARIANCE)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
@@ -54,27 +54,27 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(scale)
 
 
-@torch.fx.wrap  # the size decides, which tracing cannot follow
+@torch.fx.wrap  # control flow depends on sizes
 def half_size(x: torch.Tensor) -> torch.Tensor:
-    """Means of 2 x 2 pixels; a side of one pixel stays."""
+    """Means of 2 x 2 pixels; a height or width of one pixel stays."""
     window = (min(2, x.shape[2]), min(2, x.shape[3]))
     return F.avg_pool2d(x, window, window)
 
 
 class DFCAttention(nn.Sequential):
-    """Scales every pixel by a gate that sees a row and a column around it, at half resolution.
+    """Scales every pixel by a gate that depends on its row and column, at half resolution.
 
     Source: Tang et al., GhostNetV2, NeurIPS 2022 (arXiv 2211.12905), section 3.2, decoupled fully
     connected attention with kernels of 5 pixels, as in the authors' code.
 
     Args:
-        in_channels: Maps that the gate is computed from.
-        out_channels: Maps that it scales.
-        norm_layer: Called with the number of maps.
+        in_channels: Channels that the gate is computed from.
+        out_channels: Channels that it scales.
+        norm_layer: Called with the number of channels.
 
     Shape:
-        (N, in_channels, H, W), (N, out_channels, H, W) -> (N, out_channels, H, W). A side of one
-        pixel is not halved, so that any size works.
+        (N, in_channels, H, W), (N, out_channels, H, W) -> (N, out_channels, H, W). A height
+        or width of one pixel is not halved, so that any size works.
     """
 
     folds = (('0', '1'), ('2', '3'), ('4', '5'))
@@ -104,14 +104,14 @@ class DFCAttention(nn.Sequential):
         self.initialize()
 
     def initialize(self, moment: float = 1.0) -> float:
-        """Draw first weights for inputs of a mean square; returns that of the gate."""
+        """Draw initial weights for inputs of a mean square; returns that of the gate."""
         for index, conv in enumerate((self[0], self[2], self[4])):
             draw_weights(conv, 1.0 if index else moment)
         return second_moment(nn.Sigmoid(), 1.0)
 
-    def forward(self, x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         gate = half_size(x)
         for layer in self:
             gate = layer(gate)
-        size = (maps.shape[2], maps.shape[3])
-        return maps * F.interpolate(torch.sigmoid(gate), size=size, mode='nearest')
+        size = (features.shape[2], features.shape[3])
+        return features * F.interpolate(torch.sigmoid(gate), size=size, mode='nearest')

@@ -1,9 +1,9 @@
-"""Cheap operations: what makes ghost maps out of the maps that a convolution computed.
+"""Cheap operations, which compute ghost channels from primary channels.
 
 Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3; the shift follows Wu et al.,
 Shift, CVPR 2018 (arXiv 1711.08141).
 
-All share one order: ghost map ``o`` is made from primary map ``o // copies``.
+In all of them ghost channel ``o`` is computed from primary channel ``o // ghosts_per_primary``.
 """
 
 import torch
@@ -14,19 +14,19 @@ from .common import same_padding
 
 
 def _neighbours() -> list[tuple[int, int]]:
-    """A function, because TorchScript does not go through a tuple of this module."""
+    """The eight directions; a function, because TorchScript cannot iterate a module constant."""
     return [(0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1)]
 
 
-# The eight neighbours as (down, right), in pixels; ghost channel o moves by number o % 8.
+# The eight neighbours as (down, right) in pixels; ghost channel o moves by neighbour o % 8.
 NEIGHBOURS = tuple(_neighbours())
 
 
 class Shift(nn.Module):
-    """Moves whole maps by one pixel, zeros come in at the border; no parameters.
+    """Moves each channel by one pixel, with zeros at the border; no parameters.
 
     Args:
-        copies: Shifted maps per input map.
+        copies: Shifted copies per input channel.
 
     Shape:
         (N, C, H, W) -> (N, C * copies, H, W), with or without N
@@ -40,8 +40,8 @@ class Shift(nn.Module):
         # As repeat_interleave, which ONNX knows from opset 13 on only.
         x = torch.stack([x] * self.copies, dim=-3).flatten(-4, -3)
         channels, height, width = x.shape[-3], x.shape[-2], x.shape[-1]
-        # Seven more channels, so that each direction is one strided slice, all of one length. A
-        # constant number, as exporters would write its computation into the file.
+        # Seven more channels, so that each direction is one strided slice of the same length. The
+        # number is constant because exporters would write its computation into the file.
         padded = F.pad(x, (1, 1, 1, 1, 0, 7))
         moved: list[torch.Tensor] = []
         for i, (down, right) in enumerate(_neighbours()):
@@ -57,7 +57,10 @@ class Shift(nn.Module):
 def depthwise(
     channels: int, copies: int, dw_size: int, dilation: int, bias: bool, padding_mode: str
 ) -> nn.Conv2d:
-    """A ``dw_size`` x ``dw_size`` filter per ghost map."""
+    """A ``dw_size`` x ``dw_size`` filter per ghost channel.
+
+    Args: As :func:`build_cheap`.
+    """
     padding = same_padding(dw_size, dilation)
     return nn.Conv2d(
         channels,
@@ -67,7 +70,7 @@ def depthwise(
         dilation=dilation,
         groups=channels,
         bias=bias,
-        # Padding by nothing would still make a copy, and lose the channels-last layout.
+        # Padding by zero pixels would still copy, and lose the channels-last layout.
         padding_mode=padding_mode if any(padding) else 'zeros',
     )
 
@@ -75,14 +78,20 @@ def depthwise(
 def shift(
     channels: int, copies: int, dw_size: int, dilation: int, bias: bool, padding_mode: str
 ) -> Shift:
-    """One pixel into one of eight directions per ghost map; nothing to size, dilate or train."""
+    """A shift by one pixel per ghost channel, without parameters.
+
+    Args: As :func:`build_cheap`.
+    """
     return Shift(copies)
 
 
 def linear(
     channels: int, copies: int, dw_size: int, dilation: int, bias: bool, padding_mode: str
 ) -> nn.Conv2d:
-    """A scale and a bias per ghost map."""
+    """A scale and a bias per ghost channel.
+
+    Args: As :func:`build_cheap`.
+    """
     return nn.Conv2d(channels, channels * copies, 1, groups=channels, bias=True)
 
 
@@ -106,16 +115,16 @@ def build_cheap(
     bias: bool = False,
     padding_mode: str = 'zeros',
 ) -> nn.Module:
-    """A cheap operation by name.
+    """Build a cheap operation by name.
 
     Args:
         kind: ``'depthwise'``, ``'shift'`` or ``'linear'``.
-        channels: Input (primary) maps.
-        copies: Ghost maps per primary map; 0 gives a placeholder that is never called.
-        dw_size: Side of the depthwise kernel in pixels, odd.
-        dilation: Of the depthwise kernel.
-        bias: Whether the depthwise kernel has one; ``'linear'`` always does.
-        padding_mode: Of the depthwise kernel, as in ``nn.Conv2d``.
+        channels: Input (primary) channels.
+        copies: Ghosts per primary channel; 0 gives a placeholder that is never called.
+        dw_size: Size of the depthwise kernel in pixels, odd.
+        dilation: Dilation of the depthwise kernel.
+        bias: Give the depthwise kernel a bias; ``'linear'`` always has one.
+        padding_mode: Padding of the depthwise kernel, as in ``nn.Conv2d``.
 
     Raises:
         ValueError: Unknown ``kind`` or an even ``dw_size``.

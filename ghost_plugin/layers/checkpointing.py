@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
+def _preserving_statistics(module: nn.Module) -> Iterator[None]:
     """Let norms write their running statistics into copies, which are dropped afterwards.
 
-    Nothing else about the norms changes, so that they take the same way as the first time.
+    Nothing else about the norms changes, so that they compute the same as the first time.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
     kept = [dict(norm._buffers) for norm in norms]
@@ -28,15 +28,18 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _statistics_kept(module)
+    return nullcontext(), _preserving_statistics(module)
 
 
 def checkpointed(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Call ``module(x)`` without keeping its inner maps; backward computes them again.
+    """Call ``module(x)`` without keeping its activations; backward computes them again.
 
-    The second forward would update running statistics twice; here it leaves them alone, so
-    outputs, gradients and buffers are those of the plain call. Where no gradient is wanted this
-    is the plain call.
+    The second forward does not update running statistics, so outputs, gradients and buffers are
+    those of the plain call. Without gradients this is the plain call.
+
+    Args:
+        module: Called with one tensor.
+        x: Its input.
     """
     if not (module.training and torch.is_grad_enabled()):
         return module(x)

@@ -1,4 +1,4 @@
-"""Small parts that every layer shares: activations, padding, init, stochastic depth."""
+"""Common parts of all layers: activations, padding, initialization, stochastic depth."""
 
 import inspect
 import math
@@ -11,7 +11,7 @@ from torch.nn.modules.utils import _pair
 
 
 def activation(act_layer: Callable[..., nn.Module]) -> nn.Module:
-    """Build an activation, in place where it can be."""
+    """Build an activation, in place if its class supports that."""
     try:
         in_place = 'inplace' in inspect.signature(act_layer).parameters
     except (TypeError, ValueError):  # builtins without a signature
@@ -20,8 +20,13 @@ def activation(act_layer: Callable[..., nn.Module]) -> nn.Module:
 
 
 def same_padding(kernel_size: int | tuple[int, int], dilation: int = 1) -> tuple[int, ...]:
-    """Padding in pixels that keeps the map's size at stride 1, for odd kernels."""
-    return tuple(dilation * (side // 2) for side in _pair(kernel_size))
+    """Padding that keeps height and width at stride 1, for odd kernels.
+
+    Args:
+        kernel_size: Pixels.
+        dilation: Pixels.
+    """
+    return tuple(dilation * (size // 2) for size in _pair(kernel_size))
 
 
 def check_positive(**values: int) -> None:
@@ -34,36 +39,36 @@ def check_positive(**values: int) -> None:
 
 
 def check_module(model: nn.Module) -> None:
-    """Raise TypeError unless it is a network: its name and its class are none."""
+    """Raise TypeError unless ``model`` is a module; its name or class is not one."""
     if not isinstance(model, nn.Module):
         given = repr(model) if isinstance(model, str | type) else type(model).__name__
         raise TypeError(f'a model must be a torch.nn.Module, got {given}; build it first')
 
 
-# Quantiles of a Laplace distribution of variance 1: channels differ in their variance, so that the
-# values of a feature map are more often small or large than normal ones.
+# Quantiles of a Laplace distribution of variance 1. Channels differ in variance, so that values of
+# feature maps are more often small or large than those of a normal distribution.
 _SHARES = [(index + 0.5) / 64 for index in range(64)]
 _QUANTILES = [math.copysign(math.log(1 - 2 * abs(s - 0.5)) / 1.37, 0.5 - s) for s in _SHARES]
 
 
 @torch.no_grad()
 def draw_weights(layer: nn.Conv2d | nn.Linear, moment: float = 1.0, variance: float = 1.0) -> None:
-    """Draw first weights that give outputs of a chosen variance; the bias becomes zero.
+    """Draw initial weights that give outputs of a chosen variance; the bias becomes zero.
 
-    The networks of this package start by one rule: the variance that running statistics start
-    with, 1, is about the one that every norm sees, so that eval mode works before training and
-    after few steps. Random weights of mean 0 turn inputs into outputs whose variance is the mean
-    square of the inputs times the squared length of a kernel. Each conv therefore gets the mean
-    square that its place implies: one half behind a ReLU, a quarter of it behind a gate, more
-    behind a shortcut. Convs whose outputs are summed share the variance of the sum.
+    One rule holds for all networks here: every norm sees a variance of about 1, the value that
+    running statistics start with, so that eval mode works before training and after few steps.
+    With random weights of mean 0 the variance of the outputs is the mean square of the inputs times
+    the squared length of a kernel. Each conv is therefore drawn for the mean square at its place:
+    one half behind a ReLU, a quarter of it behind a gate, more behind a shortcut. Convs whose
+    outputs are summed share the variance of the sum.
 
     Source: He et al., ICCV 2015 (arXiv 1502.01852). Changed against it: the fan-in of groups, the
     mean square by place, kernels of equal length.
 
     Args:
-        layer: Whose weights are drawn, in place.
+        layer: Its weights are drawn in place.
         moment: Mean square of its inputs.
-        variance: Of its outputs.
+        variance: Variance of its outputs.
     """
     weight = nn.init.normal_(layer.weight)
     axes = tuple(range(1, weight.ndim))
@@ -75,11 +80,11 @@ def draw_weights(layer: nn.Conv2d | nn.Linear, moment: float = 1.0, variance: fl
 
 @torch.no_grad()
 def second_moment(act: nn.Module, variance: float, shortcut: float = 0.0) -> float:
-    """Mean square of what an activation makes of random values with mean 0.
+    """Mean square of the outputs of an activation for random inputs with mean 0.
 
     Args:
-        act: Works on single values.
-        variance: Of the values.
+        act: An elementwise activation.
+        variance: Variance of the inputs.
         shortcut: Mean square of what is added to them, itself the output of such an activation.
     """
     parameter = next(act.parameters(), None)

@@ -221,7 +221,7 @@ class GhostModuleV2(GhostModule):
     def initialize(self, moment: float = 1.0, variance: float = 1.0) -> float:
         """Draw initial weights, those of the attention included.
 
-        Args, Returns: As :meth:`GhostModule.initialize`.
+        Args: As :meth:`GhostModule.initialize`.
         """
         return super().initialize(moment, variance) * self.short_conv.initialize(moment)
 

@@ -1,4 +1,4 @@
-"""A norm for pooled maps, which may hold a single value per channel."""
+"""A norm for pooled feature maps, which may hold a single value per channel."""
 
 from collections.abc import Callable
 from typing import Optional
@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 
-@torch.fx.wrap  # it looks at sizes, which a symbolic trace cannot
-def _normed(
+@torch.fx.wrap  # control flow depends on sizes
+def _batch_norm(
     x: torch.Tensor,
     mean: Optional[torch.Tensor],  # noqa: UP045  TorchScript of torch 2.1 knows no other
     var: Optional[torch.Tensor],  # noqa: UP045
@@ -21,13 +21,13 @@ def _normed(
     momentum: Optional[float],  # noqa: UP045
     eps: float,
 ) -> torch.Tensor:
-    """Batch norm as ``nn.BatchNorm2d`` computes it, but for one value per channel.
+    """Batch norm as ``nn.BatchNorm2d`` computes it, except for one value per channel.
 
     Args:
         x: (N, C, H, W).
         mean, var: Running statistics, (C,) each, or None.
         weight, bias: (C,) each, or None.
-        counter: Number of batches so far, counted on in place, or None.
+        counter: Number of batches so far, updated in place, or None.
         training, tracked, momentum, eps: The attributes of ``nn.BatchNorm2d`` at this call.
             Momentum None averages over all batches.
 
@@ -49,7 +49,7 @@ def _normed(
 
 
 class PooledBatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` that takes its running statistics where a batch has only one value.
+    """``nn.BatchNorm2d`` that uses its running statistics where a batch has only one value.
 
     One image pooled to one pixel has no variance, and torch refuses to train on it.
 
@@ -58,7 +58,7 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _normed(
+        return _batch_norm(
             x,
             self.running_mean,
             self.running_var,
@@ -73,7 +73,12 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
 
 
 def pooled_norm(norm_layer: Callable[[int], nn.Module], channels: int) -> nn.Module:
-    """The norm that ``norm_layer`` makes; a plain batch norm becomes :class:`PooledBatchNorm2d`."""
+    """The norm of ``norm_layer``; a plain batch norm becomes :class:`PooledBatchNorm2d`.
+
+    Args:
+        norm_layer: Called with the number of channels.
+        channels: Number of channels.
+    """
     norm = norm_layer(channels)
     if type(norm) is nn.BatchNorm2d:
         norm.__class__ = PooledBatchNorm2d  # keeps all that the caller has set on it

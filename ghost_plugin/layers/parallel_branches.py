@@ -1,10 +1,10 @@
-"""Convs side by side, each with its norm, summed; and how to train that in fewer passes.
+"""Sums of parallel convs with norms, and a form that trains them in fewer passes.
 
-A norm of a batch is a scale and a shift once mean and variance are known, so a sum of normalised
-convs is one conv with one kernel. What the branches are needed for are their means and variances;
-those of a 1x1 depthwise conv, and of the input itself, follow from the input's, those of a 1x1
-conv from the input's covariance. That leaves one conv where there were five normalised maps to
-write, read and add. Values and gradients are those of the plain sum.
+A batch norm is a scale and a shift once mean and variance are known, so a sum of normalised convs
+is one conv with one kernel. Only the means and variances of the branches are needed. Those of a
+1x1 depthwise conv, and of the input itself, follow from the input's; those of a 1x1 conv follow
+from the input's covariance. One conv remains instead of five normalised feature maps to write, read
+and add. Values and gradients are those of the plain sum.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from ..utils.torch_compat import has_autocast, is_compiling
 from .bn_folding import Foldable, has_hooks_or_parametrization
 from .common import same_padding
 
-NUMBER = 3  # convs of full size side by side
-ENOUGH = 1024  # values per channel from which the joint sum measured faster, on CPU
+NUM_BRANCHES = 3  # parallel convs of full size
+MIN_JOINT_VALUES = 1024  # values per channel from which the joint sum measured faster, on CPU
 
 Norm = Callable[[int], nn.Module]
 
 
 class Branch(Foldable, nn.Module):
-    """A conv without bias that keeps the map's size up to the stride, and its norm.
+    """A conv without bias that keeps height and width up to the stride, and its norm.
 
     Shape:
         (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
@@ -57,17 +57,17 @@ class Branch(Foldable, nn.Module):
 
 
 class Branches(nn.Sequential):
-    """Equal branches side by side on one input, summed.
+    """The sum of equal branches on one input.
 
     Args:
         args, kwargs: As :class:`Branch`.
 
     Shape:
-        As each of them.
+        As each branch.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*(Branch(*args, **kwargs) for _ in range(NUMBER)))
+        super().__init__(*(Branch(*args, **kwargs) for _ in range(NUM_BRANCHES)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting():
@@ -79,17 +79,20 @@ class Branches(nn.Sequential):
 def joinable(
     x: torch.Tensor, convs: Branches, pixel: Branch | None = None, skip: nn.Module | None = None
 ) -> bool:
-    """Whether :func:`joint_sum` gives what the plain sum does, and pays.
+    """True if :func:`joint_sum` equals the plain sum and is faster.
 
-    It gives the same for equal batch norms in training; it pays on large maps, behind depthwise
-    convs and behind 1x1 convs on few channels. Tracers and compilers follow the plain sum better.
+    It is equal for equal batch norms in training. It is faster for large feature maps, for
+    depthwise convs and for 1x1 convs on few channels. Tracers and compilers get the plain sum.
+
+    Args:
+        x, convs, pixel, skip: As :func:`joint_sum`.
     """
     conv = convs[0].conv
     pays = conv.groups > 1 or (
-        conv.kernel_size == (1, 1) and conv.in_channels <= NUMBER * conv.out_channels
+        conv.kernel_size == (1, 1) and conv.in_channels <= NUM_BRANCHES * conv.out_channels
     )
     tracing = not isinstance(x, torch.Tensor) or is_compiling()
-    if tracing or not pays or _values(x, conv) < ENOUGH:
+    if tracing or not pays or _values(x, conv) < MIN_JOINT_VALUES:
         return False
     norms = _norms(convs, pixel, skip)
     branches = [*convs] if pixel is None else [*convs, pixel]
@@ -106,9 +109,9 @@ def joinable(
 
 
 def _keeps_size(conv: nn.Module, stride: tuple[int, ...]) -> bool:
-    """Whether a plain conv pads with zeros what its kernel needs, and has the given stride.
+    """True if a plain conv has zero padding that keeps the size up to the given stride.
 
-    Asked at each call: strides and dilations are changed on finished networks, too.
+    It is checked at each call, as users change strides and dilations of finished networks.
     """
     kept = type(conv) is nn.Conv2d and conv.padding_mode == 'zeros' and conv.stride == stride
     same = tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
@@ -126,10 +129,10 @@ def joint_sum(
 
     Args:
         x: Input of all branches, (N, in_channels, H, W).
-        convs: The branches of full size.
+        convs: The branches with the full kernel size.
         pixel: A depthwise branch with a 1x1 kernel.
-        skip: A norm of the input itself, whose map ``o // copies`` goes into output map ``o``.
-        copies: Output maps per input map where the branches are depthwise.
+        skip: A norm of the input itself; its channel ``o // copies`` goes into output ``o``.
+        copies: Output channels per input channel where the branches are depthwise.
     """
     conv = convs[0].conv
     kernels = [branch.conv.weight for branch in convs]
@@ -158,22 +161,22 @@ def _norms(convs: Branches, pixel: Branch | None, skip: nn.Module | None) -> lis
 
 
 def _values(x: torch.Tensor, conv: nn.Conv2d) -> int:
-    """Values per channel that ``conv`` gives."""
-    rows, columns = (-(-side // step) for side, step in zip(x.shape[2:], conv.stride, strict=True))
+    """Values per channel in the output of ``conv``."""
+    rows, columns = (-(-size // step) for size, step in zip(x.shape[2:], conv.stride, strict=True))
     return x.shape[0] * rows * columns
 
 
 def _centred(weight: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
     """A 1x1 kernel with zeros around it, of the size of the kernel of ``conv``."""
-    rows, columns = (side // 2 for side in conv.kernel_size)
+    rows, columns = (size // 2 for size in conv.kernel_size)
     return F.pad(weight, (columns, columns, rows, rows))
 
 
 def _moments(
     x: torch.Tensor, conv: nn.Conv2d, kernels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance, (B, C) each, of what convs like ``conv`` give with (B, C, ...) kernels."""
-    if conv.groups > 1:  # wider than its input, a depthwise conv has no fast form
+    """Mean and variance, (B, C) each, of convs like ``conv`` with (B, C, ...) kernels."""
+    if conv.groups > 1:  # depthwise convs wider than their input have no fast form
         options = (conv.stride, conv.padding, conv.dilation, conv.groups)
         each = [_Moments.apply(F.conv2d(x, kernel, None, *options)) for kernel in kernels]
         mean, var = zip(*each, strict=True)
@@ -182,7 +185,7 @@ def _moments(
 
 
 def _from_covariance(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of linear maps of the pixels; weights (B, C, in_channels)."""
+    """Mean and variance of 1x1 convs; weights (B, C, in_channels)."""
     pixels = x.movedim(1, -1).flatten(0, 2)
     with _full_precision(x.device.type):
         pixels = pixels.to(torch.promote_types(pixels.dtype, weights.dtype))
@@ -193,13 +196,13 @@ def _from_covariance(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tens
 
 
 def _full_precision(device: str) -> AbstractContextManager:
-    """No autocast, also where a device knows none."""
+    """Switch autocast off, also for devices that have none."""
     return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
 
 
 @torch.no_grad()
 def _track(norms: list[nn.Module], mean: torch.Tensor, var: torch.Tensor, values: int) -> None:
-    """Move the running statistics on, as the norms themselves would."""
+    """Update the running statistics as the norms themselves would."""
     momentum, unbiased = norms[0].momentum, var * (values / (values - 1))
     torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
     torch._foreach_lerp_([norm.running_mean for norm in norms], list(mean), momentum)
@@ -207,7 +210,7 @@ def _track(norms: list[nn.Module], mean: torch.Tensor, var: torch.Tensor, values
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and variance of each map, (N, C, H, W) -> (C,), (C,), one pass each way."""
+    """Mean and variance of each channel, (N, C, H, W) -> (C,), (C,), in one pass each way."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,16 +17,16 @@ from .bn_folding import Foldable, kernel_and_bias, scale_and_shift, with_weights
 from .cheap_ops import check_dw_size
 from .common import activation, check_positive, draw_weights, second_moment
 from .ghost import Ghost, split_channels
-from .parallel_branches import NUMBER, Branch, Branches, Norm, joinable, joint_sum
+from .parallel_branches import NUM_BRANCHES, Branch, Branches, Norm, joinable, joint_sum
 
 
 def draw_branches(branches: Iterable[Branch], moment: float, variance: float) -> None:
-    """Draw first weights of convs whose outputs are summed.
+    """Draw initial weights of convs whose outputs are summed.
 
     Args:
-        branches: Whose weights are drawn, in place.
+        branches: Their weights are drawn in place.
         moment: Mean square of their inputs.
-        variance: Of the sum of their outputs.
+        variance: Variance of the sum of their outputs.
     """
     branches = list(branches)
     for branch in branches:
@@ -34,11 +34,11 @@ def draw_branches(branches: Iterable[Branch], moment: float, variance: float) ->
 
 
 def merge(branches: Iterable[Branch], skip: nn.Module | None = None) -> nn.Conv2d:
-    """One conv that gives the sum of branches, each centred in the largest kernel.
+    """One conv that computes the sum of branches, each centred in the largest kernel.
 
     Args:
         branches: The branches.
-        skip: A norm of the input itself, whose map ``o // copies`` goes into output map ``o``.
+        skip: A norm of the input itself, one of the branches for depthwise convs.
     """
     branches = list(branches)
     largest = max((branch.conv for branch in branches), key=lambda conv: conv.kernel_size)
@@ -58,7 +58,7 @@ def merge(branches: Iterable[Branch], skip: nn.Module | None = None) -> nn.Conv2
 
 
 class Reparameterized(Foldable):
-    """Mixed into a block with branches: how weights of either form get into either form.
+    """Mixed into a block with branches, loads weights of either form into either form.
 
     ``merged_names`` holds, per group of branches, the conv of the deployed form and the names of
     the branches, of the 1x1 branch and of the norm of the input itself.
@@ -67,9 +67,13 @@ class Reparameterized(Foldable):
     merged_names: tuple[tuple[str, str, str, str], ...]
 
     def remap_state_dict(self, weights: dict[str, torch.Tensor], prefix: str) -> None:
-        """Turn tensors under ``prefix`` into those of this form, whoever wrote them.
+        """Bring the tensors under ``prefix`` into this form, in place.
 
         Norms of branches are ``bn`` in the authors' files and ``bn1`` in timm's and here.
+
+        Args:
+            weights: A state dict of either form, of the authors, timm or this package.
+            prefix: Name of this block in it, with a dot behind.
 
         Raises:
             ValueError: This is the training form and ``weights`` hold the deployed one.
@@ -81,8 +85,8 @@ class Reparameterized(Foldable):
             whole = f'{prefix}{conv}.bias' in weights  # without it the file is of V1 or V2
             if self.branched and whole and deployed in weights and trained not in weights:
                 raise ValueError(
-                    f'{deployed} is of the form for inference; its merged branches cannot be told '
-                    'apart again, build the model with deploy=True to load it'
+                    f'{deployed} is of the form for inference; its merged branches cannot be '
+                    'separated again, build the model with deploy=True to load it'
                 )
             if not self.branched and trained in weights:
                 merged = merge(*_take(weights, *(f'{prefix}{name}' for name in groups)))
@@ -101,7 +105,7 @@ def _take(
 ) -> tuple[list[Branch], nn.Module | None]:
     """Remove branches and skip norm from a state dict and build them."""
     branches = []
-    for name in (*(f'{convs}.{index}' for index in range(NUMBER)), scale):
+    for name in (*(f'{convs}.{index}' for index in range(NUM_BRANCHES)), scale):
         part = _pop(weights, f'{name}.')
         if part:
             out_channels, in_channels, kernel_size, _ = part['conv.weight'].shape
@@ -122,16 +126,16 @@ def _pop(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tenso
 class GhostModuleV3(Reparameterized, Ghost):
     """Ghost module whose convs have parallel branches while it trains.
 
-    The primary conv is the sum of three; the cheap operation is the sum of three depthwise convs,
-    of a 1x1 depthwise conv and of a norm of the primary map itself. :meth:`switch_to_deploy` makes
-    one conv of each.
+    The primary conv is the sum of three convs. The cheap operation is the sum of three depthwise
+    convs, a 1x1 depthwise conv and a norm of the primary channels. :meth:`switch_to_deploy` merges
+    each sum into one conv.
 
     Source: Liu et al., GhostNetV3 (arXiv 2404.11202), section 3.1.
 
     Args:
         in_channels, out_channels, kernel_size, ratio, dw_size, stride, relu, dilation,
         dw_dilation, norm_layer, act_layer: As :class:`GhostModule`.
-        attention: Whether the attention of GhostNetV2 scales the maps.
+        attention: Scale the outputs by the attention of GhostNetV2.
 
     Shape:
         (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
@@ -165,8 +169,8 @@ class GhostModuleV3(Reparameterized, Ghost):
             in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation
         )
         check_dw_size(dw_size)
-        primary, copies = split_channels(out_channels, ratio)
-        super().__init__(out_channels, primary, copies)
+        primary, ghosts_per_primary = split_channels(out_channels, ratio)
+        super().__init__(out_channels, primary, ghosts_per_primary)
         self.in_channels = in_channels
         act = act_layer if relu else nn.Identity
         self.primary_conv = self.cheap_operation = None
@@ -176,8 +180,8 @@ class GhostModuleV3(Reparameterized, Ghost):
         self.primary_activation = activation(act)
         self.cheap_rpr_skip = self.cheap_rpr_conv = self.cheap_rpr_scale = None
         self.cheap_activation = None
-        if copies:
-            ghosts = primary * copies
+        if ghosts_per_primary:
+            ghosts = primary * ghosts_per_primary
             self.cheap_rpr_skip = norm_layer(ghosts)
             self.cheap_rpr_conv = Branches(
                 primary, ghosts, dw_size, norm_layer, dilation=dw_dilation, groups=primary
@@ -188,16 +192,16 @@ class GhostModuleV3(Reparameterized, Ghost):
         self.initialize()
 
     def initialize(self, moment: float = 1.0, variance: float = 1.0) -> float:
-        """Draw first weights that keep the variance: branches share it, so that sums have it.
+        """Draw initial weights that keep the variance, which branches share.
 
-        Args, Returns: As :meth:`GhostModule.initialize`.
+        Args: As :meth:`GhostModule.initialize`.
         """
         draw_branches(self.primary_rpr_conv, moment, variance)
         made = second_moment(self.primary_activation, variance)
         mean = made
         if self.ghosts_per_primary:
             cheap = [*self.cheap_rpr_conv, self.cheap_rpr_scale]
-            share = variance / (len(cheap) + 1)  # the norm of the maps themselves is one more
+            share = variance / (len(cheap) + 1)  # the norm of the primary channels is one more
             draw_branches(cheap, made, share * len(cheap))
             ghosts = second_moment(self.cheap_activation, share * len(cheap), made)
             mean = (self.primary * made + (self.out_channels - self.primary) * ghosts) / (
@@ -207,18 +211,18 @@ class GhostModuleV3(Reparameterized, Ghost):
 
     @property
     def branched(self) -> bool:
-        """Whether this is the form for training."""
+        """True in the form for training."""
         return self.primary_rpr_conv is not None
 
-    def branch_maps(self, x: torch.Tensor) -> torch.Tensor:
-        """All output maps, in the form for training."""
+    def branch_features(self, x: torch.Tensor) -> torch.Tensor:
+        """All output channels, in the form for training."""
         primary = self.primary_activation(self.primary_rpr_conv(x))
         if self.cheap_rpr_conv is None:
             return primary
         return self.concat(primary, self.cheap_activation(self.branch_ghosts(primary)))
 
     def branch_ghosts(self, primary: torch.Tensor) -> torch.Tensor:
-        """The ghost maps before their activation, in the form for training."""
+        """The ghost channels before their activation, in the form for training."""
         if not torch.jit.is_scripting():
             parts = (primary, self.cheap_rpr_conv, self.cheap_rpr_scale, self.cheap_rpr_skip)
             if joinable(*parts):
@@ -233,10 +237,10 @@ class GhostModuleV3(Reparameterized, Ghost):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.primary_conv is None:
-            maps = self.branch_maps(x)
+            out = self.branch_features(x)
         else:
-            maps = self.features(x)
-        return maps if self.short_conv is None else self.short_conv(x, maps)
+            out = self.features(x)
+        return out if self.short_conv is None else self.short_conv(x, out)
 
     @torch.jit.ignore
     def merge_branches(self) -> None:

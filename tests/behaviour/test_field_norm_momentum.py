@@ -83,7 +83,7 @@ def test_pooled_norm_keeps_what_the_norm_layer_chose(options):
 
 @pytest.fixture
 def _any_size(monkeypatch):
-    monkeypatch.setattr(parallel_branches, 'ENOUGH', 2)
+    monkeypatch.setattr(parallel_branches, 'MIN_JOINT_VALUES', 2)
 
 
 @pytest.mark.parametrize('momentum', [0.1, 0.0, None])

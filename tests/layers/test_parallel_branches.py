@@ -11,7 +11,7 @@ from ghost_plugin.layers.reparam import GhostModuleV3
 
 @pytest.fixture(autouse=True)
 def _any_size(monkeypatch):
-    monkeypatch.setattr(module, 'ENOUGH', 2)
+    monkeypatch.setattr(module, 'MIN_JOINT_VALUES', 2)
 
 
 def both_ways(net, x, monkeypatch):
@@ -79,4 +79,4 @@ def test_second_derivatives_are_refused():
     (grad,) = torch.autograd.grad(net(x).sum() ** 2, x, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         grad.sum().backward()
-    assert module.NUMBER == 3
+    assert module.NUM_BRANCHES == 3
