@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds, latency: the only place that counts or times.
+"""Parameters, multiply-adds and latency; the only module that counts or times.
 
 One multiply-add counts one, and only convolutions and linear layers count, as in the papers:
 norms, activations, pooling and additions do not.
@@ -19,15 +19,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from .utils import torch_compat
 from .utils.modules import call_model, eval_mode, frozen_parameters, plain_forward, removing_hooks
 
-# What convolutions and linear layers become; FlopCounterMode counts two per multiply-add.
+# Operators of convolutions and linear layers; FlopCounterMode counts two per multiply-add.
 _COUNTED = frozenset({'convolution', '_convolution', 'convolution_overrideable', 'mm', 'addmm'})
 
-# Seconds of rest and untimed calls in front of a timed one. In another runtime's wake OpenVINO took
-# 3.1 ms with three such calls and no rest, 2.0 with both, as when it is alone; ONNX Runtime twice
-# its time without the calls.
-REST, LEAD = 0.05, 3
+# Pause and untimed calls before a timed one. After calls of another runtime OpenVINO took 3.1 ms
+# with three such calls and no pause, 2.0 ms with both, as when it runs alone; ONNX Runtime took
+# twice its time without the calls.
+REST_SECONDS, NUM_LEAD_CALLS = 0.05, 3
 
-TURN = 20.0  # milliseconds of a turn of short calls
+MIN_ROUND_MS = 20.0  # minimum length of a round of short calls
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Complexity:
     Attributes:
         params: Parameters, each shared one once.
         macs: Multiply-adds of convolutions and linear layers, for the whole input batch.
-        rows: The modules that hold multiply-adds, in the order in which they stand in the model.
+        rows: The modules that have multiply-adds, in the order of the model.
     """
 
     params: int
@@ -73,47 +73,47 @@ def count(model: nn.Module, example_input: Any) -> Complexity:
     """
     counter = FlopCounterMode(display=False)
     seen = torch.inference_mode(torch.is_inference_mode_enabled() and torch_compat.COUNTS_INFERENCE)
-    # The counter stumbles over views that ask for gradients.
+    # The counter cannot handle views that require gradients.
     with (
         seen,
         eval_mode(model),
         frozen_parameters(model),
         counter,
-        _spending(model, counter) as own,
+        _macs_per_module(model, counter) as own,
     ):
         call_model(model, example_input)
     params = sum(p.numel() for p in model.parameters())
     rows = (
-        ModuleCost(name, type(module).__name__, _held(module), own[module])
+        ModuleCost(
+            name=name,
+            kind=type(module).__name__,
+            params=sum(p.numel() for p in module.parameters(recurse=False)),
+            macs=own[module],
+        )
         for name, module in model.named_modules()
         if own[module] > 0
     )
     return Complexity(params, _macs(counter), tuple(rows))
 
 
-def _held(module: nn.Module) -> int:
-    """Parameters of a module without those of its children."""
-    return sum(p.numel() for p in module.parameters(recurse=False))
-
-
 @contextmanager
-def _spending(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[nn.Module, int]]:
-    """Multiply-adds of every module, without what modules within it spend.
+def _macs_per_module(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[nn.Module, int]]:
+    """Multiply-adds of every module without those of the modules inside it.
 
-    The counter's own names of modules are not those of older versions of torch.
+    The module names of the counter itself differ between versions of torch.
     """
     own: dict[nn.Module, int] = defaultdict(int)
-    running: list[list[int]] = []  # modules that are in a call: spent before it, and within it
+    running: list[list[int]] = []  # per module that is running: macs before it, and inside it
 
-    def enter(module: nn.Module, inputs: tuple) -> None:
+    def enter(*_: Any) -> None:
         running.append([_macs(counter), 0])
 
-    def leave(module: nn.Module, inputs: tuple, output: Any) -> None:
-        before, within = running.pop()
-        spent = _macs(counter) - before
-        own[module] += spent - within
+    def leave(module: nn.Module, *_: Any) -> None:
+        before, inside = running.pop()
+        total = _macs(counter) - before
+        own[module] += total - inside
         if running:
-            running[-1][1] += spent
+            running[-1][1] += total
 
     watched = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # no hooks
     with (
@@ -124,7 +124,7 @@ def _spending(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[nn.Mo
 
 
 def _macs(counter: FlopCounterMode) -> int:
-    """Multiply-adds that were counted so far."""
+    """Multiply-adds counted so far."""
     found = counter.flop_counts['Global'].items()
     return sum(flops for op, flops in found if str(op).split('.')[-1] in _COUNTED) // 2
 
@@ -134,10 +134,10 @@ class Timing:
     """Time of one call.
 
     Attributes:
-        name: What was timed.
+        name: Name of the task.
         median: Milliseconds.
         low, high: First and third quartile, milliseconds.
-        runs: Calls behind these figures.
+        runs: Number of timed calls.
     """
 
     name: str
@@ -151,25 +151,25 @@ def time_together(
     tasks: Mapping[str, Callable[[], Any]],
     rounds: int = 30,
     warmup: int = 5,
-    apart: bool = False,
-    least: float = 0,
+    rest: bool = False,
+    min_ms: float = 0,
 ) -> list[Timing]:
-    """Time several calls in turns, so that a machine that slows down slows all of them.
+    """Time several calls in alternation, so that a machine that slows down slows all of them.
 
     Args:
         tasks: Calls without arguments, by name.
-        rounds: Turns of each.
-        warmup: Untimed calls of each before that.
-        apart: Whether to rest and call a task untimed in front of each turn: the threads of
-            another runtime go on spinning for a while after its own calls and take its cores.
-        least: Milliseconds that a turn lasts; it is of one call without. Short calls need it:
-            behind a rest up to ten of them take twice their time.
+        rounds: Timed rounds of each task.
+        warmup: Untimed calls of each task before that.
+        rest: Pause and call a task untimed before each round. Threads of another runtime go on
+            spinning for a while after its calls and take its cores.
+        min_ms: Minimum milliseconds of a round; 0 makes it one call. Short calls need it: after a
+            pause up to ten of them take twice their time.
 
     Returns:
         One :class:`Timing` per task, in their order.
 
     Raises:
-        ValueError: There is no turn.
+        ValueError: ``rounds`` is below 1.
     """
     if rounds < 1:
         raise ValueError(f'rounds must be 1 or more, got {rounds!r}')
@@ -178,26 +178,22 @@ def time_together(
             task()
     times: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)
-    for turn in range(rounds):
-        # Every task is as often first, so that none always runs in another one's wake.
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            if apart:
-                _come_to_rest(tasks[name])
-            times[name] += _turn(tasks[name], least)
+    for index in range(rounds):
+        # Every task is first equally often, so that none always follows the same other task.
+        for name in names[index % len(names) :] + names[: index % len(names)]:
+            if rest:
+                time.sleep(REST_SECONDS)
+                for _ in range(NUM_LEAD_CALLS):
+                    tasks[name]()
+            times[name] += _round(tasks[name], min_ms)
     return [_timing(name, values) for name, values in times.items()]
 
 
-def _turn(task: Callable[[], Any], least: float) -> list[float]:
+def _round(task: Callable[[], Any], min_ms: float) -> list[float]:
     times = [_milliseconds(task)]
-    while sum(times) < least:
+    while sum(times) < min_ms:
         times.append(_milliseconds(task))
     return times
-
-
-def _come_to_rest(task: Callable[[], Any]) -> None:
-    time.sleep(REST)
-    for _ in range(LEAD):
-        task()
 
 
 def _milliseconds(task: Callable[[], Any]) -> float:

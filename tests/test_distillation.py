@@ -27,7 +27,12 @@ def test_a_perfect_student_has_no_distance():
 def test_distance_is_the_formula():
     student, teacher = net(4), net()
     distiller = gp.Distiller(
-        student, teacher, logits=0.5, features=['before_pooling'], feature_weight=2, temperature=3
+        student,
+        teacher,
+        logit_weight=0.5,
+        features=['before_pooling'],
+        feature_weight=2,
+        temperature=3,
     )
     x = torch.randn(4, 3, 16, 16)
     _, distance = distiller(x)
@@ -70,7 +75,7 @@ def test_training_closes_the_distance():
     'options, said',
     [
         ({'features': ['before_poling']}, "no module 'before_poling'"),
-        ({'logits': 0}, 'nothing to compare'),
+        ({'logit_weight': 0}, 'nothing to compare'),
         ({'temperature': 0}, 'temperature'),
         ({'features': {'0': '0'}}, 'differ in shape'),
     ],
@@ -83,27 +88,33 @@ def test_bad_input_is_named(options, said):
 
 
 class Named(nn.Module):
-    """Gives its maps by name; a part of it never runs."""
+    """Returns features by name; a part of it never runs."""
 
     def __init__(self):
         super().__init__()
         self.body, self.idle = nn.ModuleDict({'conv': nn.Conv2d(3, 4, 3)}), nn.Conv2d(3, 4, 3)
-        self.body.forward = lambda x: {'maps': self.body['conv'](x), 'size': x.shape}
+        self.body.forward = lambda x: {'features': self.body['conv'](x), 'size': x.shape}
 
     def forward(self, x):
-        return self.body(x)['maps']
+        return self.body(x)['features']
 
 
-def test_maps_that_are_named_are_compared():
+def test_features_that_are_named_are_compared():
     student = Named()
     x = torch.randn(2, 3, 8, 8)
-    _, distance = gp.Distiller(student, Named(), logits=0, features=['body'])(x)
+    _, distance = gp.Distiller(student, Named(), logit_weight=0, features=['body'])(x)
     assert distance > 0
-    _, distance = gp.Distiller(student, student, logits=0, features=['body'])(x)
+    _, distance = gp.Distiller(student, student, logit_weight=0, features=['body'])(x)
     assert distance == 0
 
 
 def test_a_module_that_did_not_run_is_named():
-    distiller = gp.Distiller(Named(), Named(), logits=0, features=['idle'])
-    with pytest.raises(ValueError, match="'idle' of the student gave no tensor"):
+    distiller = gp.Distiller(Named(), Named(), logit_weight=0, features=['idle'])
+    with pytest.raises(ValueError, match="'idle' of the student returned no tensor"):
         distiller(torch.randn(2, 3, 8, 8))
+
+
+def test_the_old_name_of_the_logit_weight_warns():
+    with pytest.warns(FutureWarning, match='logit_weight'):
+        distiller = gp.Distiller(net(), net(), logits=0.5)
+    assert distiller.logit_weight == 0.5

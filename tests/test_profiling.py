@@ -55,7 +55,7 @@ def test_calls_of_different_runtimes_are_timed_after_a_rest_and_untimed_calls(mo
     calls = []
     monkeypatch.setattr(profiling.time, 'sleep', lambda seconds: calls.append('rest'))
     tasks = {'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}
-    time_together(tasks, rounds=1, warmup=0, apart=True)
+    time_together(tasks, rounds=1, warmup=0, rest=True)
     assert calls == ['rest', *'aaaa', 'rest', *'bbbb']
 
 

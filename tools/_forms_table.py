@@ -13,7 +13,7 @@ from _modes import inference
 from ghost_plugin.cli.terminal import show, table
 from ghost_plugin.deploy.backends import TIMED, Forms
 from ghost_plugin.deploy.inference import of_graph, quiet
-from ghost_plugin.profiling import TURN, Timing, time_together
+from ghost_plugin.profiling import MIN_ROUND_MS, Timing, time_together
 
 
 def forms_table(
@@ -62,7 +62,7 @@ def _timings(
             if run is not None:
                 tasks[f'ours, {row.name}'] = lambda run=run: run([images])
     apart = forms.device == 'cpu'
-    for timing in time_together(tasks, args.rounds, args.warmup, apart, TURN):
+    for timing in time_together(tasks, args.rounds, args.warmup, apart, MIN_ROUND_MS):
         yield timing.name, timing
 
 

@@ -14,7 +14,7 @@ import ghost_plugin as gp
 from ghost_plugin.cli import model_loading
 from ghost_plugin.cli.errors import tool
 from ghost_plugin.cli.terminal import Meter, figures, show
-from ghost_plugin.profiling import TURN, time_together
+from ghost_plugin.profiling import MIN_ROUND_MS, time_together
 from ghost_plugin.training.config import Recipe
 from ghost_plugin.training.evaluation import costs, device_name, top1
 from ghost_plugin.training.image_folder import ImageFolder
@@ -52,7 +52,7 @@ def fastest(model: torch.nn.Module, batch: torch.Tensor) -> str:
             calls[name] = gp.deploy.ready(name)(model, batch)
         except (ImportError, ValueError):
             continue  # not installed, or not for this processor
-    timings = time_together(calls, rounds=5, apart=True, least=TURN)
+    timings = time_together(calls, rounds=5, rest=True, min_ms=MIN_ROUND_MS)
     return min(timings, key=lambda timing: timing.median).name
 
 
@@ -119,7 +119,7 @@ def study(
     finetune(model, feed, replace(TUNING, epochs=epochs / 3), teacher=original, progress=meter)
     save(model.state_dict(), out / 'converted.pth')
     measure('fine-tuned', model)
-    timings = time_together(calls, ROUNDS, apart=True, least=TURN)
+    timings = time_together(calls, ROUNDS, rest=True, min_ms=MIN_ROUND_MS)
     for row, timing in zip(rows, timings, strict=True):
         row['latency_ms'] = timing.median
         row['latency_ratio'] = timing.median / timings[0].median

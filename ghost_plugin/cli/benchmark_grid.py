@@ -15,7 +15,7 @@ import torch
 from ..conversion import ConversionPlan, convert
 from ..deploy.backends import TIMED, Forms
 from ..deploy.inference import Runner
-from ..profiling import TURN, time_together
+from ..profiling import MIN_ROUND_MS, time_together
 from ..training.loader import ProgressFn, no_progress
 from ..utils import optional
 from ..utils.modules import plain_forward
@@ -138,7 +138,7 @@ def _run(
             if run is not None:
                 runners[name, backend] = run, forms.example
     tasks = {key: lambda run=run, x=x: run(x) for key, (run, x) in runners.items()}
-    for timing in time_together(tasks, rounds, warmup, apart=True, least=TURN):
+    for timing in time_together(tasks, rounds, warmup, rest=True, min_ms=MIN_ROUND_MS):
         figures[timing.name] = replace(
             figures[timing.name], median=timing.median, low=timing.low, high=timing.high
         )

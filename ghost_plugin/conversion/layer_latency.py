@@ -8,7 +8,7 @@ from torch import nn
 
 from ..graph.channel_permutation import absorb_permutations
 from ..layers.ghost import GhostConv2d
-from ..profiling import TURN, time_together
+from ..profiling import MIN_ROUND_MS, time_together
 from ..utils.modules import (
     as_arguments,
     call_model,
@@ -51,7 +51,7 @@ def measure(
         name: ready(deepcopy_detached(net, share=True).eval(), example_input)
         for name, net in nets.items()
     }
-    timings = time_together(tasks, turns, WARMUP, ready is not eager, TURN)
+    timings = time_together(tasks, turns, WARMUP, ready is not eager, MIN_ROUND_MS)
     return {t.name: t.median for t in timings}
 
 

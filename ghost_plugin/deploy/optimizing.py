@@ -9,7 +9,7 @@ from torch import nn
 
 from ..layers.bn_folding import check_inference
 from ..layers.common import check_positive
-from ..profiling import TURN, Timing, time_together
+from ..profiling import MIN_ROUND_MS, Timing, time_together
 from ..utils.modules import plain_forward
 from .backends import BACKENDS, Backend, Forms
 from .comparison import Difference, allowance
@@ -208,5 +208,7 @@ def _timed(
     trials: list[Trial], runners: dict[str, Runner], forms: Forms, rounds: int, warmup: int
 ) -> list[Trial]:
     tasks = {name: lambda run=run: run(forms.example) for name, run in runners.items()}
-    timings = {t.name: t for t in time_together(tasks, rounds, warmup, apart=True, least=TURN)}
+    timings = {
+        t.name: t for t in time_together(tasks, rounds, warmup, rest=True, min_ms=MIN_ROUND_MS)
+    }
     return [replace(trial, timing=timings.get(trial.backend)) for trial in trials]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..profiling import TURN, time_together
+from ..profiling import MIN_ROUND_MS, time_together
 from ..utils import optional
 from ..utils.atomic_io import atomic_write_all, check_writable
 from ..utils.modules import plain_forward
@@ -156,7 +156,9 @@ def _export(
 
 def _times(runners: dict[str, Runner], batch: list[torch.Tensor]) -> dict[str, float]:
     tasks = {name: lambda run=run: run(batch) for name, run in runners.items()}
-    return {t.name: t.median for t in time_together(tasks, _ROUNDS, 2, apart=True, least=TURN)}
+    return {
+        t.name: t.median for t in time_together(tasks, _ROUNDS, 2, rest=True, min_ms=MIN_ROUND_MS)
+    }
 
 
 def _errors(

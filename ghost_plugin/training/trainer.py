@@ -212,7 +212,7 @@ def _loss_function(
     distiller = Distiller(
         model,
         teacher,
-        logits=recipe.soft,
+        logit_weight=recipe.soft,
         temperature=recipe.temperature,
         features=recipe.features,
     )

@@ -278,7 +278,7 @@ def test_a_distiller_hands_both_models_the_same(images):
     student, teacher = Normalises(True), Normalises(True).eval()
     teacher.load_state_dict(copy.deepcopy(student.state_dict()))
     x = images[0].clone()
-    distiller = gp.Distiller(student.eval(), teacher, logits=0, features=['net'])
+    distiller = gp.Distiller(student.eval(), teacher, logit_weight=0, features=['net'])
     _, distance = distiller(x)
     assert distance == 0 and torch.equal(x, images[0])
     leaf = images[0].clone().requires_grad_()
