@@ -96,10 +96,10 @@ def study(
     torch.manual_seed(0)
     source = model_loading.load('timm:resnet18', num_classes=10).adjusted(size=(SIZE, SIZE))
     train = ImageFolder(data, 'train')
-    feed = ImageLoader(train, source.look, Augmentation(flip=False))
-    held = ImageLoader(ImageFolder(data, 'val', train.classes), source.look)
+    feed = ImageLoader(train, source.preprocessing, Augmentation(flip=False))
+    held = ImageLoader(ImageFolder(data, 'val', train.classes), source.preprocessing)
     original = trained(source, feed, out / 'resnet18.pth', epochs, meter)
-    calibration = list(Calibration(ImageLoader(train.some(512, 0), source.look)))
+    calibration = list(Calibration(ImageLoader(train.some(512, 0), source.preprocessing)))
     batch = calibration[0][:BATCH]
     runtime = fastest(original, batch)
     plan, budget = planned(original, batch, runtime, calibration)

@@ -1,12 +1,13 @@
-"""Any models by any backends, timed in turns: what the benchmark's grid shows.
+"""Any models by any backends, timed in turns.
 
-A model is named as in :mod:`ghost_plugin.cli.model_loading`; ``NAME@PLAN.json`` is its
-conversion by a plan and ``NAME@2`` the one with ratio 2 everywhere, both fitted without pictures.
+A model is named as in :mod:`.model_loading`; ``NAME@PLAN.json`` is its conversion by a plan and
+``NAME@2`` its conversion with ratio 2, both fitted without images.
 """
 
+import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,19 @@ from ..training.loader import ProgressFn, no_progress
 from ..utils import optional
 from ..utils.modules import plain_forward
 from .model_loading import LoadedModel, load
+from .terminal import Meter, show, table
+
+BACKENDS = ['eager', 'channels-last', 'compiled', 'onnxruntime', 'openvino']
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One model by one backend.
 
     Attributes:
         model, backend: Names.
-        batch, threads: Pictures per call; threads of every library.
-        median, low, high: Milliseconds of a call, with quartiles; None where it did not run.
+        batch, threads: Batch size; threads of every library.
+        median, low, high: Milliseconds of a call, with quartiles; None if it did not run.
         memory: Megabytes that the process grew by for building and first calls; None off Linux.
         difference: Of the outputs from the plain model's, as a share of their size.
         reason: Why it did not run.
@@ -46,13 +50,9 @@ class Figure:
     difference: float | None = None
     reason: str = ''
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
 
 @plain_forward()
-def grid(
+def measure_grid(
     models: Sequence[str],
     backends: Sequence[str],
     batches: Iterable[int] = (1,),
@@ -62,20 +62,20 @@ def grid(
     warmup: int = 3,
     tick: ProgressFn = no_progress,
     device: str = 'cpu',
-) -> list[Figure]:
-    """Time all models by all backends, in turns for each batch and number of threads.
+) -> list[Measurement]:
+    """Time all models by all backends, in turns for each batch size and number of threads.
 
     Args:
         models: Names, see above.
         backends: Keys of :data:`ghost_plugin.deploy.backends.TIMED`.
         batches, threads: Each is a run of its own.
-        size: Of the pictures, (height, width); each model's own without it.
-        rounds, warmup: Turns of each, 20 ms or one call, and untimed calls before.
-        tick: Shown what is built.
-        device: Where models and pictures lie.
+        size: Of the images, (height, width); each model's own without it.
+        rounds, warmup: Rounds of each, 20 ms or one call, and untimed calls before.
+        tick: Called with the progress of building.
+        device: Of models and images.
 
     Returns:
-        One figure per model, backend, batch and number of threads.
+        One measurement per model, backend, batch size and number of threads.
 
     Raises:
         ValueError: No such model or backend.
@@ -83,20 +83,25 @@ def grid(
     unknown = [name for name in backends if name not in TIMED]
     if unknown:
         raise ValueError(f'backends must be some of {list(TIMED)}, got {unknown[0]!r}')
-    sources = {name: named(name, size) for name in models}
+    sources = {name: load_variant(name, size) for name in models}
     before, found = torch.get_num_threads(), []
     try:
         for number in threads:
             torch.set_num_threads(number)
             for batch in batches:
-                found += _run(sources, backends, batch, number, rounds, warmup, tick, device)
+                found += _measure(sources, backends, batch, number, rounds, warmup, tick, device)
     finally:
         torch.set_num_threads(before)
     return found
 
 
-def named(name: str, size: tuple[int, int] | None = None) -> LoadedModel:
-    """The model of a name, converted where it says so."""
+def load_variant(name: str, size: tuple[int, int] | None = None) -> LoadedModel:
+    """Load a model, and convert it if its name says so.
+
+    Args:
+        name: A name of :mod:`.model_loading`, with ``@RATIO`` or ``@PLAN.json`` if converted.
+        size: Of the images, (height, width).
+    """
     plain, _, how = name.partition('@')
     torch.manual_seed(0)
     source = load(plain).adjusted(size)
@@ -109,13 +114,13 @@ def named(name: str, size: tuple[int, int] | None = None) -> LoadedModel:
             ratio = float(how)
         except ValueError:
             raise ValueError(
-                f'behind @ stands a plan (.json) or a ratio, got {how!r} in {name!r}'
+                f'a plan (.json) or a ratio follows @, got {how!r} in {name!r}'
             ) from None
         model = convert(source.model, source.example(), ratio=ratio)[0]
-    return LoadedModel(model.eval(), source.look, source.wrap)
+    return replace(source, model=model.eval())
 
 
-def _run(
+def _measure(
     sources: dict[str, LoadedModel],
     backends: Sequence[str],
     batch: int,
@@ -124,41 +129,37 @@ def _run(
     warmup: int,
     tick: ProgressFn,
     device: str,
-) -> list[Figure]:
-    runners: dict[tuple[str, str], tuple[Runner, Any]] = {}
-    figures: dict[tuple[str, str], Figure] = {}
+) -> list[Measurement]:
+    tasks: dict[Any, Any] = {}
+    found: dict[tuple[str, str], Measurement] = {}
     total = len(sources) * len(backends)
     for name, source in sources.items():
-        images = torch.randn(batch, 3, *source.look.size, device=device)
+        images = torch.randn(batch, 3, *source.preprocessing.size, device=device)
         forms = Forms(source.model.to(device), source.wrap(images))
         for backend in backends:
-            tick('building', len(figures) + 1, total, f'{name}, {backend}')
-            figure, run = _built(name, backend, batch, threads, forms)
-            figures[name, backend] = figure
+            tick('building', len(found) + 1, total, f'{name}, {backend}')
+            empty = Measurement(name, backend, batch, threads)
+            found[name, backend], run = _build(empty, forms)
             if run is not None:
-                runners[name, backend] = run, forms.example
-    tasks = {key: lambda run=run, x=x: run(x) for key, (run, x) in runners.items()}
+                tasks[name, backend] = lambda run=run, x=forms.example: run(x)
     for timing in time_together(tasks, rounds, warmup, rest=True, min_ms=MIN_ROUND_MS):
-        figures[timing.name] = replace(
-            figures[timing.name], median=timing.median, low=timing.low, high=timing.high
+        found[timing.name] = replace(
+            found[timing.name], median=timing.median, low=timing.low, high=timing.high
         )
-    return list(figures.values())
+    return list(found.values())
 
 
-def _built(
-    name: str, backend: str, batch: int, threads: int, forms: Forms
-) -> tuple[Figure, Runner | None]:
+def _build(empty: Measurement, forms: Forms) -> tuple[Measurement, Runner | None]:
     before = _resident()
-    made = TIMED[backend].attempt(forms, calls=2)
+    made = TIMED[empty.backend].attempt(forms, calls=2)
     if made.run is None:
-        return Figure(name, backend, batch, threads, reason=made.reason), None
+        return replace(empty, reason=made.reason), None
     grown = None if before is None else max(0.0, _resident() - before)
-    found = made.difference.typical
-    return Figure(name, backend, batch, threads, memory=grown, difference=found), made.run
+    return replace(empty, memory=grown, difference=made.difference.typical), made.run
 
 
 def _resident() -> float | None:
-    """Megabytes of this process in memory."""
+    """Resident memory of this process in megabytes."""
     try:
         pages = int(Path('/proc/self/statm').read_text().split()[1])
     except OSError:
@@ -166,56 +167,106 @@ def _resident() -> float | None:
     return pages * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
-def verdicts(figures: Sequence[Figure]) -> list[str]:
-    """A sentence per model, batch and threads: its best backend; whether a conversion gained."""
-    best: dict[tuple[str, int, int], Figure] = {}
-    for figure in figures:
-        key = (figure.model, figure.batch, figure.threads)
-        if figure.median and (key not in best or figure.median < best[key].median):
-            best[key] = figure
-    return [_verdict(figure, best) for figure in best.values()]
+def verdicts(found: Sequence[Measurement]) -> list[str]:
+    """A sentence per model, batch size and threads: the best backend, and a conversion's gain."""
+    best: dict[tuple[str, int, int], Measurement] = {}
+    for one in found:
+        key = (one.model, one.batch, one.threads)
+        if one.median and (key not in best or one.median < best[key].median):
+            best[key] = one
+    return [_verdict(one, best) for one in best.values()]
 
 
-def _verdict(figure: Figure, best: dict[tuple[str, int, int], Figure]) -> str:
+def _verdict(one: Measurement, best: dict[tuple[str, int, int], Measurement]) -> str:
     text = (
-        f'{figure.model}, batch {figure.batch}, {figure.threads} threads: fastest by '
-        f'{figure.backend}, {figure.median:.2f} ms'
+        f'{one.model}, batch {one.batch}, {one.threads} threads: fastest by {one.backend}, '
+        f'{one.median:.2f} ms'
     )
-    plain, converted, _ = figure.model.partition('@')
-    other = best.get((plain, figure.batch, figure.threads)) if converted else None
+    plain, converted, _ = one.model.partition('@')
+    other = best.get((plain, one.batch, one.threads)) if converted else None
     if other is None:
         return text
-    ratio = other.median / figure.median
+    ratio = other.median / one.median
     said = 'gains' if ratio > 1 else 'does NOT gain, the plain network wins'
     return f'{text}; the conversion {said}: {ratio:.2f} times as fast as {plain} at its best'
 
 
-def draw(figures: Sequence[Figure], path: str | os.PathLike, top1: dict[str, float] | None) -> None:
-    """Latency of each model and backend as a picture; against accuracy where that is given.
+def draw(found: Sequence[Measurement], path: str | os.PathLike, top1: dict | None) -> None:
+    """Plot the latency of each model and backend, against accuracy if that is given.
 
     Args:
-        figures: Of one batch and number of threads, or more.
-        path: PNG file.
+        found: Measurements.
+        path: Image file.
         top1: Accuracy in per cent by model.
     """
     optional.require('matplotlib')
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.figure import Figure
 
-    shown = [figure for figure in figures if figure.median]
-    canvas = Canvas(figsize=(8, 0.8 + (4 if top1 else 0.3 * len(shown))), layout='constrained')
-    axes = canvas.add_subplot()
+    shown = [one for one in found if one.median]
+    figure = Figure(figsize=(8, 0.8 + (4 if top1 else 0.3 * len(shown))), layout='constrained')
+    axes = figure.add_subplot()
     axes.set_xlabel('milliseconds a call, median')
-    labels = [f'{f.model}, {f.backend}, batch {f.batch}, {f.threads} threads' for f in shown]
+    labels = [f'{m.model}, {m.backend}, batch {m.batch}, {m.threads} threads' for m in shown]
     if top1:
-        for figure, label in zip(shown, labels, strict=True):
-            if figure.model in top1:
-                axes.plot(figure.median, top1[figure.model], 'o', label=label)
+        for one, label in zip(shown, labels, strict=True):
+            if one.model in top1:
+                axes.plot(one.median, top1[one.model], 'o', label=label)
         axes.set_ylabel('top-1, %')
         axes.legend(fontsize=6)
     else:
-        times = [figure.median for figure in shown]
-        spread = [[f.median - f.low for f in shown], [f.high - f.median for f in shown]]
-        axes.barh(labels, times, xerr=spread)
+        spread = [[m.median - m.low for m in shown], [m.high - m.median for m in shown]]
+        axes.barh(labels, [m.median for m in shown], xerr=spread)
         axes.invert_yaxis()
         axes.tick_params(axis='y', labelsize=7)
-    canvas.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120)
+
+
+def run_grid(
+    models: list[str],
+    backends: list[str],
+    batches: list[int],
+    threads: list[int],
+    size: int,
+    rounds: int,
+    warmup: int,
+    device: str,
+    plot: Path | None = None,
+    top1_file: Path | None = None,
+) -> list[Measurement]:
+    """Measure, print the table and the verdicts, and draw.
+
+    Args:
+        models, backends, batches, threads, rounds, warmup, device: As :func:`measure_grid`.
+        size: Height and width of the images.
+        plot: Image file to write.
+        top1_file: JSON with the accuracy in per cent by model, for the plot.
+    """
+    if plot:
+        optional.require('matplotlib')
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = sorted(FigureCanvasBase.get_supported_filetypes())
+        if plot.suffix[1:].lower() not in known:
+            raise ValueError(f'--plot must end in one of {known}, got {str(plot)!r}')
+    top1 = json.loads(top1_file.read_text()) if top1_file else None
+    with Meter() as meter:
+        found = measure_grid(
+            models, backends, batches, threads, (size, size), rounds, warmup, meter, device
+        )
+    head = ['Model', 'Backend', 'Batch', 'Threads', 'ms', 'images/s', 'MB', 'Difference', '']
+    show(table(head, [_cells(one) for one in found]))
+    load_average = ' '.join(f'{value:.1f}' for value in os.getloadavg())
+    show('\n'.join(['', *verdicts(found), f'load of the machine (1, 5, 15 min): {load_average}']))
+    if plot:
+        draw(found, plot, top1)
+    return found
+
+
+def _cells(one: Measurement) -> list[str]:
+    cells = [one.model, one.backend, str(one.batch), str(one.threads)]
+    if one.median is None:
+        return [*cells, '', '', '', '', one.reason]
+    spread = f'{one.median:.2f} ({one.low:.2f} to {one.high:.2f})'
+    memory = '' if one.memory is None else f'{one.memory:.0f}'
+    speed = f'{1000 * one.batch / one.median:.0f}'
+    return [*cells, spread, speed, memory, f'{one.difference:.1e}', '']

@@ -1,6 +1,6 @@
-"""Models by what a user calls them: timm's and torchvision's names, configs, functions in a file.
+"""Models by name: timm's and torchvision's names, OpenMMLab configs, functions in a file.
 
-Each comes with the look that its pictures must have.
+Each comes with the preprocessing of its images.
 """
 
 import difflib
@@ -25,29 +25,29 @@ FORMS = (
 )
 
 
-def _itself(images: torch.Tensor) -> torch.Tensor:
-    return images
-
-
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode and how it wants its pictures.
+    """A model in eval mode and its preprocessing.
 
     Attributes:
         model: Any module.
-        look: What becomes of its pictures.
-        wrap: Turns (N, 3, H, W) into what the model is called with.
+        preprocessing: Of its images.
+        wrap: Turns images (N, 3, H, W) into the model's input.
+        fresh: True if its weights are known to be random.
     """
 
     model: nn.Module
-    look: Preprocessing
-    wrap: Callable[[torch.Tensor], Any] = _itself
+    preprocessing: Preprocessing
+    wrap: Callable[[torch.Tensor], Any] = lambda images: images
+    fresh: bool = False
 
     def example(self) -> Any:
-        """What to call the model with: noise as one picture, on its device."""
+        """An input for the model: one image of noise, on its device."""
         device = next(self.model.parameters()).device
         generator = torch.Generator().manual_seed(0)
-        return self.wrap(torch.randn(1, 3, *self.look.size, generator=generator).to(device))
+        return self.wrap(
+            torch.randn(1, 3, *self.preprocessing.size, generator=generator).to(device)
+        )
 
     def adjusted(
         self,
@@ -55,13 +55,18 @@ class LoadedModel:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> 'LoadedModel':
-        """With another look where one is given; small pictures are then seen whole."""
-        look = replace(self.look, **({} if size is None else {'size': tuple(size)}))
-        if size is not None and look.small:
-            look = replace(look, crop_pct=1.0)
-        given = {'mean': mean, 'std': std}
+        """The same model with other preprocessing; small images are not cropped then.
+
+        Args:
+            size: Height and width, pixels.
+            mean, std: One per channel, of values in 0..1.
+        """
+        given = {'size': size, 'mean': mean, 'std': std}
         new = {name: tuple(values) for name, values in given.items() if values is not None}
-        return replace(self, look=replace(look, **new))
+        changed = replace(self.preprocessing, **new)
+        if size is not None and changed.small:
+            changed = replace(changed, crop_pct=1.0)
+        return replace(self, preprocessing=changed)
 
 
 def load(
@@ -74,13 +79,14 @@ def load(
 
     Args:
         name: One of :data:`FORMS`.
-        num_classes: Outputs of its classifier; its own number without it.
+        num_classes: Outputs of its classifier; the model's default without it.
         checkpoint: Weights to load, any layout of :func:`ghost_plugin.load_weights`.
-        pretrained: With the weights that timm or torchvision publish.
+        pretrained: Download the weights that timm or torchvision publish.
 
     Raises:
-        ValueError: No such model, with the nearest names; it cannot be built so.
-        FileNotFoundError: No such file. ImportError: The framework is not there.
+        ValueError: No such model, with the nearest names; or it cannot be built.
+        FileNotFoundError: No such file.
+        ImportError: The framework is not installed.
     """
     build, rest = _builder(name)
     source = build(rest, num_classes, pretrained)
@@ -89,7 +95,8 @@ def load(
         if hasattr(source.model, 'is_init'):  # OpenMMLab's init_weights would replace them
             source.model.is_init = True
     source.model.eval()  # on its own line: many of OpenMMLab's return None here
-    return source
+    published = name.partition(':')[0] in _BUILDERS
+    return replace(source, fresh=published and checkpoint is None and not pretrained)
 
 
 Builder = Callable[[str, int | None, bool], LoadedModel]
@@ -110,7 +117,7 @@ def _builder(name: str) -> tuple[Builder, str]:
 
 
 def is_config(name: str) -> bool:
-    """Whether a model's name is that of an OpenMMLab config."""
+    """True if a model's name is that of an OpenMMLab config."""
     return '::' in name or name.endswith('.py')
 
 
@@ -128,7 +135,13 @@ def _known_names() -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str], number: int = 3) -> str:
-    """The names most like one, whatever stands in front of their colon, as a sentence's part."""
+    """The most similar names, separated by commas; prefixes up to a colon are ignored.
+
+    Args:
+        name: Unknown name.
+        known: Names that exist.
+        number: Of names to return.
+    """
     named: dict[str, list[str]] = {}
     for one in known:
         named.setdefault(one.rpartition(':')[2], []).append(one)
@@ -143,14 +156,13 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def _built(name: str, build: Callable[[], nn.Module], published: bool = False) -> nn.Module:
-    """Call foreign code that builds a model; whatever it raises was caused by the arguments."""
+    """Call foreign code that builds a model, and turn its errors into a ValueError."""
     try:
         return build()
     except Exception as error:
         reason = ' '.join(str(error).split())
-        # A file that is missing or a download that failed.
         hint = '; give a local file as checkpoint (--checkpoint) instead of pretrained'
-        hint = hint if published and isinstance(error, OSError) else ''
+        hint = hint if published else ''  # downloads fail with errors of many types
         raise ValueError(f'cannot build {name}: {type(error).__name__}: {reason}{hint}') from error
 
 
@@ -168,7 +180,7 @@ def _from_timm(name: str, num_classes: int | None, pretrained: bool) -> LoadedMo
 
 
 def _torchvision_names() -> dict[str, list[str]]:
-    """Names of what torchvision builds for single pictures, by its module."""
+    """Names of torchvision's models for single images, by module."""
     from torchvision import models
 
     parts = {
@@ -193,22 +205,22 @@ def _from_torchvision(name: str, num_classes: int | None, pretrained: bool) -> L
     if part != 'classification' and not pretrained:
         options['weights_backbone'] = None  # otherwise it is downloaded
     model = _built(name, lambda: models.get_model(name, **options), pretrained)
-    if part == 'detection':  # normalises its pictures itself
+    if part == 'detection':  # normalises its images itself
         return LoadedModel(model, Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3))
-    return LoadedModel(model, _torchvision_look(models.get_model_weights(name)))
+    return LoadedModel(model, _torchvision_preprocessing(models.get_model_weights(name)))
 
 
-def _torchvision_look(weights: Any) -> Preprocessing:
-    """The look that torchvision writes beside its weights."""
+def _torchvision_preprocessing(weights: Any) -> Preprocessing:
+    """The preprocessing that torchvision publishes with its weights."""
     if not hasattr(weights, 'DEFAULT'):
         return Preprocessing()
     preset = weights.DEFAULT.transforms()
     crop, resize = (getattr(preset, key, None) for key in ('crop_size', 'resize_size'))
     size = crop or resize or [224]
-    side = size[0] if isinstance(size, list | tuple) else size
-    share = side / resize[0] if crop and resize else 1.0
+    size = size[0] if isinstance(size, list | tuple) else size
+    share = size / resize[0] if crop and resize else 1.0
     filter_name = str(getattr(preset.interpolation, 'value', 'bilinear'))
-    return Preprocessing((side, side), tuple(preset.mean), tuple(preset.std), share, filter_name)
+    return Preprocessing((size, size), tuple(preset.mean), tuple(preset.std), share, filter_name)
 
 
 def _from_file(name: str, num_classes: int | None, pretrained: bool) -> LoadedModel:
@@ -225,12 +237,9 @@ def _from_file(name: str, num_classes: int | None, pretrained: bool) -> LoadedMo
     model = _built(name, lambda: make(**options))
     if not isinstance(model, nn.Module):
         raise ValueError(f'{name} returns a {type(model).__name__}, not a torch.nn.Module')
-    return LoadedModel(
-        model, preprocessing_from_cfg(getattr(model, 'pretrained_cfg', None) or _PLAIN)
-    )
-
-
-_PLAIN = {'interpolation': 'bilinear'}
+    default = {'interpolation': 'bilinear'}
+    cfg = getattr(model, 'pretrained_cfg', None) or default
+    return LoadedModel(model, preprocessing_from_cfg(cfg))
 
 
 def _module(path: Path) -> Any:
@@ -242,7 +251,7 @@ def _module(path: Path) -> Any:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))  # for what lies beside it
+    sys.path.insert(0, str(path.resolve().parent))  # for its neighbours
     try:
         _built(str(path), lambda: spec.loader.exec_module(module))
     except ValueError:

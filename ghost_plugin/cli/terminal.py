@@ -1,41 +1,38 @@
-"""Progress and tables on the terminal: rich where it is present, plain lines otherwise."""
+"""Progress and tables on the terminal, drawn by rich; plain lines in files and pipes."""
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from types import TracebackType
 from typing import Any
 
-try:
-    import rich.progress as rich_progress
-except ImportError:
-    rich_progress = None
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-_EVERY = 20.0  # seconds between two lines in a file
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds."""
-    return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
+_SECONDS_PER_LINE = 20.0  # in files
 
 
 class Meter:
-    """Called with (label, done, total, note), shows bar or lines on standard error.
+    """Progress on standard error: bars on a terminal, else one line every 20 seconds.
 
-    A terminal with rich gets bars; a terminal without it one line that is written over; anything
-    else a line now and then, and one at the end of what took long.
+    Use it as a context manager and call it with (label, done, total, note).
     """
 
     def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.label, self.started, self.shown = '', 0.0, 0.0
-        self.first = 0
-        self.bars: Any = None
-        self.tasks: dict[str, Any] = {}  # rich's bars by label
+        self.bars: Progress | None = None
+        if sys.stderr.isatty():
+            columns = ('{task.description}', BarColumn(), TaskProgressColumn(),
+                       TimeRemainingColumn(), '{task.fields[note]}')  # fmt: skip
+            self.bars = Progress(*columns, console=Console(stderr=True))
+        self.tasks: dict[str, TaskID] = {}
+        self.label, self.first, self.started, self.shown = '', 0, 0.0, 0.0
 
     def __enter__(self) -> 'Meter':
-        if self.terminal and rich_progress:
-            self.bars = _bars()
+        if self.bars:
             self.bars.start()
         return self
 
@@ -47,54 +44,43 @@ class Meter:
     ) -> None:
         if self.bars:
             self.bars.stop()
-        elif self.terminal and self.label:
-            sys.stderr.write('\n')
 
     def __call__(self, label: str, done: int, total: int, note: str = '') -> None:
-        if label != self.label:
-            self._begin(label, done, total)
-        if self.bars:
-            self.bars.update(self.tasks[label], completed=done, total=total, note=note)
-        else:
-            self._line(done, total, note)
-
-    def _begin(self, label: str, done: int, total: int) -> None:
-        self.label, self.first = label, done - 1
-        self.started = self.shown = time.monotonic()
-        if self.bars and label not in self.tasks:
+        if self.bars is None:
+            self._line(label, done, total, note)
+            return
+        if label not in self.tasks:
             self.tasks[label] = self.bars.add_task(label, total=total, note='')
-        elif self.bars and done < self.bars.tasks[self.tasks[label]].completed:
+        elif done < self.bars.tasks[self.tasks[label]].completed:
             self.bars.reset(self.tasks[label])
+        self.bars.update(self.tasks[label], completed=done, total=total, note=note)
 
-    def _line(self, done: int, total: int, note: str) -> None:
+    def _line(self, label: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
-        long = now - self.started > _EVERY
-        if now - self.shown < (0.5 if self.terminal else _EVERY) and not (done == total and long):
+        if label != self.label:
+            self.label, self.first, self.started, self.shown = label, done - 1, now, now
+        slow = now - self.started > _SECONDS_PER_LINE
+        if now - self.shown < _SECONDS_PER_LINE and not (done == total and slow):
             return
         self.shown = now
-        left = (now - self.started) / max(done - self.first, 1) * (total - done)
-        share = f'{100 * done // total} %'
-        parts = [share, *([note] if note else []), f'{clock(left)} left']
-        line = f'{self.label}: {", ".join(parts)}'
-        sys.stderr.write(f'\r\033[K{line}' if self.terminal else f'{line}\n')
-        sys.stderr.flush()
+        left = int((now - self.started) / max(done - self.first, 1) * (total - done))
+        parts = [f'{100 * done // total} %', *([note] if note else [])]
+        line = f'{label}: {", ".join(parts)}, {left // 60}:{left % 60:02d} left'
+        print(line, file=sys.stderr, flush=True)
 
 
-def _bars() -> Any:
-    from rich.console import Console
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table.
 
-    p = rich_progress
-    parts = ('{task.description}', p.BarColumn(), p.TaskProgressColumn(), p.TimeRemainingColumn())
-    return p.Progress(*parts, '{task.fields[note]}', console=Console(stderr=True))
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
+    Args:
+        head: Titles of the columns.
+        rows: Cells of each row.
+    """
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
 
 
-# Figures that tables show, in this order: head of the column, format of the cell, unit.
+# Columns of result tables: title, format and unit by the name of the value.
 _COLUMNS = {
     'model': ('Model', '', 1),
     'epoch': ('Epoch', '', 1),
@@ -109,8 +95,8 @@ _COLUMNS = {
 }
 
 
-def figures(rows: list[dict[str, Any]]) -> str:
-    """A table of those figures that all rows have."""
+def figures(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of those known values that all rows have."""
     columns = [key for key in _COLUMNS if all(row.get(key) is not None for row in rows)]
     cells = [[_cell(row[key], *_COLUMNS[key][1:]) for key in columns] for row in rows]
     return table([_COLUMNS[key][0] for key in columns], cells)
@@ -121,8 +107,8 @@ def _cell(value: Any, form: str, unit: float) -> str:
 
 
 def show(text: str) -> None:
-    """Print text; a terminal with rich draws the Markdown tables in it."""
-    if not (sys.stdout.isatty() and rich_progress):
+    """Print a text; a terminal shows its Markdown tables drawn."""
+    if not sys.stdout.isatty():
         print(text, flush=True)
         return
     for is_table, lines in groupby(text.splitlines(), key=lambda line: line.startswith('|')):
@@ -133,16 +119,11 @@ def show(text: str) -> None:
 
 
 def _draw(rows: list[list[str]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     head, _, *body = rows
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(head):
-        # Names are there to be copied, so the first column keeps them whole.
-        drawn.add_column(name, no_wrap=number == 0, justify='left' if number < 2 else 'right')
+    for index, name in enumerate(head):
+        # The first column holds names to copy, so it is never wrapped.
+        drawn.add_column(name, no_wrap=index == 0, justify='left' if index < 2 else 'right')
     for row in body:
         drawn.add_row(*map(Text, row))
     Console().print(drawn)

@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +17,7 @@ def test_the_grid_has_a_figure_for_each_case_and_says_what_wins(monkeypatch, tmp
     monkeypatch.setitem(TIMED, 'absent', absent)
     names = ['timm:resnet18', 'timm:resnet18@2']
     backends = ['eager', 'channels-last', 'absent']
-    found = benchmark_grid.grid(names, backends, (1, 2), (1,), (32, 32), rounds=2, warmup=0)
+    found = benchmark_grid.measure_grid(names, backends, (1, 2), (1,), (32, 32), rounds=2, warmup=0)
     assert [(f.model, f.backend, f.batch) for f in found] == [
         (name, backend, batch) for batch in (1, 2) for name in names for backend in backends
     ]
@@ -45,40 +42,36 @@ def test_the_grid_has_a_figure_for_each_case_and_says_what_wins(monkeypatch, tmp
     [(5.0, 'gains: 2.00 times'), (20.0, 'does NOT gain, the plain network wins')],
 )
 def test_a_conversion_that_loses_is_said_to_lose(median, said):
-    plain = benchmark_grid.Figure('timm:a', 'fused', 1, 2, 10.0, 9.0, 11.0)
-    slow = benchmark_grid.Figure('timm:a', 'eager', 1, 2, 99.0, 9.0, 111.0)
-    other = benchmark_grid.Figure('timm:a@2', 'eager', 1, 2, median, 1.0, 30.0)
+    plain = benchmark_grid.Measurement('timm:a', 'fused', 1, 2, 10.0, 9.0, 11.0)
+    slow = benchmark_grid.Measurement('timm:a', 'eager', 1, 2, 99.0, 9.0, 111.0)
+    other = benchmark_grid.Measurement('timm:a@2', 'eager', 1, 2, median, 1.0, 30.0)
     lines = benchmark_grid.verdicts([slow, plain, other])
     assert lines[0] == 'timm:a, batch 1, 2 threads: fastest by fused, 10.00 ms'
     assert said in lines[1]
 
 
 def test_models_are_converted_by_a_ratio_or_a_plan(tmp_path):
-    source = benchmark_grid.named(MODEL, (32, 32))
+    source = benchmark_grid.load_variant(MODEL, (32, 32))
     plan = gp.plan(source.model, source.example(), ratio=4)
     plan.save(tmp_path / 'plan.json')
-    by_plan = benchmark_grid.named(f'{MODEL}@{tmp_path / "plan.json"}', (32, 32)).model
-    by_ratio = benchmark_grid.named(f'{MODEL}@4', (32, 32)).model
+    by_plan = benchmark_grid.load_variant(f'{MODEL}@{tmp_path / "plan.json"}', (32, 32)).model
+    by_ratio = benchmark_grid.load_variant(f'{MODEL}@4', (32, 32)).model
     costs = [gp.count(net, source.example()).macs for net in (by_plan, by_ratio, source.model)]
     assert costs[0] == costs[1] == plan.totals['macs_after'] < costs[2]
-    with pytest.raises(ValueError, match=r"behind @ stands a plan \(.json\) or a ratio, got 'x'"):
-        benchmark_grid.named(f'{MODEL}@x')
+    with pytest.raises(ValueError, match=r"a plan \(.json\) or a ratio follows @, got 'x'"):
+        benchmark_grid.load_variant(f'{MODEL}@x')
 
 
 @pytest.mark.parametrize('backend', ['warp', 'openvino-int8'])
 def test_unknown_backends_are_named(backend):
     with pytest.raises(ValueError, match=f"got '{backend}'"):
-        benchmark_grid.grid([MODEL], [backend])
+        benchmark_grid.measure_grid([MODEL], [backend])
 
 
-def test_the_tool_prints_writes_and_draws(tmp_path):
-    tool = [sys.executable, str(Path(__file__).parents[2] / 'tools' / 'benchmark.py'), 'grid']
-    options = ['--backends', 'eager', '--batch', '1', '--side', '32', '--rounds', '2']
-    files = ['--json', tmp_path / 'a.json', '--picture', tmp_path / 'a.png']
-    done = subprocess.run([*tool, MODEL, *options, *files], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f'{MODEL}, batch 1' in done.stdout
+def test_the_command_prints_writes_and_draws(ok, refused, tmp_path):
+    options = ['--backends', 'eager', '--batch', '1', '--size', '32', '--rounds', '2']
+    files = ['--json', tmp_path / 'a.json', '--plot', tmp_path / 'a.png']
+    assert f'{MODEL}, batch 1' in ok('benchmark', 'grid', MODEL, *options, *files)
     assert json.loads((tmp_path / 'a.json').read_text())[0]['model'] == MODEL
     assert (tmp_path / 'a.png').exists()
-    wrong = subprocess.run(tool, capture_output=True, text=True)
-    assert (wrong.returncode, wrong.stderr.count('\n')) == (2, 1)
+    assert 'grid needs models' in refused('benchmark', 'grid')

@@ -1,4 +1,4 @@
-"""Models by name: built, with the right look, or refused with what to do."""
+"""Models by name: built with the right preprocessing, or refused with a remedy."""
 
 import pytest
 import torch
@@ -45,9 +45,9 @@ def test_function_in_a_file(file):
     source = model_loading.load(f'{file}:net')
     assert source.model[3].out_features == 3 and not source.model.training
     assert model_loading.load(f'{file}:net', num_classes=7).model[3].out_features == 7
-    assert source.look.size == (224, 224)
-    look = model_loading.load(f'{file}:known').look
-    assert (look.size, look.mean) == ((40, 48), (0.1, 0.2, 0.3))
+    assert source.preprocessing.size == (224, 224)
+    given = model_loading.load(f'{file}:known').preprocessing
+    assert (given.size, given.mean) == ((40, 48), (0.1, 0.2, 0.3))
 
 
 def test_two_files_of_one_name_are_two(file, tmp_path):
@@ -114,7 +114,7 @@ def test_a_file_without_its_function_is_told(tmp_path):
 def test_timm():
     pytest.importorskip('timm')
     source = model_loading.load('timm:tf_efficientnet_lite0', num_classes=5)
-    assert source.look.mean == (0.5, 0.5, 0.5) and source.look.crop_pct == 0.875
+    assert source.preprocessing.mean == (0.5, 0.5, 0.5) and source.preprocessing.crop_pct == 0.875
     assert source.model(source.example()).shape == (1, 5)
     with pytest.raises(ValueError, match=r"no model 'resnet19'; did you mean resnet18"):
         model_loading.load('timm:resnet19')
@@ -130,7 +130,7 @@ def test_timm():
 def test_torchvision(name, size):
     pytest.importorskip('torchvision')
     source = model_loading.load(f'torchvision:{name}')
-    assert source.look.size == size
+    assert source.preprocessing.size == size
     assert costs(source.model, source.adjusted((64, 64)).example())['macs'] > 0
 
 
@@ -144,8 +144,8 @@ def test_mmpretrain():
     pytest.importorskip('mmpretrain')
     source = model_loading.load('mmpretrain::resnet/resnet18_8xb32_in1k.py', num_classes=7)
     assert source.model(source.example()).shape == (1, 7)
-    assert source.look.size == (224, 224) and not source.look.bgr
-    assert source.look.mean == pytest.approx((0.485, 0.456, 0.406), abs=1e-3)
+    assert source.preprocessing.size == (224, 224) and not source.preprocessing.bgr
+    assert source.preprocessing.mean == pytest.approx((0.485, 0.456, 0.406), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_mmpretrain():
 def test_mmdet_one_and_two_stages(name, bgr):
     pytest.importorskip('mmdet')
     source = model_loading.load(f'mmdet::{name}').adjusted((64, 64))
-    assert source.look.bgr == bgr
+    assert source.preprocessing.bgr == bgr
     assert costs(source.model, source.example())['macs'] > 0
 
 
@@ -172,10 +172,14 @@ def test_configs_that_hold_no_such_model(name, said):
         model_loading.load(name, num_classes=3)
 
 
-def test_a_look_is_adjusted(file):
+def test_the_preprocessing_is_adjusted(file):
     source = model_loading.load(f'{file}:net')
-    assert source.adjusted().look == source.look
+    assert source.adjusted().preprocessing == source.preprocessing
     small = source.adjusted((32, 48), [0, 0, 0], [1, 1, 1])
-    assert (small.look.crop_pct, small.look.mean, small.look.std) == (1.0, (0, 0, 0), (1, 1, 1))
-    assert source.adjusted((160, 160)).look.crop_pct == source.look.crop_pct
+    assert (small.preprocessing.crop_pct, small.preprocessing.mean, small.preprocessing.std) == (
+        1.0,
+        (0, 0, 0),
+        (1, 1, 1),
+    )
+    assert source.adjusted((160, 160)).preprocessing.crop_pct == source.preprocessing.crop_pct
     assert small.example().shape == (1, 3, 32, 48)

@@ -31,10 +31,10 @@ def test_what_a_config_lacks_has_timms_defaults():
 @pytest.mark.parametrize('size', [(300, 200), (200, 301)])
 def test_preprocessing_is_that_of_torchvision(size):
     models = pytest.importorskip('torchvision.models')
-    from ghost_plugin.cli.model_loading import _torchvision_look
+    from ghost_plugin.cli.model_loading import _torchvision_preprocessing
 
     weights, image = models.get_model_weights('resnet50'), noise(*size)
-    mine = create_transform(**_torchvision_look(weights).data_config())
+    mine = create_transform(**_torchvision_preprocessing(weights).data_config())
     torch.testing.assert_close(mine(image), weights.DEFAULT.transforms()(image))
 
 

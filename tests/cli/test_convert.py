@@ -1,4 +1,4 @@
-"""convert.py as a user runs it: plan, apply, report, evaluate, finetune, and what goes wrong."""
+"""The commands plan, convert, report, evaluate and finetune, and their errors."""
 
 import json
 import os
@@ -6,21 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip('PIL')
 
-TOOLS = Path(__file__).parents[2] / 'tools'
-sys.path.insert(0, str(TOOLS))
-
-import convert as tool
 
 import ghost_plugin as gp
+from ghost_plugin.cli import convert as command
 from ghost_plugin.cli import model_loading
-from ghost_plugin.cli import options as _options
 
 NETS = """
 from torch import nn
@@ -52,7 +47,7 @@ def made(ok, model, tmp_path):
     """A plan and the converted weights."""
     plan, weights = tmp_path / 'plan.json', tmp_path / 'converted.pth'
     ok('plan', *model, '--no-keep-last', '-o', plan)
-    ok('apply', model[0], plan, *model[1:], '-o', weights)
+    ok('convert', model[0], plan, *model[1:], '-o', weights)
     return plan, weights
 
 
@@ -63,7 +58,7 @@ def training(pictures, out, *more):
 def test_a_plan_that_converts_nothing_is_shown_but_not_applied(ok, refused, model, tmp_path):
     name, plan, out = f'{tmp_path}/nets.py:transposed', tmp_path / 'plan.json', tmp_path / 'c.pth'
     assert 'keep (transposed)' in ok('plan', name, *model[1:], '-o', plan)
-    assert '2 x transposed' in refused('apply', name, plan, *model[1:], '-o', out)
+    assert '2 x transposed' in refused('convert', name, plan, *model[1:], '-o', out)
     assert not out.exists()
 
 
@@ -86,29 +81,31 @@ def test_options_reach_the_plan(ok, model, tmp_path, monkeypatch):
         return real(net, example_input)
 
     real = gp.plan
-    monkeypatch.setattr(gp, 'plan', plan)
+    monkeypatch.setattr(command, 'make_plan', plan)
     budgets = ['--macs', '240M', '--params', '0.5', '--latency', '12ms']
-    budgets += ['--latency-by', 'fused']
+    budgets += ['--latency-backend', 'fused']
     others = ['--exclude', 'a', 're:b', '--no-keep-first', '--seed', 3, '--size', 24, 40]
     ok('plan', model[0], '-o', tmp_path / 'p.json', *budgets, *others)
     assert callable(seen.pop('ready'))
     assert seen == {
-        'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise', 'exclude': ['a', 're:b'], 'macs': '240M',
+        'exclude': ['a', 're:b'], 'macs': '240M',
         'params': 0.5, 'latency': '12ms', 'seed': 3, 'keep_first': False, 'keep_last': True,
         'shape': (1, 3, 24, 40),
     }  # fmt: skip
 
 
 def test_a_backend_without_a_budget_of_time_is_refused(refused, model, tmp_path):
-    line = refused('plan', model[0], '-o', tmp_path / 'p.json', '--latency-by', 'fused')
+    line = refused('plan', model[0], '-o', tmp_path / 'p.json', '--latency-backend', 'fused')
     assert '--latency' in line and 'no latency was given' in line
 
 
 def test_a_budget_is_scored_on_pictures(ok, model, pictures, tmp_path, monkeypatch):
     seen = {}
     real = gp.plan
-    monkeypatch.setattr(gp, 'plan', lambda net, x, **options: seen.update(options) or real(net, x))
-    budget = ['--macs', '0.6', '--data', pictures / 'train/red', '--pictures', 5]
+    monkeypatch.setattr(
+        command, 'make_plan', lambda net, x, **options: seen.update(options) or real(net, x)
+    )
+    budget = ['--macs', '0.6', '--data', pictures / 'train/red', '--images', 5]
     ok('plan', *model, '-o', tmp_path / 'p.json', *budget)
     assert [x.shape for x in seen['calibration']] == [(5, 3, 32, 32)]
 
@@ -116,13 +113,14 @@ def test_a_budget_is_scored_on_pictures(ok, model, pictures, tmp_path, monkeypat
 def test_apply_fits_to_flat_pictures_and_a_new_process_restores_it(ok, model, pictures, tmp_path):
     plan, weights = tmp_path / 'plan.json', tmp_path / 'converted.pth'
     ok('plan', *model, '--no-keep-last', '-o', plan)
-    out = ok('apply', model[0], plan, '--data', pictures / 'train/red', '--size', 32, '-o', weights)
+    out = ok(
+        'convert', model[0], plan, '--data', pictures / 'train/red', '--size', 32, '-o', weights
+    )
     assert '| original | 0.004 | 0.28 |' in out and '| converted |' in out
     errors = [row.error for row in gp.ConversionPlan.load(tmp_path / 'converted.plan.json').rows]
     assert errors[0] is None and all(0 < error < 1 for error in errors[1:])
     code = f"""
-import sys, torch
-sys.path.insert(0, {str(TOOLS)!r})
+import torch
 from ghost_plugin.conversion.restore import converted
 from ghost_plugin.cli.model_loading import load
 model = converted(load({model[0]!r}).model, {str(plan)!r}, {str(weights)!r})
@@ -136,6 +134,26 @@ torch.save(model(torch.ones(2, 3, 32, 32)), {str(tmp_path / 'there.pth')!r})
     assert sorted(p.name for p in tmp_path.glob('*.partial')) == []
 
 
+def test_a_model_is_planned_and_converted_in_one_command(ok, refused, model, tmp_path):
+    out = tmp_path / 'both.safetensors'
+    ok('convert', *model, '--ratio', 4, '-o', out)
+    plan = gp.ConversionPlan.load(tmp_path / 'both.plan.json')
+    assert [row.ratio for row in plan.rows if row.converts] == [4]
+    ghost = plan.apply(model_loading.load(model[0]).model)
+    assert gp.load_weights(ghost, out).missing == ()
+    given = refused('convert', model[0], tmp_path / 'both.plan.json', '-o', out, '--ratio', 2)
+    assert 'leave them or the plan out' in given
+
+
+def test_random_weights_are_noted(cli, tmp_path):
+    pytest.importorskip('timm')
+    options = ['--size', 32, '-o', tmp_path / 'net.pth']
+    status, _, err = cli('convert', 'timm:test_resnet', *options)
+    assert status == 0 and err == (
+        'note: timm:test_resnet has random weights; give --checkpoint or --pretrained\n'
+    )
+
+
 def test_report(ok, made):
     assert '| Conv | Kind | Decision |' in ok('report', made[0])
     assert json.loads(ok('report', made[0], '--json'))['rows'][0]['name'] == '0'
@@ -144,7 +162,7 @@ def test_report(ok, made):
 def test_report_draws(ok, made, tmp_path):
     if not hasattr(gp.ConversionPlan, 'draw'):
         pytest.skip('plans cannot be drawn yet')
-    ok('report', made[0], '--picture', tmp_path / 'plan.png')
+    ok('report', made[0], '--plot', tmp_path / 'plan.png')
     assert (tmp_path / 'plan.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -176,7 +194,7 @@ def test_the_original_is_trained_then_teaches(ok, model, pictures, tmp_path):
     assert history[-1]['top1'] > 90 and len(history) == 8
     model = [*model, '--checkpoint', teacher]
     ok('plan', *model, '-o', plan)
-    ok('apply', model[0], plan, *model[1:], '--data', pictures, '-o', tmp_path / 'c.pth')
+    ok('convert', model[0], plan, *model[1:], '--data', pictures, '-o', tmp_path / 'c.pth')
     out = ok('finetune', *model, plan, '--weights', tmp_path / 'c.pth',
              *training(pictures, tmp_path / 't.pth', '--epochs', 2.5, '--ema', 0.9, '--no-flip',
                        '--optimizer', 'adamw', '--accumulate', 2, '--amp'))  # fmt: skip
@@ -192,7 +210,8 @@ def test_a_killed_training_goes_on_and_ends_the_same(ok, model, made, pictures, 
     ok(*start, *training(pictures, whole, '--epochs', 60))
     command = [
         sys.executable,
-        TOOLS / 'convert.py',
+        '-m',
+        'ghost_plugin.cli.main',
         *start,
         *training(pictures, cut, '--epochs', 60),
     ]
@@ -213,33 +232,6 @@ def test_a_killed_training_goes_on_and_ends_the_same(ok, model, made, pictures, 
         assert torch.equal(tensor, other[name]), name
 
 
-def test_the_command_line_itself(tmp_path):
-    command = [sys.executable, str(TOOLS / 'convert.py'), 'report', str(tmp_path / 'none.json')]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ''
-    assert done.stderr.count('\n') == 1 and done.stderr.startswith('error: ')
-
-
-@pytest.mark.parametrize(
-    'kind, text, given',
-    [
-        ('amount', '0.6', 0.6),
-        ('amount', '1', 1.0),
-        ('amount', '1.5g', '1.5G'),
-        ('amount', '.5k', '.5k'),
-        ('amount', '30123456', '30123.456k'),
-        ('milliseconds', '0.6', 0.6),
-        ('milliseconds', '0.6ms', '0.6ms'),
-        ('milliseconds', '12', '12ms'),
-        ('ratio', '2.0', 2),
-        ('ratio', '2.5', 2.5),
-    ],
-)
-def test_kinds_of_options(kind, text, given):
-    value = getattr(_options, kind)(text)
-    assert (type(value), value) == (type(given), given)
-
-
 @pytest.mark.parametrize(
     'options, said',
     [
@@ -248,7 +240,7 @@ def test_kinds_of_options(kind, text, given):
         (['--macs', '0'], "'0' is neither"),
         (['--latency', 'soon'], "'soon' is neither a share (0.6) nor a time (12ms)"),
         (['--ratio', '-1'], "'-1' is not a number above 0"),
-        (['--size', '1', '2', '3'], '--size takes a side'),
+        (['--size', '1', '2', '3'], '--size takes one size'),
         (['--size', 'big'], 'not a whole number'),
         (['--num-classes', '0'], 'not a whole number'),
         (['--include', 'layer9'], "'layer9' matches no conv"),
@@ -285,10 +277,10 @@ def test_bad_plans_and_weights(refused, model, made, pictures, tmp_path):
     plan = made[0]
     apply = ['-o', tmp_path / 'w.pth', *model[1:]]
     other = model[0].replace(':net', ':other')
-    assert 'made for another' in refused('apply', other, plan, *apply)
-    assert 'none.json' in refused('apply', model[0], 'none.json', *apply)
-    assert 'not a conversion plan' in refused('apply', model[0], tmp_path / 'nets.py', *apply)
-    assert 'no folder or zip' in refused('apply', model[0], plan, *apply, '--data', 'none')
+    assert 'made for another' in refused('convert', other, plan, *apply)
+    assert 'none.json' in refused('convert', model[0], 'none.json', *apply)
+    assert 'not a conversion plan' in refused('convert', model[0], tmp_path / 'nets.py', *apply)
+    assert 'no folder or zip' in refused('convert', model[0], plan, *apply, '--data', 'none')
     assert not (tmp_path / 'w.pth').exists()
     evaluate = ['evaluate', *model, '--plan', plan]
     assert 'go together' in refused(*evaluate)
@@ -297,20 +289,20 @@ def test_bad_plans_and_weights(refused, model, made, pictures, tmp_path):
     assert 'holds other weights' in refused(*evaluate, '--weights', tmp_path / 'dense.pth')
     tune = ['finetune', *model, *training(pictures, tmp_path / 'w.pth'), plan]
     assert 'go together' in refused(*tune)
-    steps = refused('apply', model[0], plan, *apply, '--data', pictures, '--steps', 3)
+    steps = refused('convert', model[0], plan, *apply, '--data', pictures, '--steps', 3)
     assert '--reconstruct' in steps
-    assert 'of several values go last' in refused('apply', *model, plan, '-o', tmp_path / 'w.pth')
+    assert 'of several values go last' in refused('convert', *model, plan, '-o', tmp_path / 'w.pth')
 
 
 def test_no_result_takes_the_place_of_what_it_is_made_from(refused, model, made, tmp_path):
     plan, (name, *size) = made[0], model
     kept = plan.read_bytes()
-    said = refused('apply', name, plan, '-o', plan, *size)
-    assert 'would take the place of' in said
+    said = refused('convert', name, plan, '-o', plan, *size)
+    assert 'would replace' in said
     weights = tmp_path / 'dense.pth'
     torch.save(model_loading.load(model[0]).model.state_dict(), weights)
     given = ['--checkpoint', weights, '-o', weights, *size]
-    assert 'give another --out' in refused('apply', name, plan, *given)
+    assert 'give another --out' in refused('convert', name, plan, *given)
     assert plan.read_bytes() == kept and 'conv' not in torch.load(weights)
 
 
@@ -335,10 +327,10 @@ def test_another_training_is_not_resumed(ok, refused, model, pictures, tmp_path)
     assert 'is of another training: lr' in refused(*tune, '--lr', 0.3, '--resume')
 
 
-def test_interrupt(run, model, pictures, tmp_path, monkeypatch):
+def test_interrupt(cli, model, pictures, tmp_path, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tool, 'finetune', interrupted)
-    status, _, err = run('finetune', *model, *training(pictures, tmp_path / 'w.pth'))
-    assert status == 2 and '--resume goes on' in err and err.count('\n') == 1
+    monkeypatch.setattr(command, 'finetune', interrupted)
+    status, _, err = cli('finetune', *model, *training(pictures, tmp_path / 'w.pth'))
+    assert status == 2 and '--resume continues' in err and err.count('\n') == 1

@@ -1,4 +1,4 @@
-"""convert.py CONFIG as a user runs it: plan and config together, trained with the shown table."""
+"""The command convert for configs: written with a plan, trained with the shown table."""
 
 import os
 import subprocess
@@ -53,7 +53,7 @@ def ghosts(model):
 
 
 def test_plan_and_config_are_written_together_and_move_together(ok, tmp_path):
-    out = ok(CIFAR, '--size', 32, '--ratio', 4, '-o', tmp_path / 'a/mine.py')
+    out = ok('convert', CIFAR, '--size', 32, '--ratio', 4, '-o', tmp_path / 'a/mine.py')
     assert '| whole model |' in out
     moved = (tmp_path / 'a').rename(tmp_path / 'b')
     assert sorted(p.name for p in moved.iterdir()) == ['mine.plan.json', 'mine.py']
@@ -71,7 +71,7 @@ def test_plan_and_config_are_written_together_and_move_together(ok, tmp_path):
 def test_a_detectors_config_is_converted(ok, tmp_path):
     source = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
     out = tmp_path / 'mine.py'
-    ok('config', source, '--size', 64, '--include', 'backbone', '-o', out)
+    ok('convert', source, '--size', 64, '--include', 'backbone', '-o', out)
     names = ghosts(built(out))
     assert len(names) > 15 and all(name.startswith('backbone.') for name in names)
 
@@ -80,8 +80,8 @@ def test_a_file_with_a_checkpoint_is_converted_trained_and_tested(ok, pictures, 
     dense, out = tmp_path / 'dense.py', tmp_path / 'made/mine.py'
     dense.write_text(DENSE.format(root=ROOT, data=pictures))
     torch.save(built(dense).state_dict(), tmp_path / 'dense.pth')
-    shown = ['--data', pictures, '--pictures', 8, '--size', 64]
-    ok(dense, '--checkpoint', tmp_path / 'dense.pth', *shown, '-o', out)
+    shown = ['--data', pictures, '--images', 8, '--size', 64]
+    ok('convert', dense, '--checkpoint', tmp_path / 'dense.pth', *shown, '-o', out)
     assert '../dense.py' in out.read_text()
     work = tmp_path / 'work'
     log = run_tool('train.py', out, '--work-dir', work)
@@ -96,12 +96,12 @@ def test_a_file_with_a_checkpoint_is_converted_trained_and_tested(ok, pictures, 
     [
         (['nowhere.py', '-o', 'x.py'], 'no config at'),
         ([CIFAR, '-o', 'x.json'], 'a config ends in .py'),
-        (['config', 'timm:resnet18', '-o', 'x.py'], 'is no OpenMMLab config'),
+        (['timm:resnet18', '-o', 'x.py'], 'is no OpenMMLab config'),
         ([CIFAR, '--num-classes', 3, '-o', 'x.py'], 'says its num_classes itself'),
         ([CIFAR, '--checkpoint', 'x.pth', '-o', 'x.py'], 'would replace'),
     ],
 )
 def test_what_goes_wrong_is_said_in_one_line(refused, args, said, tmp_path):
     args = [tmp_path / a if str(a).startswith('x.') else a for a in args]
-    assert said in refused(*args)
+    assert said in refused('convert', *args)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Progress and tables: plain lines into files, one line on a terminal, bars where rich is."""
+"""Progress and tables: plain lines in files, drawn on a terminal."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 
-from ghost_plugin.cli import terminal as _terminal
+from ghost_plugin.cli import terminal
 from ghost_plugin.cli.terminal import Meter, figures, show, table
 
 
@@ -15,7 +15,7 @@ from ghost_plugin.cli.terminal import Meter, figures, show, table
 def clock(monkeypatch):
     """Seconds that pass when the test says so."""
     now = [100.0]
-    monkeypatch.setattr(_terminal.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(terminal.time, 'monotonic', lambda: now[0])
     return now
 
 
@@ -44,18 +44,8 @@ def test_what_is_quick_says_nothing(clock, capsys):
     assert capsys.readouterr().err == ''
 
 
-def test_a_terminal_without_rich_gets_one_line(clock, capsys, monkeypatch):
-    pretend_terminal(monkeypatch)
-    monkeypatch.setattr(_terminal, 'rich_progress', None)
-    with Meter() as meter:
-        steps(meter, clock, 3, 1)
-    err = capsys.readouterr().err
-    assert err.count('\r') == 2 and err.count('\n') == 1
-
-
 def test_rich_has_one_bar_for_each_label(monkeypatch):
     pretend_terminal(monkeypatch)
-    pytest.importorskip('rich')
     with Meter() as meter:
         for epoch in range(3):
             meter('training', epoch + 1, 3, 'loss 1')
@@ -74,7 +64,6 @@ def test_figures_that_all_rows_have():
 
 def test_tables_are_drawn_and_names_stay_whole(capsys, monkeypatch):
     pretend_terminal(monkeypatch)
-    pytest.importorskip('rich')
     monkeypatch.setenv('COLUMNS', '60')
     name = 'layer4.0.a_long_name_of_a_module'
     show(f'first\n\n{table(["Conv", "Kind", "Error"], [[name, "3 to 8, 3x3 [x]", ""]])}\nlast')

@@ -1,0 +1,47 @@
+"""The commands export and optimize."""
+
+import json
+
+import pytest
+
+pytest.importorskip('PIL')
+
+from ghost_plugin.cli import export as command
+
+NET = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / 'nets.py').write_text(NET)
+    return [f'{tmp_path}/nets.py:net', '--size', 16]
+
+
+def test_a_file_is_written_and_compared(cli, model, tmp_path):
+    status, out, err = cli('export', *model, '-o', tmp_path / 'net.pt2', '--free', 'none')
+    assert status == 0 and '--free is called --dynamic now' in err
+    assert '| program |' in out and (tmp_path / 'net.pt2').is_file()
+    found = json.loads(cli('export', *model, '-o', tmp_path / 'net.pt2', '--json')[1])
+    assert found['max_abs_diff'] < 1e-4
+
+
+def test_options_are_checked(refused, model, tmp_path):
+    out = ['-o', tmp_path / 'net.pt2']
+    assert 'go together' in refused('export', *model, *out, '--plan', 'plan.json')
+    assert '--size takes one size' in refused('export', *model, 1, 2, *out)
+    assert "invalid choice: 'x'" in refused('optimize', *model, '--backend', 'x')
+
+
+def test_the_fastest_backend_is_named(ok, model, monkeypatch):
+    options = ['--backend', 'fused', '--rounds', 2, '--device', 'cpu']
+    out = ok('optimize', *model, *options)
+    assert '| fused | float32 |' in out and 'fastest: fused' in out
+    found = json.loads(ok('optimize', *model, *options, '--batch', 2, '--json'))
+    assert found['shapes'] == [[2, 3, 16, 16]]
+    assert [trial['backend'] for trial in found['trials']] == ['eager', 'fused']
+    assert command.DYNAMIC['all'] is True
