@@ -9,8 +9,7 @@ from torch import nn
 from ..profiling import count
 from ..utils.modules import plain_forward
 from .budget import meet_budget, open_rows, ratios_of
-from .fitting.paired_forward import batch_size
-from .fitting.sequential import as_batches
+from .fitting.batches import as_batches, batch_size
 from .latency_budget import meet_latency
 from .layer_latency import Ready, eager
 from .layer_plan import LayerPlan

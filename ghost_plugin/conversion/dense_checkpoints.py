@@ -8,7 +8,7 @@ from torch import nn
 from ..layers.ghost import GhostConv2d
 from ..utils.modules import deepcopy_detached, plain_forward
 from .fitting.channel_statistics import moments_from_weights
-from .fitting.initialization import cheap_side, inherit
+from .fitting.initialization import filter_size, initialize_ghost
 
 
 @plain_forward()
@@ -29,7 +29,7 @@ def convert_dense_weights(ghost: GhostConv2d, weights: dict[str, Any], prefix: s
     except ValueError as error:
         raise ValueError(f'{prefix.removesuffix(".") or "the conv"!r}: {error}') from None
     twin = _twin(ghost, weight)
-    inherit(conv, twin, moments_from_weights(conv, cheap_side(twin)))
+    initialize_ghost(conv, twin, moments_from_weights(conv, filter_size(twin)))
     weights.update({f'{prefix}{name}': tensor for name, tensor in twin.state_dict().items()})
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..layers.common import check_module
 from ..layers.ghost import GhostConv2d
 from ..utils.modules import as_copies, eval_mode, removing_hooks, tensors_in
-from .fitting.paired_forward import batch_size
+from .fitting.batches import batch_size
 
 # Wrappers that hide the network inside; what to hand over instead.
 _WRAPPERS = {

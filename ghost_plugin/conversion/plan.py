@@ -9,7 +9,7 @@ import os
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,16 @@ from ..layers.ghost import GhostConv2d
 from ..utils.atomic_io import atomic_write
 from ..utils.modules import deepcopy_detached, plain_forward
 from .budget import meet_budget
+from .fitting.batches import as_batches, can_concat
 from .fitting.few_images import few_images, misled
-from .fitting.reconstruction import STEPS, Reconstruction
+from .fitting.reconstruction import NUM_STEPS, reconstruct_blocks, reconstruct_layers
 from .fitting.sequential import (
-    FitState,
-    absorb_shifts,
-    as_batches,
-    can_concat,
+    FitResults,
+    FitTask,
+    absorb_results,
+    fit_from_weights,
     fit_sequentially,
-    from_statistics,
-    from_weights,
-    initialize_early_layers,
+    initialize_others,
 )
 from .inspection import check_root
 from .layer_plan import LayerPlan, kept
@@ -160,7 +159,7 @@ class ConversionPlan:
         *,
         calibration: Iterable[Any] | None = None,
         reconstruct: str | None = None,
-        steps: int = STEPS,
+        steps: int = NUM_STEPS,
         inherit: bool = True,
         inplace: bool = False,
         optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
@@ -199,37 +198,34 @@ class ConversionPlan:
         model = model if inplace else _copied(model, chosen)
         settings = {row.name: row.settings for row in chosen}
         ghosts = build_ghosts(model, settings, self.seed)
-        fit = FitState(model, ghosts, {row.name: row.norm for row in self.rows})
-        learnt = None
+        norms = {row.name: row.norm for row in self.rows}
+        task, results = FitTask(model, ghosts, norms), FitResults()
         if inherit and calibration is not None:
             batches = _batches(model, calibration)
-            learnt = _fitted(fit, batches, reconstruct, steps, self.seed)
+            results = _fitted(task, batches, reconstruct, steps, self.seed)
             if few_images(batches):
-                fresh = build_ghosts(model, settings, self.seed)
-                plain = replace(fit, ghosts=fresh, errors={}, shifts={})
-                from_weights(plain, fresh)
-                if misled(fit, {} if learnt is None else learnt.learnt, plain, batches):
+                plain = FitTask(model, build_ghosts(model, settings, self.seed), norms)
+                without_images = fit_from_weights(plain)
+                if misled(task, results, plain, batches):
                     _logger.warning(
                         'too few calibration images: fitted to them, the converted %s is hardly '
                         'nearer to the original, even on these very images, than without them; so '
                         'it was converted without. Give more images, 64 or so',
                         self.model,
                     )
-                    fit, ghosts, learnt = plain, fresh, None
+                    task, results = plain, without_images
         elif inherit and not any(parameter.is_meta for parameter in model.parameters()):
-            from_weights(fit, ghosts)
-        dense = [(fit.conv(name), ghost) for name, ghost in ghosts.items()]
-        model = replace_modules(model, ghosts)
-        absorb_shifts(model, fit)
-        if learnt is not None:
-            learnt.settle(model)
+            results = fit_from_weights(task)
+        dense = [(task.conv(name), ghost) for name, ghost in task.ghosts.items()]
+        model = replace_modules(model, task.ghosts)
+        absorb_results(model, norms, results)
         update_optimizers(optimizers, dense)
         if inplace and given is None:
             _logger.warning(
                 'optimizers built before hold dense weights: give them, or [], as optimizers='
             )
         for row in self.rows:
-            row.error = fit.errors.get(row.name)
+            row.error = results.errors.get(row.name)
         if inherit and getattr(model, 'is_init', None) is False:  # of MMEngine
             _logger.warning(
                 'init_weights of this %s was not called yet: a Runner calls it when training '
@@ -340,20 +336,20 @@ def _batches(model: nn.Module, calibration: Iterable[Any]) -> list[Any]:
 
 
 def _fitted(
-    fit: FitState, batches: list[Any], reconstruct: str | None, steps: int, seed: int
-) -> Reconstruction | None:
-    """Fit the Ghosts of ``fit`` to batches; what was learnt beyond them, if anything."""
-    alike = can_concat(batches)
-    if reconstruct and not alike:
-        raise ValueError('reconstruct needs calibration batches of pictures of one size')
-    learnt = Reconstruction(fit, batches, steps, seed) if reconstruct else None
-    if alike:
-        initialize_early_layers(fit, batches)
-        fit_sequentially(fit, batches) if learnt is None else learnt.run(reconstruct)
-    else:
+    task: FitTask, batches: list[Any], reconstruct: str | None, steps: int, seed: int
+) -> FitResults:
+    """Fit the Ghosts of ``task`` to batches."""
+    results = FitResults()
+    if not can_concat(batches):
+        if reconstruct:
+            raise ValueError('reconstruct needs calibration batches of images of one size')
         _logger.warning('the calibration batches do not fit together; no refit on converted inputs')
-    from_statistics(fit, fit.ghosts, batches)  # of what no pass could reach
-    return learnt
+    elif reconstruct:
+        run = reconstruct_layers if reconstruct == 'layer' else reconstruct_blocks
+        results = run(task, batches, steps, seed)
+    else:
+        results = fit_sequentially(task, batches)
+    return initialize_others(task, results, batches)
 
 
 def _optimizers(given: Any, inplace: bool, model: nn.Module) -> list[torch.optim.Optimizer]:

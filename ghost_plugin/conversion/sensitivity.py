@@ -22,18 +22,26 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..utils.modules import call_model, eval_mode, removing_hooks
+from .fitting.batches import batch_size, can_concat, rebatch, slice_batch
 from .fitting.channel_statistics import ChannelMoments, moments_from_weights
+from .fitting.initialization import filter_size
 from .fitting.least_squares import shared_mean
 from .fitting.microbatch_scheduler import run_microbatches
 from .fitting.output_gradients import (
-    PART,
+    IMAGES_PER_CALL,
     GradientHandler,
     GradientProbe,
     UnconnectedError,
     backprop_projections,
 )
-from .fitting.paired_forward import ActivationBatch, ModuleVisitor, batch_size, rebatch, slice_batch
-from .fitting.sequential import MEMORY, FitState, can_concat, make_visitor, measured
+from .fitting.paired_forward import ActivationBatch, Forward, ModuleVisitor
+from .fitting.sequential import (
+    ACTIVATION_BYTES,
+    FitTask,
+    LayerFit,
+    collect_moments,
+    ghost_visitor,
+)
 from .layer_plan import LayerPlan
 from .surgery import build_ghosts
 
@@ -67,27 +75,27 @@ def score(
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         batches = None if calibration is None else _with_noise(calibration, example_input)
-        fits = _fits(model, rows, ratios, batches, seed)
+        tasks, first = _initialize(model, rows, ratios, batches, seed)
         parts = list(_parts(batches or _noise(example_input)))
         errors = {
-            name: {ratio: fits[ratio].errors[name] or TINY for ratio in sorted(own)}
+            name: {ratio: first[ratio][name] or TINY for ratio in sorted(own)}
             for name, own in ratios.items()
         }
         reference = {
             name: min((abs(r - REFERENCE), r) for r in own)[1] for name, own in ratios.items()
         }
+        after = {name: first[ratio][name] or TINY for name, ratio in reference.items()}
         if batches and can_concat(parts):
-            _refit(model, fits, reference, parts)
-        ghosts = {name: fits[ratio].ghosts[name] for name, ratio in reference.items()}
+            after |= _refit(model, tasks, first, reference, parts)
+        ghosts = {name: tasks[ratio].ghosts[name] for name, ratio in reference.items()}
         moved = _moved(model, rows, ghosts, parts)
     for row in rows:
         if row.name in ratios and row.name not in moved:
             row.decision, row.reason = 'keep', 'no_gradient'
         elif row.name in ratios:
             ratio = reference[row.name]
-            after = fits[ratio].errors[row.name] or TINY
-            mended = after / errors[row.name][ratio]
-            row.scores = _scores(errors[row.name], mended, moved[row.name] / after)
+            mended = after[row.name] / errors[row.name][ratio]
+            row.scores = _scores(errors[row.name], mended, moved[row.name] / after[row.name])
 
 
 def _scores(errors: Mapping[float, float], mended: float, weight: float) -> dict[str, float]:
@@ -99,60 +107,68 @@ def _scores(errors: Mapping[float, float], mended: float, weight: float) -> dict
     return scores
 
 
-def _fits(
+def _initialize(
     model: nn.Module,
     rows: Sequence[LayerPlan],
     ratios: Mapping[str, Sequence[float]],
     batches: Sequence[Any] | None,
     seed: int,
-) -> dict[float, FitState]:
-    """All Ghosts of every ratio with their first weights."""
+) -> tuple[dict[float, FitTask], dict[float, dict[str, float]]]:
+    """All Ghosts of every ratio with their first weights, and the errors of these by name."""
     norms = {row.name: row.norm for row in rows}
-    fits = {}
+    tasks = {}
     for ratio in sorted({ratio for own in ratios.values() for ratio in own}):
         settings = {
             row.name: {**row.settings, 'ratio': ratio}
             for row in rows
             if ratio in ratios.get(row.name, ())
         }
-        fits[ratio] = FitState(model, build_ghosts(model, settings, seed), norms)
-    sides = {name: fit.side(name) for fit in fits.values() for name in fit.ghosts}
-    for name, stats in _statistics(model, sides, batches):
-        for fit in fits.values():
-            if name in fit.ghosts:
-                fit.inherit(name, stats)
-    return fits
+        tasks[ratio] = FitTask(model, build_ghosts(model, settings, seed), norms)
+    sizes = {n: filter_size(ghost) for task in tasks.values() for n, ghost in task.ghosts.items()}
+    errors: dict[float, dict[str, float]] = {ratio: {} for ratio in tasks}
+    for name, moments in _statistics(model, sizes, batches):
+        for ratio, task in tasks.items():
+            if name in task.ghosts:
+                errors[ratio][name] = task.initialize(name, moments)
+    return tasks, errors
 
 
 def _refit(
     model: nn.Module,
-    fits: Mapping[float, FitState],
+    tasks: Mapping[float, FitTask],
+    first: Mapping[float, Mapping[str, float]],
     reference: Mapping[str, float],
     parts: list[Any],
-) -> None:
-    """Fit one Ghost of each conv to the original's maps, on the original's own inputs."""
-    stations = {name: _dense(make_visitor(fits[r], name)) for name, r in reference.items()}
-    run_microbatches(model, parts, stations, MEMORY)
+) -> dict[str, float]:
+    """Fit one Ghost of each conv to the original's output, on the original's own inputs."""
+    visitors = {
+        name: _dense(ghost_visitor(tasks[ratio], name, first[ratio][name]))
+        for name, ratio in reference.items()
+    }
+    fits = run_microbatches(model, parts, visitors, ACTIVATION_BYTES)
+    return {name: fit.error or TINY for name, fit in fits.items()}
 
 
-def _dense(fitted: ModuleVisitor) -> ModuleVisitor:
-    """A visit that fits, and sends both streams on as the original's."""
+def _dense(fitted: ModuleVisitor[LayerFit]) -> ModuleVisitor[LayerFit]:
+    """Visitor that fits, and returns the original's output for both models."""
 
-    def visit(forward: Callable, old: ActivationBatch, new: ActivationBatch) -> tuple[Any, Any]:
-        wanted, _ = fitted(forward, old, old)
-        return wanted, wanted
+    def visit(
+        forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
+    ) -> tuple[Any, Any, LayerFit]:
+        wanted, _, fit = fitted(forward, old, old, fit)
+        return wanted, wanted, fit
 
     return visit
 
 
 def _statistics(
-    model: nn.Module, sides: Mapping[str, int], batches: Sequence[Any] | None
+    model: nn.Module, sizes: Mapping[str, int], batches: Sequence[Any] | None
 ) -> Iterator[tuple[str, ChannelMoments]]:
     if batches:
-        return measured(model, sides, list(batches))
+        return collect_moments(model, sizes, list(batches))
     return (
-        (name, moments_from_weights(model.get_submodule(name), side))
-        for name, side in sides.items()
+        (name, moments_from_weights(model.get_submodule(name), size))
+        for name, size in sizes.items()
     )
 
 
@@ -234,7 +250,7 @@ def _parts(batches: Sequence[Any]) -> Iterator[Any]:
     """A few pictures at a time, not too many in all, of every batch its share."""
     share = max(1, -(-PICTURES // len(batches)))
     for batch in batches:
-        yield from rebatch([slice_batch(batch, slice(share))], PART)
+        yield from rebatch([slice_batch(batch, slice(share))], IMAGES_PER_CALL)
 
 
 def _listener(

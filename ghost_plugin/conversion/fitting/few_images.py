@@ -1,93 +1,84 @@
-"""Whether a few calibration images made a conversion better than none would have."""
+"""Check that a few calibration images made a conversion better than none would have."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...utils.modules import call_model, eval_mode, tensors_in
-from .paired_forward import batch_size, forward_overrides
-from .sequential import FitState, add_shift
+from .batches import batch_size
+from .paired_forward import Forward, forward_overrides
+from .sequential import FitResults, FitTask, LayerFit, add_shift
 
 MAX_IMAGES = 32  # with more of them the fits are not questioned
 MIN_GAIN = 0.1  # share of the error on the calibration images that fits to them must take away
-ROUNDING = 1e-4  # error below which there is nothing to choose
+ROUNDING_ERROR = 1e-4  # relative error below which there is nothing to choose
 
 
-def few_images(batches: list[Any]) -> bool:
-    """Whether there are so few images that a fit to them has to be questioned."""
+def few_images(batches: Sequence[Any]) -> bool:
+    """Say if there are so few images that a fit to them has to be questioned."""
     return sum(map(batch_size, batches)) <= MAX_IMAGES
 
 
 @torch.no_grad()
-def misled(
-    fit: FitState, learnt: dict[str, nn.Module], plain: FitState, batches: list[Any]
-) -> bool:
-    """Whether a conversion fitted to few images should give way to one that saw none.
+def misled(task: FitTask, results: FitResults, plain: FitTask, batches: Sequence[Any]) -> bool:
+    """Say if a conversion fitted to few images should give way to one that saw none.
 
     Args:
-        fit: With Ghosts that were fitted to the batches.
-        learnt: Parts of the network that learnt to stand in for their originals, by name.
-        plain: With Ghosts that have their weights from the kernels alone.
-        batches: What ``fit`` was fitted to.
+        task: With Ghosts that were fitted to the batches.
+        results: Of these fits.
+        plain: With Ghosts that have their weights from the dense kernels alone.
+        batches: The calibration batches.
 
     Returns:
-        True where the outputs on the very same images are hardly better for the fits. Never where
+        True if the outputs on the very same images are hardly better for the fits; False if
         outputs cannot be compared.
     """
-    wanted = _outputs(fit.model, {}, batches)
-    errors = [
-        _error(_outputs(fit.model, forwards, batches), wanted)
-        for forwards in (_forwards(fit, learnt), _forwards(plain, {}))
-    ]
-    return errors[0] > max(ROUNDING, (1 - MIN_GAIN) * errors[1])
-
-
-def _forwards(fit: FitState, learnt: dict[str, nn.Module]) -> dict[str, Callable]:
-    """What runs in the place of each layer: makes it of the layer's own forward."""
-
-    def shifted(name: str, ghost: nn.Module | None) -> Callable:
-        def make(forward: Callable) -> Callable:
-            def run(*args: Any, **kwargs: Any) -> torch.Tensor:
-                output = (ghost or forward)(*args, **kwargs)
-                shift = fit.shifts.get(name)
-                return output if shift is None else add_shift(output, shift)
-
-            return run
-
-        return make
-
-    blocks = [name for name in learnt if name not in fit.ghosts]
-    names = [
-        name
-        for name in {**fit.ghosts, **fit.shifts}
-        if not any(name.startswith(f'{block}.') for block in blocks)
-    ]
-    forwards = {name: shifted(name, fit.ghosts.get(name)) for name in names}
-    return {**forwards, **{name: lambda forward, own=learnt[name]: own for name in blocks}}
+    wanted = _outputs(FitTask(task.model, {}, {}), FitResults(), batches)
+    fitted, unfitted = (
+        _error(_outputs(*conversion, batches), wanted)
+        for conversion in ((task, results), (plain, FitResults()))
+    )
+    return fitted > max(ROUNDING_ERROR, (1 - MIN_GAIN) * unfitted)
 
 
 def _outputs(
-    model: nn.Module, forwards: dict[str, Callable], batches: list[Any]
+    task: FitTask, results: FitResults, batches: Sequence[Any]
 ) -> list[list[torch.Tensor]]:
+    """Floating output tensors, for each batch, of the model with Ghosts, shifts and blocks."""
+
+    def override(name: str, forward: Forward) -> Forward:
+        if name in results.blocks:
+            return results.blocks[name]
+        layer = task.ghosts.get(name, forward)
+        shift = results.layers.get(name, LayerFit()).shift
+        return lambda *args, **kwargs: add_shift(layer(*args, **kwargs), shift)
+
+    outside = [
+        name
+        for name in {**task.ghosts, **results.layers}
+        if not any(name.startswith(f'{block}.') for block in results.blocks)
+    ]
     with (
-        forward_overrides(model, forwards, lambda name, own: forwards[name](own)),
-        eval_mode(model),
+        forward_overrides(task.model, {**dict.fromkeys(outside), **results.blocks}, override),
+        eval_mode(task.model),
     ):
         return [
-            [t for t in tensors_in(call_model(model, b)) if t.is_floating_point()] for b in batches
+            [t for t in tensors_in(call_model(task.model, batch)) if t.is_floating_point()]
+            for batch in batches
         ]
 
 
 def _error(got: list[list[torch.Tensor]], wanted: list[list[torch.Tensor]]) -> float:
     """Relative error, mean over output tensors; 0 where shapes differ."""
     errors = []
-    for parts in zip(zip(*got, strict=False), zip(*wanted, strict=False), strict=False):
-        mine, theirs = parts
+    for mine, theirs in zip(zip(*got, strict=False), zip(*wanted, strict=False), strict=False):
         if any(a.shape != b.shape for a, b in zip(mine, theirs, strict=True)):
             return 0.0
-        lost = sum(float((a - b).double().square().sum()) for a, b in zip(*parts, strict=True))
-        size = sum(float(b.double().square().sum()) for b in theirs)
-        errors.append((lost / max(size, 1e-30)) ** 0.5)
+        lost = sum(
+            float((a - b).double().square().sum()) for a, b in zip(mine, theirs, strict=True)
+        )
+        energy = sum(float(b.double().square().sum()) for b in theirs)
+        errors.append(math.sqrt(lost / max(energy, 1e-30)))
     return sum(errors) / max(1, len(errors))

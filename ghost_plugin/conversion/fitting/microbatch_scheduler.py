@@ -1,243 +1,282 @@
-"""Many pictures through a network in step, each station reached by as many as memory can hold.
+"""Paired forward passes of many images in micro-batches, within a memory limit.
 
-Early maps are large, so few pictures fit; late kernels have many weights and need many. Parts of
-the pictures therefore run in threads of their own, one at a time, that wait for each other at every
-station. Where maps have become smaller, further parts set out, pass the stations that have been
-visited, and join.
+Early activations are large, so few images fit into memory; late kernels have many weights and need
+many images. Each micro-batch runs in a thread of its own that pauses at every hooked module; only
+one thread runs at a time. Once activations shrink, additional micro-batches start, run through the
+modules that are fitted already and catch up::
+
+    micro-batch     conv1            conv2            conv3
+         1      ------| fit |----------| fit |----------| fit |------->
+         2                     ---run->|     |----------|     |------->
+         3                                     ---run-->|     |------->
+         4                                     ---run-->|     |------->
+    memory       1 x large         2 x medium        4 x small
+
+A module is fitted once, on all micro-batches that are paused at it. Layer-by-layer reconstruction
+with a forward pass of its own for each layer sees the same images in the same memory, but its time
+grows with the square of the depth.
 """
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ...utils.modules import as_arguments, call_model, clone_tensors, eval_mode, removing_hooks
-from .paired_forward import (
-    ActivationBatch,
+from .batches import (
     Arguments,
-    ModuleVisitor,
-    as_single_batch,
     batch_size,
     concat_batches,
     concat_nested,
+    rebatch,
+    split_nested,
+    split_pair,
+)
+from .paired_forward import (
+    ActivationBatch,
+    Forward,
+    ModuleVisitor,
+    Result,
     forward_overrides,
     observe_activations,
-    rebatch,
-    split_pair,
-    visited,
+    visit_module,
 )
 
-HELD = 6  # maps that are held at a time, of the largest that is still to come: three a stream
-THREADS = 8  # at the least, where memory does not ask for more
+HELD_ACTIVATIONS = 6  # of the largest size to come, that are held at a time: three per model
+MIN_MICROBATCHES = 8  # where memory does not ask for more
 
 
 def run_microbatches(
-    model: nn.Module, batches: Sequence[Any], stations: Mapping[str, ModuleVisitor], memory: int
-) -> None:
-    """Visit all stations with all pictures; nobody sets out where there is no station."""
-    if stations:
-        MicrobatchScheduler(model, batches, stations, memory).run()
-
-
-class MicrobatchScheduler:
-    """Both streams of all pictures on their way through one network.
+    model: nn.Module,
+    batches: Sequence[Any],
+    visitors: Mapping[str, ModuleVisitor[Result]],
+    memory: int,
+) -> dict[str, Result]:
+    """Run all images through the hooked modules, as the original's and the converted model's.
 
     Args:
         model: The original; it is left as it was.
-        batches: All pictures, of one size.
-        stations: What happens at each module, by name.
-        memory: Bytes of maps that may be held at a time.
+        batches: Batches whose images have one size.
+        visitors: Called at each call of a module, by the module's name.
+        memory: Bytes of activations that may be held at a time.
+
+    Returns:
+        The visitors' results by name, of those that were called.
     """
+    return MicrobatchScheduler(model, batches, visitors, memory).run() if visitors else {}
+
+
+class MicrobatchScheduler(Generic[Result]):
+    """One run of :func:`run_microbatches`, with the same arguments."""
 
     def __init__(
         self,
         model: nn.Module,
         batches: Sequence[Any],
-        stations: Mapping[str, ModuleVisitor],
+        visitors: Mapping[str, ModuleVisitor[Result]],
         memory: int,
     ) -> None:
-        self.model, self.stations, self.memory = model, stations, memory
-        self.ahead = peak_activation_bytes(model, stations, next(rebatch(batches, 2)))
-        self.waiting = sum(map(batch_size, batches))
-        self.size = max(1, min(-(-self.waiting // THREADS), self._room(max(self.ahead.values()))))
-        self.parts = rebatch(batches, self.size)
-        self.visited: set[str] = set()
-        self.travellers: list[_ForwardThread] = []
+        self.model, self.visitors, self.memory = model, visitors, memory
+        self.peaks = peak_activation_bytes(model, visitors, next(rebatch(batches, 2)))
+        self.images_left = sum(map(batch_size, batches))
+        largest = self._max_images(max(self.peaks.values()))
+        self.size = max(1, min(-(-self.images_left // MIN_MICROBATCHES), largest))
+        self.microbatches = rebatch(batches, self.size)
+        self.results: dict[str, Result] = {}
+        self.threads: list[_ForwardThread] = []
+        self.running: _ForwardThread
 
-    def run(self) -> None:
-        """Visit all stations with all pictures."""
-        with eval_mode(self.model), forward_overrides(self.model, self.stations, self._stop):
+    def run(self) -> dict[str, Result]:
+        """Call all visitors with all images; their results by name."""
+        with eval_mode(self.model), forward_overrides(self.model, self.visitors, self._override):
             try:
-                while self.travellers or self.waiting:
-                    self._visit() if self.travellers else self._set_out()
+                while self.threads or self.images_left:
+                    self._visit() if self.threads else self._start()
             finally:
-                for traveller in self.travellers:
-                    traveller.give_up()
+                for thread in self.threads:
+                    thread.cancel()
+        return self.results
 
-    def _room(self, size: int) -> int:
-        """Pictures whose maps of ``size`` bytes fit into memory."""
-        return self.memory // max(1, HELD * size)
+    def _max_images(self, size: int) -> int:
+        """Number of images whose activations of ``size`` bytes fit into memory."""
+        return self.memory // max(1, HELD_ACTIVATIONS * size)
 
-    def _set_out(self) -> None:
-        traveller = _ForwardThread(self.model, next(self.parts))
-        self.waiting -= traveller.number
-        self.travellers.append(traveller)
-        traveller.set_out()
+    def _start(self) -> None:
+        """Start one more micro-batch, up to the first module that is not fitted yet."""
+        self.running = thread = _ForwardThread(self.model, next(self.microbatches))
+        self.images_left -= thread.number
+        self.threads.append(thread)
+        thread.start()
         _malloc_trim()(0)
-        self.travellers = [t for t in self.travellers if not t.arrived]
+        self._drop_finished()
+
+    def _drop_finished(self) -> None:
+        self.threads = [thread for thread in self.threads if not thread.finished]
 
     def _visit(self) -> None:
-        """Everybody is at one station: others catch up, it is visited, all go on to the next."""
-        name = self.travellers[0].place
-        room = self._room(self.ahead[name])
-        while self.waiting and sum(t.number for t in self.travellers) + self.size <= room:
-            self._set_out()
-        here = [t for t in self.travellers if t.place == name]
+        """Fit the module where threads are paused; all of them go on to the next one."""
+        name = self.threads[0].paused_at
+        limit = self._max_images(self.peaks[name])
+        while self.images_left and sum(t.number for t in self.threads) + self.size <= limit:
+            self._start()
+        paused = [thread for thread in self.threads if thread.paused_at == name]
         _malloc_trim()(0)
-        outputs = self._outputs(name, here)
-        self.visited.add(name)
-        for traveller, share in zip(here, outputs, strict=True):
-            traveller.go_on(concat_nested(*share))
-        self.travellers = [t for t in self.travellers if not t.arrived]
+        for thread, outputs in zip(paused, self._outputs(name, paused), strict=True):
+            self.running = thread
+            thread.resume(concat_nested(*outputs))
+        self._drop_finished()
 
-    def _outputs(self, name: str, here: list['_ForwardThread']) -> Iterator[tuple[Any, Any]]:
-        """Both streams' outputs of a station, for each traveller."""
-        numbers = [t.number for t in here]
-        forwards, *streams = zip(*(t.brought for t in here), strict=True)
-        streams = [ActivationBatch(stream, numbers) for stream in streams]
-        outputs = self.stations[name](forwards[0], *streams)
-        for stream in streams:
-            stream.write()
-        return zip(*(_shared(stream, numbers) for stream in outputs), strict=True)
+    def _outputs(self, name: str, paused: list['_ForwardThread']) -> Iterator[tuple[Any, Any]]:
+        """Outputs of a module for the original and the converted model, for each thread."""
+        sizes = [thread.number for thread in paused]
+        forwards, *inputs = zip(*(thread.pending_inputs for thread in paused), strict=True)
+        old, new = (ActivationBatch(parts, sizes) for parts in inputs)
+        *outputs, self.results[name] = self.visitors[name](
+            forwards[0], old, new, self.results.get(name)
+        )
+        old.write_back()
+        new.write_back()
+        return zip(*(split_nested(output, sizes) for output in outputs), strict=True)
 
-    def _stop(self, name: str, forward: Callable) -> Callable:
+    def _override(self, name: str, forward: Forward) -> Forward:
         def run(*args: Any, **kwargs: Any) -> Any:
-            traveller = threading.current_thread()
-            streams = split_pair((args, kwargs), traveller.number)
-            if streams is None:  # not pictures of both, such as boxes of unequal number
+            thread = self.running
+            pair = split_pair((args, kwargs), thread.number)
+            if pair is None:
                 return forward(*args, **kwargs)
-            if name in self.visited:
-                return visited(
-                    self.stations[name], forward, as_single_batch(streams, traveller.number)
-                )
-            return traveller.wait(name, (forward, *streams))
+            if name not in self.results:
+                return thread.pause(name, (forward, *pair))
+            output, self.results[name] = visit_module(
+                self.visitors[name], forward, pair, thread.number, self.results[name]
+            )
+            return output
 
         return run
 
 
-class _ForwardThread(threading.Thread):
-    """One part of the pictures; runs only while the convoy waits for it."""
+class _ForwardThread:
+    """The forward pass of one micro-batch; it runs only while the scheduler waits for it.
+
+    Args:
+        model: The original, with overridden forwards.
+        batch: One micro-batch.
+    """
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
-        super().__init__(daemon=True)
         self.model, self.number = model, batch_size(batch)
         # Two copies, because the model may write into images that it gets in a list.
-        self.streams: Arguments = as_arguments(
+        self.inputs: Arguments = as_arguments(
             concat_batches([clone_tensors(batch), clone_tensors(batch)])
         )
-        self.place, self.brought, self.got = '', None, None
-        self.arrived = self.over = False
+        self.paused_at = ''
+        self.pending_inputs: tuple[Any, ...] = ()
+        self.outputs: Any = None
+        self.finished = self.cancelled = False
         self.error: BaseException | None = None
-        self.turn, self.back = threading.Semaphore(0), threading.Semaphore(0)
+        self.may_run, self.may_schedule = threading.Semaphore(0), threading.Semaphore(0)
 
-    def run(self) -> None:
-        args, kwargs = self.streams
+    def start(self) -> None:
+        """Run to the first pause."""
+        threading.Thread(target=self._run, daemon=True).start()
+        self._wait()
+
+    def resume(self, outputs: Any) -> None:
+        """Run on to the next pause.
+
+        Args:
+            outputs: Of the module where the thread is paused.
+        """
+        self.outputs = outputs
+        self.may_run.release()
+        self._wait()
+
+    def cancel(self) -> None:
+        """End at the module where the thread is paused."""
+        if not self.finished:
+            self.cancelled = True
+            self.may_run.release()
+            self.may_schedule.acquire()
+
+    def pause(self, name: str, inputs: tuple[Any, ...]) -> Any:
+        """Wait, in the thread itself, until the scheduler resumes it.
+
+        Args:
+            name: Of the module that is called.
+            inputs: Its forward, and its arguments for each model.
+
+        Returns:
+            The outputs of the module.
+        """
+        self.paused_at, self.pending_inputs = name, inputs
+        self.may_schedule.release()
+        self.may_run.acquire()
+        if self.cancelled:
+            raise _Cancelled
+        outputs, self.outputs, self.pending_inputs = self.outputs, None, ()
+        return outputs
+
+    def _run(self) -> None:
+        args, kwargs = self.inputs
         try:
             with torch.no_grad():
                 self.model(*args, **kwargs)
-        except _GivenUp:
+        except _Cancelled:
             pass
-        except BaseException as error:  # told to the convoy's own thread
+        except BaseException as error:  # raised in the scheduler's thread
             self.error = error
         finally:
-            self.arrived = True
-            self.back.release()
+            self.finished = True
+            self.may_schedule.release()
 
-    def set_out(self) -> None:
-        """Run to the first station."""
-        self.start()
-        self._until_back()
-
-    def go_on(self, got: Any) -> None:
-        """Run on to the next station, with what the last one gave."""
-        self.got = got
-        self.turn.release()
-        self._until_back()
-
-    def give_up(self) -> None:
-        """End at the station where it waits."""
-        if not self.arrived:
-            self.over = True
-            self.turn.release()
-            self.back.acquire()
-
-    def wait(self, name: str, brought: tuple) -> Any:
-        """In the thread itself: stop at a station until the convoy goes on."""
-        self.place, self.brought = name, brought
-        self.back.release()
-        self.turn.acquire()
-        if self.over:
-            raise _GivenUp
-        got, self.got, self.brought = self.got, None, None
-        return got
-
-    def _until_back(self) -> None:
-        self.back.acquire()
+    def _wait(self) -> None:
+        self.may_schedule.acquire()
         if self.error is not None:
             raise self.error
 
 
-class _GivenUp(Exception):  # noqa: N818
-    """Ends a thread whose convoy has stopped."""
+class _Cancelled(Exception):  # noqa: N818
+    """Ends a thread whose scheduler has stopped."""
 
 
 @cache
 def _malloc_trim() -> Callable[[int], Any]:
-    """Gives freed memory back; glibc keeps it for each thread, with ResNet-50 1 GB in all."""
+    """Function that returns freed memory; glibc keeps it per thread, for ResNet-50 1 GB in all."""
     try:
-        return ctypes.CDLL(None).malloc_trim
+        trim: Callable[[int], Any] = ctypes.CDLL(None).malloc_trim
+        return trim
     except (AttributeError, OSError, TypeError):  # another system
         return lambda kept: None
 
 
-def _shared(whole: Any, numbers: list[int]) -> list[Any]:
-    """Outputs for all pictures back to parts of so many each."""
-    leaves, spec = pytree.tree_flatten(whole)
-    total = sum(numbers)
+def peak_activation_bytes(model: nn.Module, names: Iterable[str], batch: Any) -> dict[str, int]:
+    """Measure the largest activation from each module on.
 
-    def parts(leaf: Any) -> list[Any]:
-        if not isinstance(leaf, torch.Tensor) or leaf.ndim < 2:
-            return [leaf] * len(numbers)
-        return list(leaf.split([n * (len(leaf) // total) for n in numbers]))
+    Args:
+        model: It runs once.
+        names: Of modules inside.
+        batch: Some images.
 
-    columns = [parts(leaf) for leaf in leaves]
-    return [
-        pytree.tree_unflatten([column[i] for column in columns], spec) for i in range(len(numbers))
-    ]
-
-
-def peak_activation_bytes(
-    model: nn.Module, stations: Mapping[str, ModuleVisitor], batch: Any
-) -> dict[str, int]:
-    """Bytes per picture of the largest map from each station on."""
+    Returns:
+        Bytes per image, by name; 1 for modules that were not called.
+    """
     sizes: list[tuple[str, int]] = []
     number = batch_size(batch)
 
-    def entered(name: str) -> Callable:
+    def entered(name: str) -> Callable[[nn.Module, Any], None]:
         return lambda module, args: sizes.append((name, 0))
 
-    handles = [model.get_submodule(n).register_forward_pre_hook(entered(n)) for n in stations]
+    names = list(names)
+    handles = [model.get_submodule(n).register_forward_pre_hook(entered(n)) for n in names]
     with removing_hooks(*handles), eval_mode(model):
         with observe_activations(model, lambda size: sizes.append(('', size // number))):
             call_model(model, batch)
-    ahead, largest = dict.fromkeys(stations, 1), 1
+    peaks, largest = dict.fromkeys(names, 1), 1
     for name, size in reversed(sizes):
         largest = max(largest, size)
         if name:
-            ahead[name] = largest
-    return ahead
+            peaks[name] = largest
+    return peaks

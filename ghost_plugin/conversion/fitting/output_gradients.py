@@ -1,13 +1,13 @@
-"""How maps inside a network show in its output: gradients of random projections of the output."""
+"""Effects of activations on a model's output: gradients of random projections of the output."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from ...utils.modules import (
     as_copies,
@@ -17,95 +17,108 @@ from ...utils.modules import (
     removing_hooks,
     tensors_in,
 )
-from .paired_forward import batch_size, rebatch, slice_batch
+from .batches import batch_size, rebatch, slice_batch
 
 _logger = logging.getLogger(__name__)
-LOOKED, PART = 256, 4  # pictures that covariances look at, at the most, and at a time
+MAX_IMAGES, IMAGES_PER_CALL = 256, 4  # of covariances, and at a time
 
+# Called with each gradient of a module's output.
 GradientHandler = Callable[[torch.Tensor], None]
-# Takes a module, its inputs and its maps; gives what is called with each gradient of the maps.
-GradientProbe = Callable[[nn.Module, tuple, torch.Tensor], GradientHandler]
+# Takes a module, its inputs and its output.
+GradientProbe = Callable[[nn.Module, tuple[Any, ...], torch.Tensor], GradientHandler]
 
 
 class UnconnectedError(ValueError):
-    """The output does not depend on the maps by gradients."""
+    """The output does not depend on the activations by gradients."""
 
 
 def backprop_projections(
-    model: nn.Module, listeners: Mapping[str, GradientProbe], batches: Iterable[Any], draws: int
+    model: nn.Module, probes: Mapping[str, GradientProbe], batches: Iterable[Any], draws: int
 ) -> None:
-    """Run a network on batches and tell what maps inside do to it.
+    """Call probes with gradients of random projections of a model's output.
 
     Args:
         model: It is left as it was, and no parameter gets a gradient.
-        listeners: By the names of modules; outputs that are not one tensor are not listened to.
-        batches: To call the model with, not many pictures at a time.
-        draws: Random projections of each output, whose gradients the listeners get.
+        probes: By the names of modules; called at each call of a module that gives one tensor.
+        batches: To call the model with, a few images at a time.
+        draws: Random projections of each output.
 
     Raises:
         UnconnectedError: No output asks for a gradient.
     """
-    heard = False
+    connected = False
     handles = [
-        model.get_submodule(name).register_forward_hook(_hook(listener))
-        for name, listener in listeners.items()
+        model.get_submodule(name).register_forward_hook(_hook(probe))
+        for name, probe in probes.items()
     ]
     with removing_hooks(*handles), eval_mode(model), frozen_parameters(model):
         for batch in batches:
             args, kwargs = as_copies(batch)
-            # Networks that are not trained any more may write into maps that gradients need.
+            # In eval mode networks may write into activations that gradients need.
             with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-                with Gradients():
-                    leaves = _differentiable(model(*args, **kwargs))
-                for draw in range(draws if leaves else 0):  # a detector may find nothing
-                    _projection(leaves).backward(retain_graph=draw < draws - 1)
-            heard = heard or bool(leaves)
+                with gradients_everywhere(model):
+                    outputs = _differentiable(model(*args, **kwargs))
+                for draw in range(draws if outputs else 0):  # a detector may find nothing
+                    torch.autograd.backward(_projection(outputs), retain_graph=draw < draws - 1)
+            connected = connected or bool(outputs)
     with eval_mode(model):
-        call_model(model, batch)  # so that no map a network keeps holds the graph
-    if not heard:
+        call_model(model, batch)  # so that no activation a network keeps holds the graph
+    if not connected:
         raise UnconnectedError('the output is empty or does not depend on the convs by gradients')
 
 
-class Gradients(TorchFunctionMode):
-    """Parts that a network runs without gradients, such as a frozen backbone, have them, too."""
+@contextmanager
+def gradients_everywhere(model: nn.Module) -> Iterator[None]:
+    """Record gradients also in parts that a model runs under ``torch.no_grad``.
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        if func is torch._C._set_grad_enabled and args == (False,):
-            return None
-        return func(*args, **(kwargs or {}))
-
-
-def covariances(
-    model: nn.Module, names: Collection[str], batches: Sequence[Any], seed: int
-) -> dict[str, torch.Tensor]:
-    """How the channels of some modules' maps show together in a network's output.
+    A frozen backbone is such a part. Each module switches gradients on when it is called; the
+    model's own ``torch.no_grad`` switches them back when it ends.
 
     Args:
-        model: The network.
+        model: The model that runs in the block.
+    """
+
+    def switch_on(module: nn.Module, inputs: Any) -> None:
+        torch.set_grad_enabled(True)
+
+    parts = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    before = torch.is_grad_enabled()
+    try:
+        with removing_hooks(*(part.register_forward_pre_hook(switch_on) for part in parts)):
+            yield
+    finally:
+        torch.set_grad_enabled(before)
+
+
+def channel_metrics(
+    model: nn.Module, names: Collection[str], batches: Sequence[Any], seed: int
+) -> dict[str, torch.Tensor]:
+    """Covariances of the output's gradients with respect to the channels of some modules.
+
+    Args:
+        model: The model.
         names: Of modules inside.
-        batches: Pictures of one size, some of which are looked at.
+        batches: Batches whose images have one size; some of these are used.
         seed: Of projections.
 
     Returns:
-        By name (C, C) E[g g^T] over pixels, with the gradients g of projections of the output, in
-        units of its mean diagonal; only of modules that give (N, C, H, W) and have gradients.
-        C positions of equal channels stand beside the gradients', so that a few images do not
-        make channels worthless that they never show. Empty, with a warning, where the network
-        cannot be differentiated.
+        By name (C, C) E[g g^T] over positions, with the gradients g of projections of the output,
+        in units of its mean diagonal; only of modules that give (N, C, H, W) and have gradients.
+        C positions of equal channels count beside the gradients', so that a few images do not
+        make channels worthless that they never show. Empty, with a warning, if the model cannot
+        be differentiated.
     """
     sums: dict[str, torch.Tensor] = {}
     positions: Counter[str] = Counter()
     if not names:
         return sums
-    step = -(-sum(map(batch_size, batches)) // LOOKED)
+    step = -(-sum(map(batch_size, batches)) // MAX_IMAGES)
     chosen = (slice_batch(few, slice(0, 1)) for few in rebatch(batches, step))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            listeners = {name: _adder(name, sums, positions) for name in names}
-            backprop_projections(model, listeners, rebatch(chosen, PART), 1)
+            probes = {name: _covariance_probe(name, sums, positions) for name in names}
+            backprop_projections(model, probes, rebatch(chosen, IMAGES_PER_CALL), 1)
         except (UnconnectedError, RuntimeError) as error:
             _logger.warning('all channels of blocks count alike, for want of gradients: %s', error)
             return {}
@@ -121,8 +134,10 @@ def covariances(
     }
 
 
-def _adder(name: str, sums: dict[str, torch.Tensor], positions: Counter[str]) -> GradientProbe:
-    def listener(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> GradientHandler:
+def _covariance_probe(
+    name: str, sums: dict[str, torch.Tensor], positions: Counter[str]
+) -> GradientProbe:
+    def probe(module: nn.Module, inputs: tuple[Any, ...], maps: torch.Tensor) -> GradientHandler:
         def add(gradient: torch.Tensor) -> None:
             if gradient.ndim == 4:
                 flat = gradient.float().transpose(0, 1).flatten(1)
@@ -131,34 +146,34 @@ def _adder(name: str, sums: dict[str, torch.Tensor], positions: Counter[str]) ->
 
         return add
 
-    return listener
+    return probe
 
 
-def _hook(listener: GradientProbe) -> Callable:
-    def hook(module: nn.Module, inputs: tuple, maps: Any) -> Any:
-        # Functions of autograd that run modules switch gradients off, and run them again in the
-        # backward pass, with gradients.
-        if not isinstance(maps, torch.Tensor) or not torch.is_grad_enabled():
-            return maps
-        with torch._C.DisableTorchFunction():  # listeners may go without gradients
-            heard = listener(module, inputs, maps)
-        maps = maps if maps.requires_grad else maps.requires_grad_().clone()
-        maps.register_hook(heard)
-        return maps
+def _hook(probe: GradientProbe) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        if not isinstance(output, torch.Tensor):
+            return output
+        handler = probe(module, inputs, output)
+        output = output if output.requires_grad else output.requires_grad_().clone()
+        output.register_hook(handler)
+        return output
 
     return hook
 
 
 def _differentiable(output: Any) -> list[torch.Tensor]:
-    """The output tensors that hold something and ask for a gradient."""
+    """The output tensors that are not empty and ask for a gradient."""
     return [leaf for leaf in tensors_in(output) if leaf.requires_grad and leaf.numel()]
 
 
-def _projection(leaves: list[torch.Tensor]) -> torch.Tensor:
+def _projection(outputs: list[torch.Tensor]) -> torch.Tensor:
     """A random projection of output tensors, each in units of its own size."""
-    total = 0.0
-    for leaf in leaves:
+    terms = []
+    for leaf in outputs:
         scale = leaf.detach().float().square().mean().sqrt().clamp_min(1e-12)
         share = leaf[0].numel() ** 0.5 if leaf.ndim > 1 else 1.0
-        total = total + (torch.randn_like(leaf) * leaf).sum() / (scale * share)
+        terms.append((torch.randn_like(leaf) * leaf).sum() / (scale * share))
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
     return total

@@ -1,16 +1,16 @@
-"""Original and converted network in one forward pass: the batch holds every picture twice.
+"""Original and converted model in one forward pass: the batch holds every image twice.
 
-The first half is the original's stream, the second half the converted one's. At a *station*, a
-module of the network, each half goes its own way: the first through the module as it is, which
-gives the targets, the second through what takes its place, which is fitted to them right then, on
-the inputs that the converted network really gives it. Everything between stations treats pictures
-one by one and cannot tell. So one pass fits all, nothing is stored, and any topology goes.
+The first half of a batch is the original's, the second the converted model's. At a *hooked* module
+the first half runs through the module as it is, which gives the targets; the second half runs
+through the module's replacement, which is fitted right there, on the inputs that the converted
+model really gives it. Everything between hooked modules treats samples one by one, so it needs no
+change. One forward pass fits all convs, stores no activations and works for any topology.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,289 +18,198 @@ from torch.utils import _pytree as pytree
 
 from ...utils.modules import clone_tensors, eval_mode, removing_hooks, tensors_in
 from ...utils.torch_compat import autocasts, full_precision
+from .batches import Arguments, concat_nested, split_pair, take_samples
 
-Arguments = tuple[tuple, dict[str, Any]]
-PART = 16  # pictures that a module runs on at a time when nothing is learnt
+IMAGES_PER_CALL = 16  # images that a module runs on at a time when nothing is fitted
+
+Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class ActivationBatch:
-    """What a module is called with for many images, in parts, which are joined only on demand.
+    """Arguments of a module for many images, in parts that are concatenated only on demand.
 
-    The module gets copies, because it may write into what it is called with.
+    The module gets copies, because it may write into its arguments.
 
     Attributes:
         parts: Arguments of some images each.
-        numbers: Images of each part.
+        sizes: Images of each part.
     """
 
     parts: Sequence[Arguments]
-    numbers: Sequence[int]
+    sizes: Sequence[int]
     _written: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
 
     @property
-    def number(self) -> int:
-        """Of pictures."""
-        return sum(self.numbers)
+    def num_images(self) -> int:
+        """Number of images of all parts."""
+        return sum(self.sizes)
 
     def first(self, number: int) -> Arguments:
-        """Arguments of the first pictures."""
+        """Arguments of the first images."""
         chosen = []
-        for part, own in zip(self.parts, self.numbers, strict=True):
+        for part, size in zip(self.parts, self.sizes, strict=True):
             if number > 0:
-                chosen.append(some(part, range(min(number, own)), own))
-                number -= own
-        return _joined(chosen, axes=2)
+                chosen.append(take_samples(part, range(min(number, size)), size))
+                number -= size
+        arguments: Arguments = concat_nested(*chosen, min_ndim=2)
+        return arguments
 
-    def through(self, run: Callable) -> Any:
-        """The outputs for all images, made for ``PART`` at a time."""
+    def map(self, forward: Forward) -> Any:
+        """Outputs of ``forward`` for all images, computed for a few at a time."""
         self._written.clear()
-        return concat_nested(*(self._run(run, piece) for piece in self._pieces()))
+        return concat_nested(*(self._call(forward, piece) for piece in self._pieces()))
 
-    def _run(self, run: Callable, piece: Arguments) -> Any:
-        args, kwargs = own = clone_tensors(piece)
-        pairs = list(zip(tensors_in(piece), tensors_in(own), strict=True))
+    def _call(self, forward: Forward, piece: Arguments) -> Any:
+        args, kwargs = copies = clone_tensors(piece)
+        pairs = list(zip(tensors_in(piece), tensors_in(copies), strict=True))
         before = [copy._version for _, copy in pairs]
-        output = run(*args, **kwargs)
+        output = forward(*args, **kwargs)
         self._written.extend(
             pair for pair, version in zip(pairs, before, strict=True) if pair[1]._version > version
         )
         return output
 
-    def write(self) -> None:
-        """Write into the caller's own tensors what the last run wrote into their copies."""
-        for place, copy in self._written:
-            place.copy_(copy)
+    def write_back(self) -> None:
+        """Write into the caller's tensors what the last :meth:`map` wrote into their copies."""
+        for original, copy in self._written:
+            original.copy_(copy)
 
     def _pieces(self) -> Iterator[Arguments]:
-        for part, own in zip(self.parts, self.numbers, strict=True):
-            for start in range(0, own, PART):
-                yield some(part, range(start, min(start + PART, own)), own)
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            for start in range(0, size, IMAGES_PER_CALL):
+                yield take_samples(part, range(start, min(start + IMAGES_PER_CALL, size)), size)
 
 
-# Takes the module's own forward and both streams, gives the outputs of both.
-ModuleVisitor = Callable[[Callable, ActivationBatch, ActivationBatch], tuple[Any, Any]]
+Result = TypeVar('Result')
+# Takes the module's forward, the original's and the converted model's inputs, and the visitor's
+# last result for this module, None at the first call. Returns the outputs of both, and a result.
+ModuleVisitor = Callable[
+    [Forward, ActivationBatch, ActivationBatch, Result | None], tuple[Any, Any, Result]
+]
 
 
-def concat_batches(batches: list[Any]) -> Any | None:
-    """Batches as one, along the first axis; None where they do not fit together."""
-    try:
-        return _join(batches)
-    except (RuntimeError, KeyError, ValueError):  # sizes or names differ
-        return None
-
-
-def one_size(batches: list[Any]) -> bool:
-    """Whether pictures in lists are all alike; networks pad others to the largest of a batch."""
-    lists = [part for batch in batches for part in _sized(batch) if isinstance(part, list)]
-    return len({leaf.shape for leaf in tensors_in(lists) if leaf.ndim > 2}) < 2
-
-
-def _join(batches: list[Any]) -> Any:
-    return batches[0] if len(batches) == 1 else _joined_parts(batches, [*map(batch_size, batches)])
-
-
-def _joined_parts(parts: list[Any], numbers: list[int]) -> Any:
-    first = parts[0]
-    if isinstance(first, Mapping):
-        return {key: _joined_parts([part[key] for part in parts], numbers) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_joined_parts(list(part), numbers) for part in zip(*parts, strict=True))
-    if not all(map(_one_each, parts, numbers)):
-        return first
-    if isinstance(first, torch.Tensor):
-        return torch.cat(parts)
-    return [picture for part in parts for picture in part]  # of any size
-
-
-def batch_size(batch: Any) -> int:
-    """How many pictures a batch holds."""
-    sized = list(_sized(batch))
-    # Grids, tokens and the like have a first axis of their own.
-    maps = [part for part in sized if isinstance(part, torch.Tensor) and part.ndim > 3]
-    return max(map(len, maps or sized), default=1)
-
-
-def slice_batch(batch: Any, chosen: slice) -> Any:
-    """Some pictures of a batch; what it does not hold one of for each picture stays whole."""
-    return _cut(batch, chosen, batch_size(batch))
-
-
-def _cut(part: Any, chosen: slice, number: int) -> Any:
-    if isinstance(part, Mapping):
-        return {key: _cut(value, chosen, number) for key, value in part.items()}
-    if isinstance(part, tuple):
-        return tuple(_cut(value, chosen, number) for value in part)
-    return part[chosen] if _one_each(part, number) else part
-
-
-def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:
-    """The pictures of all batches, ``size`` at a time; only what is asked for is joined."""
-    parts: list[Any] = []
-    for batch in batches:
-        start, number = 0, batch_size(batch)
-        while start < number:
-            missing = size - sum(map(batch_size, parts))
-            parts.append(slice_batch(batch, slice(start, start + missing)))
-            start += missing
-            if start <= number:
-                yield _join(parts)
-                parts = []
-    if parts:
-        yield _join(parts)
-
-
-def _sized(batch: Any) -> Iterator[Any]:
-    """The tensors and lists of a batch that have a length."""
-    if isinstance(batch, Mapping | tuple):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _sized(part)
-    elif isinstance(batch, list) or (isinstance(batch, torch.Tensor) and batch.ndim):
-        yield batch
-
-
-def _one_each(part: Any, number: int) -> bool:
-    return any(len(sized) == number for sized in _sized(part))
-
-
-def tour(
-    model: nn.Module, streams: Arguments, number: int, stations: Mapping[str, ModuleVisitor]
-) -> Any:
-    """Run ``model`` on both streams and visit every station when it comes.
+def paired_forward(
+    model: nn.Module, inputs: Arguments, number: int, visitors: Mapping[str, ModuleVisitor[Result]]
+) -> dict[str, Result]:
+    """Run a model on both halves of a batch.
 
     Args:
-        model: The original network, or a block of it; it is left as it was.
-        streams: Arguments that hold both streams.
-        number: Pictures of each stream.
-        stations: What happens at each module, by name. A module that is called again is visited
-            again.
+        model: The original model, or a block of it; it is left as it was.
+        inputs: Arguments that hold every image twice.
+        number: Images of each half.
+        visitors: Called at each call of a module, by the module's name.
 
     Returns:
-        The output of the model, both streams.
+        The visitors' results by name, of those that were called.
     """
+    results: dict[str, Result] = {}
 
-    def stop(name: str, forward: Callable) -> Callable:
+    def override(name: str, forward: Forward) -> Forward:
         def run(*args: Any, **kwargs: Any) -> Any:
-            both_streams = split_pair((args, kwargs), number)
-            if both_streams is None:
+            pair = split_pair((args, kwargs), number)
+            if pair is None:
                 return forward(*args, **kwargs)
-            return visited(stations[name], forward, as_single_batch(both_streams, number))
+            output, results[name] = visit_module(
+                visitors[name], forward, pair, number, results.get(name)
+            )
+            return output
 
         return run
 
-    args, kwargs = clone_tensors(streams)
-    with forward_overrides(model, stations, stop), eval_mode(model):
-        return model(*args, **kwargs)
+    args, kwargs = clone_tensors(inputs)
+    with forward_overrides(model, visitors, override), eval_mode(model):
+        model(*args, **kwargs)
+    return results
 
 
-def visited(visit: ModuleVisitor, forward: Callable, streams: Sequence[ActivationBatch]) -> Any:
-    """Both streams' outputs of a station, as one."""
-    outputs = visit(forward, *streams)
-    for stream in streams:
-        stream.write()
-    return concat_nested(*outputs)
+def visit_module(
+    visitor: ModuleVisitor[Result],
+    forward: Forward,
+    pair: tuple[Arguments, Arguments],
+    number: int,
+    result: Result | None,
+) -> tuple[Any, Result]:
+    """Call a visitor on one part of the images.
+
+    Args:
+        visitor: Of the module.
+        forward: The module's own.
+        pair: Arguments of the original and of the converted model.
+        number: Images of each.
+        result: Of the visitor's last call, if any.
+
+    Returns:
+        Outputs of both halves, concatenated, and the visitor's result.
+    """
+    old, new = (ActivationBatch([arguments], [number]) for arguments in pair)
+    *outputs, result = visitor(forward, old, new, result)
+    old.write_back()
+    new.write_back()
+    return concat_nested(*outputs), result
 
 
 @contextmanager
 def forward_overrides(
-    model: nn.Module, names: Iterable[str], stop: Callable[[str, Callable], Callable]
+    model: nn.Module, names: Iterable[str], override: Callable[[str, Forward], Forward]
 ) -> Iterator[None]:
-    """Other forwards for some modules, while the block runs: made by ``stop`` of name and own."""
+    """Replace the forwards of some modules while the block runs.
+
+    Forward hooks cannot do this: the module must not run on both halves at once, it runs on a few
+    images at a time, without the autocast of the network that calls it, and a pre-hook can neither
+    skip the module's own forward nor hold a context around it. Hooks that others have registered
+    see inputs and outputs of both halves, as without the override.
+
+    Args:
+        model: It is left as it was.
+        names: Of modules inside.
+        override: Called with the name and the forward of each; returns the new forward.
+    """
     modules = {name: model.get_submodule(name) for name in names}
     own = {name: vars(module).get('forward') for name, module in modules.items()}
     try:
         for name, module in modules.items():
-            module.forward = _widened(module, stop(name, module.forward))
+            module.forward = _without_autocast(module, override(name, module.forward))
         yield
     finally:
         for name, module in modules.items():
             vars(module).pop('forward', None)
-            if own[name] is not None:
-                module.forward = own[name]
+            if (forward := own[name]) is not None:
+                module.forward = forward
 
 
-def _widened(module: nn.Module, forward: Callable) -> Callable:
-    """A forward without the autocast of the network that calls it, in the module's own dtype."""
+def _without_autocast(module: nn.Module, forward: Forward) -> Forward:
+    """Run a forward in the module's own dtype, whatever the network that calls it casts to."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
-    def widen(leaf: Any) -> Any:
+    def cast(leaf: Any) -> Any:
         floating = isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
         return leaf.to(dtype) if floating else leaf
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not autocasts():
             return forward(*args, **kwargs)
-        args, kwargs = pytree.tree_map(widen, (args, kwargs))
+        args, kwargs = pytree.tree_map(cast, (args, kwargs))
         with full_precision():
             return forward(*args, **kwargs)
 
     return run
 
 
-def as_single_batch(streams: tuple[Arguments, Arguments], number: int) -> list[ActivationBatch]:
-    """Both streams, each of one part."""
-    return [ActivationBatch([stream], [number]) for stream in streams]
-
-
-def split_pair(value: Any, number: int) -> tuple[Any, Any] | None:
-    """Both streams of nested arguments; None where a tensor does not hold both."""
-    leaves, spec = pytree.tree_flatten(value)
-    batched = [isinstance(leaf, torch.Tensor) and leaf.ndim > 1 for leaf in leaves]
-    split = [leaf for leaf, is_batch in zip(leaves, batched, strict=True) if is_batch]
-    # Crops, windows or boxes of pictures may stand in any order, so they are nobody's half.
-    if not split or any(len(leaf) != 2 * number for leaf in split):
-        return None
-
-    def half(part: int) -> Any:
-        return pytree.tree_unflatten(
-            [leaf.chunk(2)[part] if b else leaf for leaf, b in zip(leaves, batched, strict=True)],
-            spec,
-        )
-
-    return half(0), half(1)
-
-
-def concat_nested(*parts: Any) -> Any:
-    """Outputs or arguments of several streams, or of several parts of one, as one."""
-    return _joined(parts, axes=1)
-
-
-def _joined(parts: Sequence[Any], axes: int) -> Any:
-    """Tensors of so many axes at the least are joined."""
-
-    def join(first: Any, *others: Any) -> Any:
-        batched = isinstance(first, torch.Tensor) and first.ndim >= axes
-        return torch.cat((first, *others)) if batched and others else first
-
-    leaves, specs = zip(*map(pytree.tree_flatten, parts), strict=True)
-    if any(spec != specs[0] for spec in specs):
-        raise ValueError(f'parts that are built alike can be joined, got {specs}')
-    return pytree.tree_unflatten([join(*each) for each in zip(*leaves, strict=True)], specs[0])
-
-
 @contextmanager
-def observe_activations(model: nn.Module, note: Callable[[int], Any]) -> Iterator[None]:
-    """Tell ``note`` the bytes of every map that an innermost module gives."""
+def observe_activations(model: nn.Module, observer: Callable[[int], Any]) -> Iterator[None]:
+    """Watch the output sizes of the innermost modules while the block runs.
 
-    def seen(module: nn.Module, inputs: tuple, maps: Any) -> None:
-        if isinstance(maps, torch.Tensor):
-            note(maps.numel() * maps.element_size())
+    Args:
+        model: The model that runs.
+        observer: Called with the bytes of each output tensor.
+    """
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            observer(output.numel() * output.element_size())
 
     leaves = [m for m in model.modules() if not list(m.children())]
     leaves = [leaf for leaf in leaves if not isinstance(leaf, torch.jit.ScriptModule)]  # no hooks
-    with removing_hooks(*(leaf.register_forward_hook(seen) for leaf in leaves)):
+    with removing_hooks(*(leaf.register_forward_hook(hook) for leaf in leaves)):
         yield
-
-
-def some(given: Any, chosen: Any, number: int) -> Any:
-    """Some of ``number`` pictures out of nested tensors; each may stand for several rows."""
-
-    def pick(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or leaf.ndim < 2 or len(leaf) % number:
-            return leaf
-        rows = leaf.view(number, -1, *leaf.shape[1:]) if len(leaf) > number else leaf
-        index = slice(chosen.start, chosen.stop) if isinstance(chosen, range) else chosen
-        picked = rows[index]
-        return picked.flatten(0, 1) if len(leaf) > number else picked
-
-    return pytree.tree_map(pick, given)

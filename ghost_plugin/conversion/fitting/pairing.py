@@ -1,76 +1,76 @@
-"""Who is computed and who hangs on whom: families of one primary map and its ghosts."""
+"""Assignment of ghost channels to primary channels: clusters of a primary and its ghosts."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-Costs = Any  # (n, n) array of scipy's kind
-TURNS, GAIN = 20, 1e-3  # assignments at the most, and the share that another one must gain
-BEST = 32  # primary maps that a map looks at as its ghost
-NOISE = 1e-6  # share of a map's energy below which errors are rounding, and pairs equally good
+Costs = Any  # (n, n) numpy array
+MAX_ROUNDS, MIN_GAIN = 20, 1e-3  # assignments, and the share of the error that one must take away
+MAX_CANDIDATES = 32  # primary channels that are considered for each ghost
+ROUNDING_ERROR = 1e-6  # share of a channel's energy below which pairs are equally good
 
 
 def assign_ghosts(errors: torch.Tensor, primary: int, copies: int) -> list[list[int]]:
-    """Who is computed and who hangs on whom: rows of a primary and its ghosts, best use of both.
+    """Assign each ghost channel to a primary channel so that the total error is small.
 
-    Pairs are taken in the order of their errors; then, with the primaries fixed, all ghosts are
-    assigned anew at the least total error, and pairs turn round where that helps, until little
-    changes.
+    Pairs are taken in the order of their errors. Then, until little changes, all ghosts are
+    assigned anew to the same primaries at the least total error, and each cluster makes the member
+    its primary that predicts the others best.
 
     Args:
-        errors: (n, n) relative error of map j as a filter of map p, p first.
-        primary: Maps to compute.
-        copies: Ghosts that a primary map can have.
+        errors: (n, n) error of channel j as a filter of channel p, p first.
+        primary: Channels to compute by convolution.
+        copies: Ghosts that a primary channel can have.
 
     Returns:
-        One list per primary map, those with most ghosts first.
+        A list for each primary channel: itself, then its ghosts; longest lists first.
     """
     cost = errors.double().nan_to_num(nan=1.0).cpu().numpy()
-    families = _greedy(cost, primary, copies)
+    clusters = _greedy(cost, primary, copies)
     total = float('inf')
-    for _ in range(TURNS):
-        families = _assign(cost, sorted(families), copies)
-        families = dict(_turned(cost, family) for family in families.items())
-        now = sum(cost[p, j] for p, ghosts in families.items() for j in ghosts)
-        if now >= total - GAIN * abs(total):
+    for _ in range(MAX_ROUNDS):
+        clusters = _assign(cost, sorted(clusters), copies)
+        clusters = dict(_best_primary(cost, [p, *ghosts]) for p, ghosts in clusters.items())
+        now = sum(cost[p, j] for p, ghosts in clusters.items() for j in ghosts)
+        if now >= total - MIN_GAIN * abs(total):
             break
         total = now
-    rows = [[p, *ghosts] for p, ghosts in families.items()]
+    rows = [[p, *ghosts] for p, ghosts in clusters.items()]
     return sorted(rows, key=lambda row: (-len(row), row[0]))
 
 
 def _greedy(cost: Costs, primary: int, copies: int) -> dict[int, list[int]]:
     number = len(cost)
-    families: dict[int, list[int]] = {}
+    clusters: dict[int, list[int]] = {}
     ghosts: set[int] = set()
     for p, j in _pairs(cost):
         if len(ghosts) == number - primary:
             break
-        if p in ghosts or j in ghosts or j in families:
+        if p in ghosts or j in ghosts or j in clusters:
             continue
-        known = p in families or len(families) < primary
-        if known and len(families.get(p, ())) < copies:
-            families.setdefault(p, []).append(j)
+        known = p in clusters or len(clusters) < primary
+        if known and len(clusters.get(p, ())) < copies:
+            clusters.setdefault(p, []).append(j)
             ghosts.add(j)
-    rest = [p for p in range(number) if p not in ghosts and p not in families]
-    # Where the best pairs did not make ghosts enough, what is left over is assigned later.
-    chosen = [*families, *rest][:primary]
-    return {p: families.get(p, []) for p in chosen}
+    rest = [p for p in range(number) if p not in ghosts and p not in clusters]
+    # If the best pairs did not make enough ghosts, the others are assigned later.
+    chosen = [*clusters, *rest][:primary]
+    return {p: clusters.get(p, []) for p in chosen}
 
 
 def _pairs(cost: Costs) -> Iterator[tuple[int, int]]:
-    """Pairs (p, j), cheapest first: for each j the best p only, which is where ghosts come from."""
+    """Pairs (p, j) in the order of their errors; for each j the best p only."""
     import numpy as np
 
-    alone = cost.copy()
-    np.fill_diagonal(alone, np.inf)
-    number = min(BEST, len(cost))
-    best = np.argpartition(alone, number - 1, axis=0)[:number].copy()  # (BEST, n) of p
+    others = cost.copy()
+    np.fill_diagonal(others, np.inf)
+    number = min(MAX_CANDIDATES, len(cost))
+    best = np.argpartition(others, number - 1, axis=0)[:number].copy()  # (number, n) of p
     js = np.broadcast_to(np.arange(len(cost)), best.shape)
-    # Of pairs that are equally good those of one primary follow each other; if rounding decided,
-    # maps that are all multiples of one could end as several families.
-    clear = np.maximum(alone[best, js], NOISE / len(cost))
+    # Pairs that are equally good are ordered by primary; if rounding decided, channels that are
+    # all multiples of one could end in several clusters.
+    clear = np.maximum(others[best, js], ROUNDING_ERROR / len(cost))
     order = np.lexsort((js.ravel(), best.ravel(), clear.ravel()))
     order = order[best.ravel()[order] != js.ravel()[order]]
     return zip(best.ravel()[order].tolist(), js.ravel()[order].tolist(), strict=True)
@@ -83,14 +83,13 @@ def _assign(cost: Costs, primaries: list[int], copies: int) -> dict[int, list[in
     ghosts = [j for j in range(len(cost)) if j not in taken]
     slots = [p for p in primaries for _ in range(copies)]
     rows, columns = linear_sum_assignment(cost[slots][:, ghosts])
-    families: dict[int, list[int]] = {p: [] for p in primaries}
+    clusters: dict[int, list[int]] = {p: [] for p in primaries}
     for row, column in zip(rows, columns, strict=True):
-        families[slots[row]].append(ghosts[column])
-    return families
+        clusters[slots[row]].append(ghosts[column])
+    return clusters
 
 
-def _turned(cost: Costs, family: tuple[int, list[int]]) -> tuple[int, list[int]]:
-    """The member of a family that serves the others best as primary, and the others."""
-    members = [family[0], *family[1]]
+def _best_primary(cost: Costs, members: list[int]) -> tuple[int, list[int]]:
+    """The member of a cluster that predicts the others best, and the others."""
     best = min(members, key=lambda p: sum(cost[p, j] for j in members if j != p))
     return best, [j for j in members if j != best]

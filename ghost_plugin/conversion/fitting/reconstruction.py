@@ -1,61 +1,85 @@
-"""Gradient steps on pictures without labels: each block learns to give what the original's gave.
+"""Gradient steps on unlabelled images: each layer or block learns the output of the original's.
 
 Source: Li et al., BRECQ, ICLR 2021 (arXiv 2102.05426), for the block as the unit and for an error
 that counts by the gradient of the output; there for quantisation, and channel by channel. Here
 channels are weighed together, by the covariance of the gradient: on EfficientNet-Lite0 at 80 % of
-its multiply-adds this left a divergence of 0.20 on other pictures, and 0.25 without. Inputs come
-from the converted network, targets from the original, and the state that was best on pictures held
-back from the steps is kept.
+its multiply-adds this left a divergence of 0.20 on other images, and 0.25 without. Inputs come from
+the converted model, targets from the original, and the state that was best on images held back from
+the steps is kept.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ...utils.modules import clone_tensors, deepcopy_detached
+from ...utils.modules import clone_tensors, deepcopy_detached, eval_mode
 from ..surgery import replace_modules, shift_running_mean
+from .batches import Arguments, concat_nested, take_samples
 from .least_squares import num_held
-from .microbatch_scheduler import run_microbatches
-from .output_gradients import Gradients, covariances
+from .microbatch_scheduler import HELD_ACTIVATIONS, run_microbatches
+from .output_gradients import channel_metrics, gradients_everywhere
 from .paired_forward import (
-    PART,
+    IMAGES_PER_CALL,
     ActivationBatch,
-    Arguments,
+    Forward,
     ModuleVisitor,
-    concat_nested,
-    some,
-    tour,
+    observe_activations,
+    paired_forward,
 )
 from .sequential import (
-    MEMORY,
-    FitState,
-    bytes_per_picture,
-    from_weights,
-    kept_layers,
-    make_visitor,
-    visit_kept,
+    ACTIVATION_BYTES,
+    FitResults,
+    FitTask,
+    LayerFit,
+    add_shift,
+    ghost_visitor,
+    initialize_early_layers,
+    initialize_from_weights,
+    layers_with_means,
+    mean_visitor,
 )
 
-STEPS, RATE = 800, 1e-3  # of Adam, for each block; the rate falls by a cosine
-BATCH, LEAST, BYTES = 48, 8, 2**27  # pictures of a step at the most and least, maps they may fill
-HELD, LOOKS = 8, 6  # one picture in so many is held back; times to look at these
-BLOCKS = 8 * MEMORY  # bytes of maps between blocks that may be held
-LARGEST = 12  # convs of a block; a conv among more than that stands for itself
+NUM_STEPS, LEARNING_RATE = 800, 1e-3  # of Adam, for each block; the rate falls by a cosine
+MAX_BATCH, MIN_BATCH, MAX_BATCH_BYTES = 48, 8, 2**27  # images of a step, and their activations
+HOLDOUT_DIVISOR, NUM_EVALS = 8, 6  # one image in so many is held back; evaluations of these
+BLOCK_BYTES = 8 * ACTIVATION_BYTES  # of activations between blocks that may be held
+MAX_CONVS = 12  # of a block; a conv among more than that is reconstructed by itself
 
 
-def blocks_of(model: nn.Module, names: list[str]) -> dict[str, list[str]]:
-    """The blocks that hold the named convs, by the block's name; a lone conv is its own.
+@dataclass(frozen=True)
+class BlockFit:
+    """Result of one block.
+
+    Attributes:
+        block: Replaces the original's.
+        layers: Results of the Ghosts inside, by the conv's name.
+    """
+
+    block: nn.Module
+    layers: Mapping[str, LayerFit]
+
+
+def find_blocks(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
+    """Find the blocks that hold convs; a conv outside of blocks is a block of its own.
 
     A block is the smallest module around a conv that holds more convs, is no mere sequence and
-    has no more than ``LARGEST``; where one lies in another the outer one counts.
+    has at most ``MAX_CONVS``; of nested ones the outer one counts.
+
+    Args:
+        model: The original.
+        names: Of convs.
+
+    Returns:
+        Names of convs by the block's name.
     """
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        found[_block(model, name)].append(name)
+        found[_find_block(model, name)].append(name)
     outer: dict[str, list[str]] = defaultdict(list)
     for block, inside in found.items():
         holder = min((b for b in found if block.startswith(f'{b}.')), key=len, default=block)
@@ -63,126 +87,170 @@ def blocks_of(model: nn.Module, names: list[str]) -> dict[str, list[str]]:
     return dict(outer)
 
 
-def _block(model: nn.Module, name: str) -> str:
+def _find_block(model: nn.Module, name: str) -> str:
     parts = name.split('.')
     for depth in range(len(parts) - 1, 0, -1):
         path = '.'.join(parts[:depth])
         module = model.get_submodule(path)
         convs = sum(isinstance(m, nn.Conv2d) for m in module.modules())
-        if convs > LARGEST:
+        if convs > MAX_CONVS:
             break
         if convs > 1 and not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
             return path
     return name
 
 
-class Reconstruction:
-    """A conversion whose layers or blocks learn one after the other.
+def reconstruct_layers(
+    task: FitTask, batches: Sequence[Any], steps: int = NUM_STEPS, seed: int = 0
+) -> FitResults:
+    """Fit all Ghosts, each by gradient steps after its least squares.
 
     Args:
-        fit: The Ghosts.
-        batches: All pictures, of one size.
-        steps: Of Adam, for each layer or block.
-        seed: Of the order of pictures.
+        task: Its Ghosts change.
+        batches: Batches whose images have one size.
+        steps: Of Adam, for each layer.
+        seed: Of the order of images.
     """
-
-    def __init__(self, fit: FitState, batches: list[Any], steps: int, seed: int) -> None:
-        self.fit, self.batches, self.steps, self.seed = fit, batches, steps, seed
-        self.learnt: dict[str, nn.Module] = {}  # what takes a part's place, by its name
-        self.metrics: dict[str, torch.Tensor] = {}  # of what the channels of a part are worth
-
-    def run(self, of: str) -> None:
-        """Each Ghost learns its conv's maps (``'layer'``), or each block its own (``'block'``)."""
-        {'layer': self._layers, 'block': self._blocks}[of]()
-
-    def _layers(self) -> None:
-        self._tour({name: self._layer(name) for name in self.fit.ghosts})
-
-    def _blocks(self) -> None:
-        found = blocks_of(self.fit.model, list(self.fit.ghosts))
-        lone = {name for name, inside in found.items() if inside == [name]}
-        self.metrics = covariances(self.fit.model, found.keys() - lone, self.batches, self.seed)
-        self._tour(
-            {
-                name: make_visitor(self.fit, name) if name in lone else self._block(name, inside)
-                for name, inside in found.items()
-            }
-        )
-
-    def settle(self, model: nn.Module) -> None:
-        """Take over what was learnt into the converted model."""
-        for name, part in self.learnt.items():
-            model.get_submodule(name).load_state_dict(part.state_dict())
-
-    def _tour(self, stations: dict[str, ModuleVisitor]) -> None:
-        kept = {
-            name: visit_kept(self.fit, name)
-            for name in kept_layers(self.fit, self.batches)
-            if not any(name.startswith(f'{block}.') for block in stations)
-        }
-        run_microbatches(self.fit.model, self.batches, {**stations, **kept}, BLOCKS)
-
-    def _layer(self, name: str) -> ModuleVisitor:
-        fitted = make_visitor(self.fit, name)
-
-        def visit(forward: Callable, old: ActivationBatch, new: ActivationBatch) -> tuple[Any, Any]:
-            fresh = name not in self.learnt
-            wanted, given = fitted(forward, old, new)
-            if fresh:
-                ghost = self.fit.ghosts[name]
-                shift = self.fit.shifts[name].to(wanted)[:, None, None]
-                self._learn(name, ghost, new, wanted - shift)
-                self.learnt[name] = ghost
-                given = new.through(ghost) + shift
-            return wanted, given
-
-        return visit
-
-    def _block(self, name: str, inside: list[str]) -> ModuleVisitor:
-        # A copy, because the block itself is a station on the tour.
-        student = deepcopy_detached(self.fit.model.get_submodule(name), share=True).eval()
-
-        def visit(forward: Callable, old: ActivationBatch, new: ActivationBatch) -> tuple[Any, Any]:
-            wanted = old.through(forward)
-            if name not in self.learnt:
-                self._put_ghosts(student, name, inside, old, new)
-                self._learn(name, student, new, wanted)
-                self.learnt[name] = student
-            return wanted, new.through(self.learnt[name])
-
-        return visit
-
-    def _put_ghosts(
-        self,
-        block: nn.Module,
-        name: str,
-        inside: list[str],
-        old: ActivationBatch,
-        new: ActivationBatch,
-    ) -> None:
-        """Put Ghosts into a block, each fitted to its conv before the block learns as one."""
-        fit, start = self.fit, len(name) + 1
-        within = {conv: fit.norms.get(conv, '').startswith(f'{name}.') for conv in inside}
-        stations = {c[start:]: make_visitor(fit, c, behind=within[c]) for c in inside}
-        few = _fitting(block, old)
-        tour(block, concat_nested(old.first(few), new.first(few)), few, stations)
-        from_weights(fit, inside)  # convs that did not see both streams
-        replace_modules(block, {conv[start:]: fit.ghosts[conv] for conv in inside})
-        for conv in inside:
-            if within[conv] and conv in fit.shifts:
-                shift_running_mean(block.get_submodule(fit.norms[conv][start:]), fit.shifts[conv])
-
-    def _learn(self, name: str, student: nn.Module, given: ActivationBatch, wanted: Any) -> None:
-        number, channel_metric = given.number, self.metrics.get(name)
-        reconstruct(
-            student, given.first(number), wanted, number, self.steps, self.seed, channel_metric
-        )
+    early = initialize_early_layers(task, batches)
+    visitors = {
+        name: _layer_visitor(task, name, early.get(name), steps, seed) for name in task.ghosts
+    }
+    return _run(task, batches, visitors, early)
 
 
-def _fitting(block: nn.Module, given: ActivationBatch) -> int:
-    """How many pictures both streams can take through a block within memory."""
-    size = bytes_per_picture(block, given.first(1))
-    return max(1, min(given.number, 2 * MEMORY // max(1, size)))
+def reconstruct_blocks(
+    task: FitTask, batches: Sequence[Any], steps: int = NUM_STEPS, seed: int = 0
+) -> FitResults:
+    """Fit all Ghosts, and each block that holds some by gradient steps on its output.
+
+    Args:
+        task: Its Ghosts change.
+        batches: Batches whose images have one size.
+        steps: Of Adam, for each block.
+        seed: Of the order of images and of the projections behind the channels' weights.
+    """
+    early = initialize_early_layers(task, batches)
+    blocks = find_blocks(task.model, list(task.ghosts))
+    single = {name for name, convs in blocks.items() if convs == [name]}
+    metrics = channel_metrics(task.model, blocks.keys() - single, batches, seed)
+    visitors = {
+        name: ghost_visitor(task, name, early.get(name))
+        if name in single
+        else _block_visitor(task, name, convs, early, metrics.get(name), steps, seed)
+        for name, convs in blocks.items()
+    }
+    return _run(task, batches, visitors, early)
+
+
+def _run(
+    task: FitTask,
+    batches: Sequence[Any],
+    visitors: dict[str, ModuleVisitor[Any]],
+    early: Mapping[str, float],
+) -> FitResults:
+    means = {
+        name: mean_visitor(task, name)
+        for name in layers_with_means(task, batches)
+        if not any(name.startswith(f'{block}.') for block in visitors)
+    }
+    found = run_microbatches(task.model, batches, {**visitors, **means}, BLOCK_BYTES)
+    layers = {name: LayerFit(error) for name, error in early.items()}
+    blocks = {}
+    for name, fit in found.items():
+        if isinstance(fit, BlockFit):
+            blocks[name] = fit.block
+            layers.update(fit.layers)
+        else:
+            layers[name] = fit
+    return FitResults(layers, blocks)
+
+
+def _layer_visitor(
+    task: FitTask, name: str, error: float | None, steps: int, seed: int
+) -> ModuleVisitor[LayerFit]:
+    fit_first = ghost_visitor(task, name, error)
+
+    def visit(
+        forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
+    ) -> tuple[Any, Any, LayerFit]:
+        wanted, given, fitted = fit_first(forward, old, new, fit)
+        if fit is None and fitted.shift is not None:
+            ghost, number = task.ghosts[name], new.num_images
+            targets = wanted - fitted.shift.to(wanted)[:, None, None]
+            reconstruct(ghost, new.first(number), targets, number, steps, seed)
+            given = add_shift(new.map(ghost), fitted.shift)
+        return wanted, given, fitted
+
+    return visit
+
+
+def _block_visitor(
+    task: FitTask,
+    name: str,
+    convs: Sequence[str],
+    early: Mapping[str, float],
+    metric: torch.Tensor | None,
+    steps: int,
+    seed: int,
+) -> ModuleVisitor[BlockFit]:
+    # A copy made now, because the forward of the block itself will be overridden.
+    student = deepcopy_detached(task.model.get_submodule(name), share=True).eval()
+
+    def visit(
+        forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: BlockFit | None
+    ) -> tuple[Any, Any, BlockFit]:
+        wanted = old.map(forward)
+        if fit is None:
+            fit = BlockFit(student, _insert_ghosts(task, student, name, convs, early, old, new))
+            number = new.num_images
+            reconstruct(student, new.first(number), wanted, number, steps, seed, metric)
+        return wanted, new.map(fit.block), fit
+
+    return visit
+
+
+def _insert_ghosts(
+    task: FitTask,
+    block: nn.Module,
+    name: str,
+    convs: Sequence[str],
+    early: Mapping[str, float],
+    old: ActivationBatch,
+    new: ActivationBatch,
+) -> dict[str, LayerFit]:
+    """Put Ghosts into a block, each fitted to its conv before the block learns as one."""
+    start = len(name) + 1
+    norms = {c: n[start:] for c in convs if (n := task.norms.get(c, '')).startswith(f'{name}.')}
+    visitors = {
+        conv[start:]: ghost_visitor(task, conv, early.get(conv), shift_norm=conv in norms)
+        for conv in convs
+    }
+    size = bytes_per_image(block, old.first(1))
+    few = max(1, min(old.num_images, 2 * ACTIVATION_BYTES // max(1, size)))
+    fits = paired_forward(block, concat_nested(old.first(few), new.first(few)), few, visitors)
+    layers = {conv: fits[conv[start:]] for conv in convs if conv[start:] in fits}
+    missed = [conv for conv in convs if conv not in layers]  # crops and the like
+    errors = initialize_from_weights(task, [conv for conv in missed if conv not in early])
+    replace_modules(block, {conv[start:]: task.ghosts[conv] for conv in convs})
+    for conv, fit in layers.items():
+        if conv in norms and fit.shift is not None:
+            shift_running_mean(block.get_submodule(norms[conv]), fit.shift)
+    both = layers | {conv: LayerFit({**early, **errors}[conv]) for conv in missed}
+    return {conv: LayerFit(fit.error) for conv, fit in both.items()}  # the block has the shifts
+
+
+def bytes_per_image(model: nn.Module, arguments: Arguments) -> int:
+    """Bytes of activations that both models hold at the widest place of a call.
+
+    Args:
+        model: It runs once.
+        arguments: Of one image.
+    """
+    sizes = [0]
+    args, kwargs = clone_tensors(arguments)
+    with observe_activations(model, sizes.append), eval_mode(model):
+        model(*args, **kwargs)
+    return HELD_ACTIVATIONS * max(sizes)
 
 
 def reconstruct(
@@ -194,46 +262,44 @@ def reconstruct(
     seed: int,
     channel_metric: torch.Tensor | None = None,
 ) -> float:
-    """Adam steps towards ``wanted``, in place; the state that was best on held pictures stays.
+    """Make Adam steps towards targets, in place; the state that was best on held images stays.
 
     Args:
-        student: A part of a network; it stays in eval mode, so that its norms keep their
-            statistics.
-        given: Its inputs for all pictures.
-        wanted: Tensors that it shall give.
-        number: Of pictures.
+        student: A part of a model; it stays in eval mode, so that its norms keep their statistics.
+        given: Its arguments for all images.
+        wanted: Its targets, nested tensors.
+        number: Of images.
         steps: Of Adam.
-        seed: Of their order.
-        metric: (C, C) what the channels of the output are worth together; all alike without it.
+        seed: Of the order of images.
+        channel_metric: (C, C) weight of the output's channels together; all count alike without.
 
     Returns:
-        Squared error relative to the targets' variance on the held pictures.
+        Squared error relative to the targets' variance on the held images.
     """
     # The last images, which the fits that came before have held back, too.
-    seen, held = torch.arange(number).split(
-        [number - num_held(number, HELD), num_held(number, HELD)]
-    )
+    num_seen = number - num_held(number, HOLDOUT_DIVISOR)
+    seen, held = torch.arange(number).tensor_split([num_seen])
     if not len(held):
         return _error(student, given, wanted, seen, number, channel_metric)
     random = torch.Generator().manual_seed(seed)
     flags = {parameter: parameter.requires_grad for parameter in student.parameters()}
     student.eval().requires_grad_(True)
-    optimizer = torch.optim.Adam(student.parameters(), RATE)
+    optimizer = torch.optim.Adam(student.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    size = bytes_per_picture(student, some(given, range(1), number))
-    batch = min(len(seen), BATCH, max(LEAST, BYTES // max(1, size)))
+    size = bytes_per_image(student, take_samples(given, range(1), number))
+    batch = min(len(seen), MAX_BATCH, max(MIN_BATCH, MAX_BATCH_BYTES // max(1, size)))
     best, state = _error(student, given, wanted, held, number, channel_metric), _state(student)
     for step in range(1, steps + 1):
         chosen = seen[torch.randint(len(seen), (batch,), generator=random)]
         with torch.enable_grad():
-            pair = some(given, chosen, number), some(wanted, chosen, number)
-            with Gradients():
+            pair = take_samples(given, chosen, number), take_samples(wanted, chosen, number)
+            with gradients_everywhere(student):
                 loss = reconstruction_loss(student, *pair, channel_metric)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
-        if step % max(1, steps // LOOKS) == 0:
+        if step % max(1, steps // NUM_EVALS) == 0:
             now = _error(student, given, wanted, held, number, channel_metric)
             if now < best:
                 best, state = now, _state(student)
@@ -251,24 +317,24 @@ def reconstruction_loss(
 
     Args:
         student, given, wanted: As in :func:`reconstruct`.
-        metric: (C, C) of the one output (N, C, H, W), in which both are measured.
+        channel_metric: (C, C) of the one output (N, C, H, W), in which both are measured.
     """
     args, kwargs = clone_tensors(given)  # a block may write into its inputs
     outputs = pytree.tree_flatten(student(*args, **kwargs))[0]
     losses = [
-        _relative(mine - theirs, theirs, channel_metric)
+        _relative_error(mine - theirs, theirs, channel_metric)
         for mine, theirs in zip(outputs, pytree.tree_flatten(wanted)[0], strict=True)
         if isinstance(theirs, torch.Tensor) and theirs.is_floating_point()
     ]
     return torch.stack(losses).mean()
 
 
-def _relative(
-    gap: torch.Tensor, theirs: torch.Tensor, channel_metric: torch.Tensor | None
+def _relative_error(
+    gap: torch.Tensor, wanted: torch.Tensor, channel_metric: torch.Tensor | None
 ) -> torch.Tensor:
     if channel_metric is None:
-        return gap.square().mean() / theirs.var().clamp_min(1e-12)
-    centred = theirs - theirs.mean((0, 2, 3), keepdim=True)
+        return gap.square().mean() / wanted.var().clamp_min(1e-12)
+    centred = wanted - wanted.mean((0, 2, 3), keepdim=True)
     flat = [maps.float().transpose(0, 1).flatten(1) for maps in (gap, centred)]
     lost, energy = ((channel_metric @ maps * maps).sum() for maps in flat)
     return lost / energy.clamp_min(1e-12)
@@ -283,16 +349,11 @@ def _error(
     number: int,
     channel_metric: torch.Tensor | None,
 ) -> float:
-    losses = [
-        len(part)
-        * float(
-            reconstruction_loss(
-                student, some(given, part, number), some(wanted, part, number), channel_metric
-            )
-        )
-        for part in chosen.split(PART)
-    ]
-    return sum(losses) / len(chosen)
+    total = 0.0
+    for part in torch.split(chosen, IMAGES_PER_CALL):
+        pair = take_samples(given, part, number), take_samples(wanted, part, number)
+        total += len(part) * float(reconstruction_loss(student, *pair, channel_metric))
+    return total / len(chosen)
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,307 +1,400 @@
-"""All Ghost convs of a conversion, fitted one after the other on what really reaches them."""
+"""Sequential calibration: each Ghost conv is fitted on the inputs that really reach it."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from ...layers.bn_folding import has_hooks_or_parametrization
 from ...layers.ghost import GhostConv2d
-from ...utils.modules import call_model, clone_tensors, deepcopy_detached, eval_mode, removing_hooks
+from ...utils.modules import call_model, eval_mode, frozen_parameters, removing_hooks
 from ..surgery import shift_running_mean
+from .batches import rebatch
 from .channel_statistics import ChannelMoments, ChannelMomentsCollector, moments_from_weights
-from .initialization import cheap_side, inherit
-from .least_squares import mean_gap, num_samples_for, refit
-from .microbatch_scheduler import HELD, peak_activation_bytes, run_microbatches
-from .paired_forward import (
-    ActivationBatch,
-    Arguments,
-    ModuleVisitor,
-    concat_batches,
-    observe_activations,
-    one_size,
-    rebatch,
-    slice_batch,
-)
+from .initialization import filter_size, initialize_ghost
+from .least_squares import fit_ghost, mean_gap, num_samples_for
+from .microbatch_scheduler import HELD_ACTIVATIONS, peak_activation_bytes, run_microbatches
+from .paired_forward import ActivationBatch, Forward, ModuleVisitor
 
-# Bytes that a pass may hold, of statistics and of both streams' maps.
-STATISTICS, MEMORY = 2**29, 2**28
-# A conv that fewer pictures reach within memory is told by a pass of its own over all of them.
-FEW, PART = 64, 4  # pictures; those of a pass at a time
+STATISTICS_BYTES, ACTIVATION_BYTES = 2**29, 2**28  # that one pass may hold
+# A conv that fewer images reach within memory gets its first weights from a pass over all of them.
+MIN_IMAGES = 64
+IMAGES_PER_CALL = 4  # of that pass
 
 
-@dataclass
-class FitState:
-    """The Ghosts of one conversion, on their way.
+@dataclass(frozen=True)
+class FitTask:
+    """The Ghosts of one conversion, which are given their weights in place.
 
     Attributes:
         model: The original; it is only read.
-        ghosts: By the name of the conv that each stands for.
-        norms: Name of the norm behind a conv, '' where there is none, by the conv's name; of convs
-            that stay, too.
-        errors: Relative squared error of each conv's maps, by name; None where nothing was fitted.
-        shifts: (out_channels,) what the norm behind shall add, or where there is none the layer's
-            own bias, by the layer's name.
+        ghosts: By the name of the conv that each replaces.
+        norms: Name of the norm behind a conv, '' if there is none, by the conv's name; also of
+            convs that stay.
     """
 
     model: nn.Module
-    ghosts: dict[str, GhostConv2d]
+    ghosts: Mapping[str, GhostConv2d]
     norms: Mapping[str, str]
-    errors: dict[str, float | None] = field(default_factory=dict)
-    shifts: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def conv(self, name: str) -> nn.Conv2d:
         """The dense conv."""
-        return self.model.get_submodule(name)
+        return cast(nn.Conv2d, self.model.get_submodule(name))
 
     def norm(self, name: str) -> nn.Module | None:
-        """The norm behind it."""
+        """The norm behind a conv, if any."""
         return self.model.get_submodule(self.norms[name]) if self.norms.get(name) else None
 
-    def side(self, name: str) -> int:
-        """Of its cheap kernels, pixels."""
-        return cheap_side(self.ghosts[name])
+    def initialize(self, name: str, moments: ChannelMoments) -> float:
+        """Give a Ghost its first weights.
 
-    def inherit(self, name: str, stats: ChannelMoments) -> None:
-        """Give a Ghost its first weights."""
-        self.errors[name] = finite(name, inherit(self.conv(name), self.ghosts[name], stats))
+        Args:
+            name: Of the conv.
+            moments: Of the conv's output.
+
+        Returns:
+            Relative squared error of the output.
+        """
+        error = initialize_ghost(self.conv(name), self.ghosts[name], moments)
+        return _require_finite(name, error)
 
 
-def finite(name: str, error: float) -> float:
-    """An error of a conv's maps, which NaN in pictures or weights would make look harmless."""
+@dataclass(frozen=True)
+class LayerFit:
+    """Result of one layer.
+
+    Attributes:
+        error: Relative squared error of the output; None for a layer that stays dense.
+        shift: (out_channels,) for the norm behind to add, or for the layer's own bias.
+    """
+
+    error: float | None = None
+    shift: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FitResults:
+    """Results of a conversion's fits, next to the weights of the Ghosts.
+
+    Attributes:
+        layers: By name.
+        blocks: Modules that replace blocks of the model after reconstruction, by name.
+    """
+
+    layers: Mapping[str, LayerFit] = field(default_factory=dict)
+    blocks: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Relative squared error of each Ghost's output, by name."""
+        return {name: fit.error for name, fit in self.layers.items() if fit.error is not None}
+
+
+def _require_finite(name: str, error: float) -> float:
+    """Raise at NaN, which comparisons would take for a small error."""
     if not math.isfinite(error):
         raise ValueError(
-            f'{name!r} gives maps that are no finite numbers; look for NaN and infinity in the '
-            'weights of the model and in the calibration batches'
+            f'the output of {name!r} is not finite; look for NaN and infinity in the weights of '
+            'the model and in the calibration batches'
         )
     return error
 
 
-def from_weights(fit: FitState, names: Iterable[str]) -> None:
-    """Give Ghosts that have no weights yet the best ones that the kernels alone tell."""
-    for name in names:
-        if name not in fit.errors:
-            fit.inherit(name, moments_from_weights(fit.conv(name), fit.side(name)))
+def initialize_from_weights(task: FitTask, names: Iterable[str]) -> dict[str, float]:
+    """Give Ghosts their first weights without data.
+
+    Args:
+        task: Its Ghosts change.
+        names: Of convs.
+
+    Returns:
+        Relative squared errors by name.
+    """
+    return {
+        name: task.initialize(
+            name, moments_from_weights(task.conv(name), filter_size(task.ghosts[name]))
+        )
+        for name in names
+    }
 
 
-def from_statistics(fit: FitState, names: Iterable[str], batches: list[Any]) -> None:
-    """Give Ghosts that have no weights yet those that the original's maps tell, streamed.
+def fit_from_weights(task: FitTask) -> FitResults:
+    """Give all Ghosts their first weights without data; see :func:`initialize_from_weights`."""
+    errors = initialize_from_weights(task, task.ghosts)
+    return FitResults({name: LayerFit(error) for name, error in errors.items()})
+
+
+def initialize_from_batches(
+    task: FitTask, names: Iterable[str], batches: Sequence[Any]
+) -> dict[str, float]:
+    """Give Ghosts their first weights, from the activations of the original.
+
+    Args:
+        task: Its Ghosts change.
+        names: Of convs.
+        batches: All of them are run.
+
+    Returns:
+        Relative squared errors by name.
 
     Raises:
         ValueError: The batches never reach one of the convs.
     """
-    sides = {name: fit.side(name) for name in names if name not in fit.errors}
-    for name, stats in measured(fit.model, sides, batches):
-        fit.inherit(name, stats)
+    sizes = {name: filter_size(task.ghosts[name]) for name in names}
+    statistics = collect_moments(task.model, sizes, batches)
+    return {name: task.initialize(name, moments) for name, moments in statistics}
 
 
-def initialize_early_layers(fit: FitState, batches: list[Any]) -> None:
-    """First weights where the maps are so large that a fit will see few of the pictures."""
-    ahead = peak_activation_bytes(fit.model, fit.ghosts, next(rebatch(batches, 2)))
-    early = [name for name, size in ahead.items() if FEW * HELD * size > MEMORY]
-    from_statistics(fit, early, list(rebatch(batches, PART)))
+def initialize_early_layers(task: FitTask, batches: Sequence[Any]) -> dict[str, float]:
+    """Give first weights to Ghosts whose activations are so large that a fit sees few images.
 
+    Args:
+        task: Its Ghosts change.
+        batches: All of them are run.
 
-def measured(
-    model: nn.Module, sides: Mapping[str, int], batches: list[Any]
-) -> Iterator[tuple[str, ChannelMoments]]:
-    """Correlations of the maps of convs, by name, for cheap kernels of the given sides.
-
-    As many convs as memory allows share a pass over the batches.
+    Returns:
+        Relative squared errors by name.
     """
-    for part in _within_memory(model, sides):
-        statistics = {
-            name: ChannelMomentsCollector(model.get_submodule(name), sides[name], len(batches))
-            for name in part
+    peaks = peak_activation_bytes(task.model, task.ghosts, next(rebatch(batches, 2)))
+    early = [
+        name
+        for name, size in peaks.items()
+        if MIN_IMAGES * HELD_ACTIVATIONS * size > ACTIVATION_BYTES
+    ]
+    return initialize_from_batches(task, early, list(rebatch(batches, IMAGES_PER_CALL)))
+
+
+def collect_moments(
+    model: nn.Module, sizes: Mapping[str, int], batches: Sequence[Any]
+) -> Iterator[tuple[str, ChannelMoments]]:
+    """Compute the moments of convs' outputs; as many as memory allows share a pass.
+
+    Args:
+        model: The original.
+        sizes: Of the cheap filters, pixels, by the conv's name.
+        batches: All of them are run.
+
+    Returns:
+        Names and moments.
+
+    Raises:
+        ValueError: The batches never reach one of the convs.
+    """
+    convs: dict[str, Any] = {name: model.get_submodule(name) for name in sizes}
+    for names in _within_memory(convs, sizes):
+        collectors = {
+            name: ChannelMomentsCollector(convs[name], sizes[name], len(batches)) for name in names
         }
         handles = [
-            model.get_submodule(name).register_forward_hook(lambda m, x, maps, s=s: s.add(maps))
-            for name, s in statistics.items()
+            convs[name].register_forward_hook(lambda module, inputs, maps, c=c: c.add(maps))
+            for name, c in collectors.items()
         ]
         with removing_hooks(*handles), eval_mode(model):
             for batch in batches:
                 call_model(model, batch)
-        lost = [name for name, stats in statistics.items() if not stats.pixels]
+        lost = [name for name, collector in collectors.items() if not collector.positions]
         if lost:
             raise ValueError(f'the calibration batches never reached {lost[0]!r}; keep it dense')
-        for name in part:
-            yield name, statistics.pop(name).correlations()
+        for name in names:
+            yield name, collectors.pop(name).moments()
 
 
-def _within_memory(model: nn.Module, sides: Mapping[str, int]) -> Iterator[list[str]]:
-    part: list[str] = []
+def _within_memory(convs: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    names: list[str] = []
     used = 0
-    for name, side in sides.items():
-        size = 4 * model.get_submodule(name).out_channels ** 2 * side**2
-        if part and used + size > STATISTICS:
-            yield part
-            part, used = [], 0
-        part.append(name)
-        used += size
-    if part:
-        yield part
+    for name, size in sizes.items():
+        needed = 4 * convs[name].out_channels ** 2 * size**2
+        if names and used + needed > STATISTICS_BYTES:
+            yield names
+            names, used = [], 0
+        names.append(name)
+        used += needed
+    if names:
+        yield names
 
 
-def fit_sequentially(fit: FitState, batches: list[Any]) -> None:
-    """Fit all Ghosts, in the order of the forward pass, on what the converted network gives."""
-    stations = {name: make_visitor(fit, name) for name in fit.ghosts}
-    kept = {name: visit_kept(fit, name) for name in kept_layers(fit, batches)}
-    run_microbatches(fit.model, batches, {**stations, **kept}, MEMORY)
+def fit_sequentially(task: FitTask, batches: Sequence[Any]) -> FitResults:
+    """Fit all Ghosts, in the order of the forward pass, on what the converted model gives.
+
+    Args:
+        task: Its Ghosts change.
+        batches: Batches whose images have one size.
+
+    Returns:
+        Results of all layers that the batches reach with an input for each image.
+    """
+    early = initialize_early_layers(task, batches)
+    fits = {name: LayerFit(error) for name, error in early.items()}
+    visitors = {name: ghost_visitor(task, name, early.get(name)) for name in task.ghosts}
+    means = {name: mean_visitor(task, name) for name in layers_with_means(task, batches)}
+    found = run_microbatches(task.model, batches, visitors | means, ACTIVATION_BYTES)
+    return FitResults(fits | found)
 
 
-def kept_layers(fit: FitState, batches: list[Any]) -> list[str]:
-    """Layers that stay and can take a shift of their channels' means.
+def initialize_others(task: FitTask, results: FitResults, batches: Sequence[Any]) -> FitResults:
+    """Give first weights to Ghosts that a sequential fit could not reach.
+
+    Args:
+        task: Its Ghosts change.
+        results: Of the fit.
+        batches: All of them are run.
+
+    Returns:
+        Results of all Ghosts.
+    """
+    others = [name for name in task.ghosts if name not in results.errors]
+    errors = initialize_from_batches(task, others, batches)
+    fits = {name: LayerFit(error) for name, error in errors.items()}
+    return FitResults({**results.layers, **fits}, results.blocks)
+
+
+def layers_with_means(task: FitTask, batches: Sequence[Any]) -> list[str]:
+    """Find the layers that stay dense and can take a shift of their channels' means.
+
+    Args:
+        task: Of a conversion.
+        batches: One image is run.
 
     Returns:
         Names of convs with a norm behind or a bias, and of linear layers with a bias, that run
         once in a call and share nothing.
     """
-    owners = Counter(id(p) for m in fit.model.modules() for p in m.parameters(recurse=False))
+    owners = Counter(id(p) for m in task.model.modules() for p in m.parameters(recurse=False))
     found = {}
-    for name, module in fit.model.named_modules():
-        conv = type(module) is nn.Conv2d and name in fit.norms and name not in fit.ghosts
+    for name, module in task.model.named_modules():
+        conv = type(module) is nn.Conv2d and name in task.norms and name not in task.ghosts
         if not (conv or type(module) is nn.Linear) or has_hooks_or_parametrization(module):
             continue
-        takes = module if not fit.norms.get(name) else fit.norm(name)
-        own = [getattr(takes, 'running_mean', None), takes._parameters.get('bias')]
-        if any(v is not None for v in own) and owners[id(own[1])] <= 1:
+        norm = task.norm(name)
+        takes = module if norm is None else norm
+        bias = takes._parameters.get('bias')
+        has_mean = getattr(takes, 'running_mean', None) is not None or bias is not None
+        if has_mean and owners[id(bias)] <= 1:
             found[name] = module
     calls: Counter[str] = Counter()
     handles = [
         module.register_forward_hook(lambda *given, name=name: calls.update([name]))
         for name, module in found.items()
     ]
-    with removing_hooks(*handles), eval_mode(fit.model):
-        call_model(fit.model, next(rebatch(batches, 1)))
+    with removing_hooks(*handles), eval_mode(task.model):
+        call_model(task.model, next(rebatch(batches, 1)))
     return [name for name in found if calls[name] == 1]
 
 
-def visit_kept(fit: FitState, name: str) -> ModuleVisitor:
-    """A station's visit that brings the means of a dense layer to those of the original.
+def mean_visitor(task: FitTask, name: str) -> ModuleVisitor[LayerFit]:
+    """Visitor that brings the channel means of a dense layer to those of the original.
 
     Source: bias correction, Nagel et al., Data-Free Quantization, ICCV 2019 (arXiv 1906.04721).
-    """
-
-    def visit(forward: Callable, old: ActivationBatch, new: ActivationBatch) -> tuple[Any, Any]:
-        wanted, given = old.through(forward), new.through(forward)
-        if name not in fit.shifts:
-            gap = (wanted - given).double()
-            known = wanted.ndim in (2, 4)  # not tokens, whose channels come last
-            images = gap if gap.ndim == 4 else gap[..., None, None]
-            fit.shifts[name] = mean_gap(images) if known else gap.new_zeros(1)
-        return wanted, add_shift(given, fit.shifts[name])
-
-    return visit
-
-
-def make_visitor(fit: FitState, name: str, behind: bool = True) -> ModuleVisitor:
-    """A station's visit that fits one Ghost, the first time, and runs it.
-
-    Which map hangs on which comes from the original's maps, the weights from what the Ghost gets.
 
     Args:
-        fit: Gets the error and the shift.
-        name: Of the conv.
-        behind: Whether the norm behind, if any, may take the shift.
+        task: Of a conversion.
+        name: Of the layer.
     """
-    ghost = fit.ghosts[name]
-    taken = behind and fit.norm(name) is not None and ghost.primary_conv.bias is None
 
-    def visit(forward: Callable, old: ActivationBatch, new: ActivationBatch) -> tuple[Any, Any]:
-        wanted = old.through(forward)
-        if name not in fit.errors:
-            fit.inherit(name, _correlations(fit, name, wanted))
-        if name not in fit.shifts:
-            fit.shifts[name] = _refit(fit, name, new, wanted, taken)
-        return wanted, new.through(lambda *given: add_shift(ghost(*given), fit.shifts[name]))
+    def visit(
+        forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
+    ) -> tuple[Any, Any, LayerFit]:
+        wanted, given = old.map(forward), new.map(forward)
+        if fit is None:
+            gap = (wanted - given).double()
+            known = wanted.ndim in (2, 4)  # not tokens, whose channels come last
+            maps = gap if gap.ndim == 4 else gap[..., None, None]
+            fit = LayerFit(shift=mean_gap(maps) if known else gap.new_zeros(1))
+        return wanted, add_shift(given, fit.shift), fit
 
     return visit
 
 
-def add_shift(maps: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Add (C,) to the channels of (N, C, ...)."""
-    return maps + shift.to(maps).view(-1, *[1] * (maps.ndim - 2))
+def ghost_visitor(
+    task: FitTask, name: str, error: float | None = None, *, shift_norm: bool = True
+) -> ModuleVisitor[LayerFit]:
+    """Visitor that fits one Ghost, at the first call, and runs it.
+
+    The assignment of ghosts comes from the original's output, the weights from the Ghost's input.
+
+    Args:
+        task: Its Ghost changes.
+        name: Of the conv.
+        error: Of the Ghost's first weights, if it has them already.
+        shift_norm: Whether the norm behind, if any, may take a shift.
+    """
+    ghost, conv = task.ghosts[name], task.conv(name)
+    free = shift_norm and task.norm(name) is not None and ghost.primary_conv.bias is None
+
+    def visit(
+        forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
+    ) -> tuple[Any, Any, LayerFit]:
+        wanted = old.map(forward)
+        if fit is None:
+            first = error
+            if first is None:
+                first = task.initialize(name, _moments(conv, filter_size(ghost), wanted))
+            fit = _fit_layer(name, ghost, new, wanted, free, first)
+        return wanted, new.map(lambda *given: add_shift(ghost(*given), fit.shift)), fit
+
+    return visit
 
 
-def _correlations(fit: FitState, name: str, maps: torch.Tensor) -> ChannelMoments:
-    parts = maps.split(PART)
-    stats = ChannelMomentsCollector(fit.conv(name), fit.side(name), len(parts))
+def add_shift(maps: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+    """Shift the channels of a layer's output.
+
+    Args:
+        maps: (N, C, ...).
+        shift: (C,), if any.
+    """
+    return maps if shift is None else maps + shift.to(maps).view(-1, *[1] * (maps.ndim - 2))
+
+
+def _moments(conv: nn.Conv2d, size: int, maps: torch.Tensor) -> ChannelMoments:
+    parts = torch.split(maps, IMAGES_PER_CALL)
+    collector = ChannelMomentsCollector(conv, size, len(parts))
     for part in parts:
-        stats.add(part)
-    return stats.correlations()
+        collector.add(part)
+    return collector.moments()
 
 
-def _refit(
-    fit: FitState, name: str, given: ActivationBatch, wanted: torch.Tensor, taken: bool
-) -> torch.Tensor:
-    """Fit a Ghost to its targets in place; what is to be added to its maps."""
-    ghost = fit.ghosts[name]
+def _fit_layer(
+    name: str,
+    ghost: GhostConv2d,
+    given: ActivationBatch,
+    wanted: torch.Tensor,
+    free: bool,
+    error: float,
+) -> LayerFit:
+    """Fit a Ghost in place to its targets, in float32 at least."""
     none = torch.zeros(wanted.shape[1], device=wanted.device)
     if not isinstance(ghost.cheap_operation, nn.Conv2d):
-        return none
+        return LayerFit(error, none)
     exact = torch.float64 if wanted.dtype == torch.float64 else torch.float32
-    work = deepcopy_detached(ghost, share=True).to(exact).requires_grad_(False)
-    number = min(given.number, num_samples_for(work, given.first(1)[0][0], wanted))
-    (x, *_), _ = given.first(number)
-    found = refit(work, x.to(exact), wanted[:number].to(exact), taken)
-    ghost.load_state_dict(work.state_dict())
-    fit.errors[name] = finite(name, found.error)
-    return found.shift if taken else none
+    own = ghost.primary_conv.weight.dtype
+    number = min(given.num_images, num_samples_for(ghost, given.first(1)[0][0], wanted))
+    x = given.first(number)[0][0].to(exact)
+    with frozen_parameters(ghost):
+        found = fit_ghost(ghost.to(exact), x, wanted[:number].to(exact), free)
+    ghost.to(own)
+    return LayerFit(_require_finite(name, found.error), found.shift if free else none)
 
 
 @torch.no_grad()
-def absorb_shifts(model: nn.Module, fit: FitState) -> None:
-    """Let the norms and biases of the converted model add the shifts."""
-    for name, shift in fit.shifts.items():
-        if not shift.any():
-            continue
-        if fit.norms.get(name):
-            shift_running_mean(model.get_submodule(fit.norms[name]), shift)
-        else:
-            bias = model.get_submodule(name).bias
-            bias += shift.to(bias)
+def absorb_results(model: nn.Module, norms: Mapping[str, str], results: FitResults) -> None:
+    """Move the shifts into norms and biases of the converted model, and load its blocks.
 
-
-def as_batches(calibration: Iterable[Any], model: nn.Module) -> list[Any]:
-    """Calibration batches as a list; a batch that is a list is a tuple of arguments, too.
-
-    Raises:
-        ValueError: There is none, or nothing that the model can be called with.
+    Args:
+        model: It has its Ghosts already; changed in place.
+        norms: As in :class:`FitTask`.
+        results: Of the fits.
     """
-    if isinstance(calibration, torch.Tensor | Mapping):
-        raise ValueError(
-            f'calibration takes several batches, got one {type(calibration).__name__}; give it in '
-            'a list'
-        )
-    batches = [tuple(batch) if isinstance(batch, list) else batch for batch in calibration]
-    if not batches:
-        raise ValueError('calibration holds no batch; leave it out to go without data')
-    try:
-        with eval_mode(model):
-            call_model(model, slice_batch(batches[0], slice(0, 1)))
-    except TypeError as error:
-        raise ValueError(
-            'a calibration batch is what the model is called with, a tensor, a tuple of arguments '
-            f'or a mapping of keyword arguments, without labels; a {type(batches[0]).__name__} '
-            f'was given: {error}'
-        ) from error
-    return batches
-
-
-def can_concat(batches: list[Any]) -> bool:
-    """Whether pictures of all batches, and each twice over, go through a network together."""
-    first, *others = (slice_batch(batch, slice(0, 1)) for batch in batches)
-    return one_size(batches) and concat_batches([first, first, *others]) is not None
-
-
-def bytes_per_picture(model: nn.Module, given: Arguments) -> int:
-    """What both streams hold at the widest place of a call: three maps of the largest size each."""
-    sizes = [0]
-    args, kwargs = clone_tensors(given)
-    with observe_activations(model, sizes.append), eval_mode(model):
-        model(*args, **kwargs)
-    return HELD * max(sizes)
+    for name, fit in results.layers.items():
+        if fit.shift is None or not fit.shift.any():
+            continue
+        if norms.get(name):
+            shift_running_mean(model.get_submodule(norms[name]), fit.shift)
+        else:
+            bias: Any = model.get_submodule(name).bias
+            bias += fit.shift.to(bias)
+    for name, block in results.blocks.items():
+        model.get_submodule(name).load_state_dict(block.state_dict())
