@@ -1,4 +1,4 @@
-"""Every form of a batch, for planning, calibration, reconstruction and budgets."""
+"""Batches of every form, for planning, calibration, reconstruction and budgets."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin.conversion.fitting import sequential
-from ghost_plugin.conversion.fitting.sequential import measured
+from ghost_plugin.conversion.fitting.sequential import collect_moments
 from ghost_plugin.utils.modules import call_model
 
 ALL = {'keep_first': False, 'keep_last': False}
@@ -35,19 +35,19 @@ class Two(One):
 
 
 class Scenes(One):
-    """As detectors: a list of pictures of any size."""
+    """As detectors: a list of images of any size."""
 
     def forward(self, images, targets=None):
-        side = max(max(image.shape[-2:]) for image in images)
+        size = max(max(image.shape[-2:]) for image in images)
         padded = [
-            nn.functional.pad(i, (0, side - i.shape[-1], 0, side - i.shape[-2])) for i in images
+            nn.functional.pad(i, (0, size - i.shape[-1], 0, size - i.shape[-2])) for i in images
         ]
         maps = self.body(torch.stack(padded))
         return [{'boxes': m.flatten(1)[:4].T, 'scores': m.mean((1, 2))} for m in maps]
 
 
 class Boxes(One):
-    """A head that runs on as many crops as there are boxes, not on the pictures."""
+    """A head that runs on as many crops as there are boxes, not on the images."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +60,7 @@ class Boxes(One):
 
 
 class Windows(One):
-    """A block with a conv that sees windows of its maps."""
+    """A block with a conv that sees windows of its input."""
 
     class Block(nn.Module):
         def __init__(self):
@@ -102,7 +102,7 @@ def form(request):
     return build().eval(), example
 
 
-def look(output):
+def shapes(output):
     leaves = torch.utils._pytree.tree_flatten(output)[0]
     return [leaf.shape for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
@@ -113,12 +113,11 @@ def test_batches_of_every_form_calibrate(form, reconstruct):
     plan = gp.plan(model, example(), **ALL)
     calibration = [example() for _ in range(3)]
     converted = plan.apply(model, calibration=calibration, reconstruct=reconstruct, steps=3)
-    call = call_model
-    assert look(call(converted, example())) == look(call(model, example()))
+    assert shapes(call_model(converted, example())) == shapes(call_model(model, example()))
     assert all(0 <= row.error < 1 for row in plan.rows)
 
 
-def test_costs_are_per_picture_whatever_the_form(form):
+def test_costs_are_per_image_whatever_the_form(form):
     model, example = form
     converted, plan = gp.convert(model, example(), **ALL)
     assert gp.count(model, example()).macs == 4 * plan.totals['macs_before']
@@ -142,13 +141,13 @@ def test_batches_of_several_sizes_calibrate(caplog):
 
 
 @pytest.mark.parametrize('options', [{}, {'macs': 0.8}])
-def test_scenes_with_pictures_of_several_sizes_calibrate(options, caplog):
+def test_scenes_with_images_of_several_sizes_calibrate(options, caplog):
     model = Scenes().eval()
     scenes = [([torch.randn(3, side, 12) for side in sides],) for sides in ((12, 16), (20, 14))]
     plan = gp.convert(model, scenes[0], calibration=scenes, **options, **ALL)[1]
     assert all(row.error is not None for row in plan.rows if row.converts)
     assert any('do not fit together' in message for message in caplog.messages)
-    with pytest.raises(ValueError, match='pictures of one size'):
+    with pytest.raises(ValueError, match='images of one size'):
         plan.apply(model, calibration=scenes, reconstruct='block')
 
 
@@ -197,28 +196,28 @@ def test_a_conv_that_sees_windows_inherits(reconstruct):
 
 
 @pytest.mark.parametrize(('memory', 'passes'), [(1, True), (2**28, False)])
-def test_convs_that_few_pictures_reach_are_told_by_all_of_them(monkeypatch, memory, passes):
-    model, told = One().eval(), {}
+def test_convs_that_few_images_reach_are_initialized_from_all(monkeypatch, memory, passes):
+    model, seen = One().eval(), {}
 
-    def watched(model, sides, batches):
-        told.update(dict.fromkeys(sides, sum(map(len, batches))))
-        return measured(model, sides, batches)
+    def watched(model, sizes, batches):
+        seen.update(dict.fromkeys(sizes, sum(map(len, batches))))
+        return collect_moments(model, sizes, batches)
 
-    monkeypatch.setattr(sequential, 'MEMORY', memory)
-    monkeypatch.setattr(sequential, 'measured', watched)
+    monkeypatch.setattr(sequential, 'ACTIVATION_BYTES', memory)
+    monkeypatch.setattr(sequential, 'collect_moments', watched)
     plan = gp.plan(model, batch(), **ALL)
     plan.apply(model, calibration=[batch(), batch()])
-    assert told == ({row.name: 8 for row in plan.rows} if passes else {})
+    assert seen == ({row.name: 8 for row in plan.rows} if passes else {})
 
 
 class Grid(One):
-    """Takes a grid beside the pictures, with a first axis of its own."""
+    """Takes a grid beside the images, with a first axis of its own."""
 
     def forward(self, x, grid):
         return self.body(x) * grid.mean()
 
 
-def test_what_is_no_picture_is_not_counted_or_cut():
+def test_what_is_no_image_is_not_counted_or_cut():
     model, grid = Grid().eval(), torch.rand(7, 5)
     plan = gp.plan(model, (batch(), grid), macs=0.8, **ALL)
     assert 4 * plan.totals['macs_before'] == gp.count(model, (batch(), grid)).macs
@@ -244,23 +243,23 @@ def test_a_list_is_a_tuple_of_arguments():
         ([], 'holds no batch'),
     ],
 )
-def test_what_is_no_calibration_is_told(calibration, said):
+def test_what_is_no_calibration_is_refused(calibration, said):
     with pytest.raises(ValueError, match=said):
         gp.convert(One().eval(), batch(), calibration=calibration, **ALL)
 
 
 @pytest.mark.parametrize('budget', [{}, {'macs': 0.8}])
-@pytest.mark.parametrize('where', ['pictures', 'weights'])
+@pytest.mark.parametrize('where', ['images', 'weights'])
 def test_no_nan_passes_for_a_harmless_ratio(budget, where):
     model, x = One().eval(), batch()
-    spoilt = x if where == 'pictures' else model.body[3].weight.data
+    spoilt = x if where == 'images' else model.body[3].weight.data
     spoilt[0, 0, 0, 0] = float('nan')
-    with pytest.raises(ValueError, match=r"'body.\d' gives maps that are no finite numbers"):
+    with pytest.raises(ValueError, match=r"the output of 'body.\d' is not finite"):
         gp.convert(model, batch(), calibration=[x], **budget, **ALL)
 
 
 class Finds(Scenes):
-    """Boxes of bright pictures only."""
+    """Boxes of bright images only."""
 
     def forward(self, images):
         return [{'boxes': maps['boxes'][: int(image.mean() > 1)]}
@@ -268,9 +267,9 @@ class Finds(Scenes):
 
 
 @pytest.mark.parametrize('options', [{'macs': 0.8}, {'reconstruct': 'block', 'steps': 1}])
-def test_pictures_in_which_nothing_is_found_calibrate(options, caplog):
+def test_images_in_which_nothing_is_found_calibrate(options, caplog):
     dark, bright = torch.randn(2, 4, 3, 12, 12).unbind()
-    batches = [([*pictures],) for pictures in (dark, bright + 9, torch.cat((dark, bright + 9)))]
+    batches = [([*images],) for images in (dark, bright + 9, torch.cat((dark, bright + 9)))]
     plan = gp.convert(Finds().eval(), batches[0], calibration=batches, **options, **ALL)[1]
     assert {row.reason for row in plan.rows} <= {'', 'budget'} and not caplog.messages
     with pytest.raises(ValueError, match='the output is empty'):
@@ -278,7 +277,7 @@ def test_pictures_in_which_nothing_is_found_calibrate(options, caplog):
 
 
 @pytest.mark.parametrize('number', [1, 4, 6, 8])
-def test_few_pictures_do_not_make_maps_of_one_pixel_look_dear(number):
+def test_few_images_do_not_make_outputs_of_one_pixel_seem_costly(number):
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),

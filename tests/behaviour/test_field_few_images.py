@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.conversion.fitting.least_squares import FitProblem, _shares, num_held
 
 RISE = 1.05
 NUMBERS = (0, 1, 2, 4, 8, 16)
@@ -101,38 +100,3 @@ def test_more_images_are_not_worse_for_learning(build, reconstruct):
     model = trained(build, 16)
     found, _ = errors(model, 16, (0, 1, 2, 4, 8), reconstruct=reconstruct, steps=40)
     assert all(b <= RISE * a for a, b in itertools.pairwise(found)), found
-
-
-@pytest.mark.parametrize(('number', 'held'), [(0, 0), (1, 0), (2, 1), (4, 1), (5, 1), (64, 12)])
-def test_some_images_are_held_back(number, held):
-    assert num_held(number, 5) == held
-
-
-def _task(number, height):
-    x = torch.randn(number, 3, height, 6)
-    return FitProblem(x, torch.randn(number, 8, height, 6), torch.ones(8), True)
-
-
-def test_rows_of_a_single_image_are_held_back():
-    ((seen, held),) = _task(1, 8).folds()
-    assert (seen.positions, held.positions) == (36, 12)
-    assert _task(1, 3).folds() == []
-
-
-@pytest.mark.parametrize(('number', 'folds', 'held'), [(2, 2, 1), (8, 4, 2), (20, 1, 4)])
-def test_few_images_are_held_back_in_turn(number, folds, held):
-    found = _task(number, 1).folds()
-    assert len(found) == folds
-    assert all((len(a.x), len(b.x)) == (number - held, held) for a, b in found)
-
-
-@pytest.mark.parametrize(('slope', 'share'), [(-1.0, 0.0), (0.5, 0.5), (3.0, 1.0)])
-def test_a_step_goes_as_far_as_held_back_positions_gain(slope, share):
-    found = _shares(_task(4, 400), torch.tensor([slope]), torch.ones(1))
-    torch.testing.assert_close(found, torch.tensor([share], dtype=torch.float64))
-
-
-def test_few_positions_share_one_step():
-    wanted, bent = torch.tensor([0.0, 1.0]), torch.ones(2)
-    few, many = (_shares(_task(1, height), wanted, bent) for height in (1, 4000))
-    assert (few[1] - few[0]) < 0.5 < 0.99 < (many[1] - many[0])

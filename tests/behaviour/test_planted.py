@@ -148,8 +148,8 @@ def test_a_planted_ghost_is_recovered(case, calibrated, dtype):
     check(dtype, calibrated, case)
 
 
-def test_cheap_kernels_are_fitted_as_well_one_map_at_a_time(monkeypatch):
-    monkeypatch.setattr(least_squares, 'TERMS', 1)
+def test_cheap_kernels_are_fitted_as_well_one_channel_at_a_time(monkeypatch):
+    monkeypatch.setattr(least_squares, 'CHEAP_ELEMENTS', 1)
     check(torch.float64, True, SOME[0])
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin.conversion.fitting.few_images import few_images, misled
-from ghost_plugin.conversion.fitting.sequential import FitState, from_weights
+from ghost_plugin.conversion.fitting.sequential import FitResults, FitTask, fit_from_weights
 from ghost_plugin.conversion.surgery import build_ghosts
 
 plan_module = sys.modules['ghost_plugin.conversion.plan']  # a function has its name
@@ -31,21 +31,21 @@ def converted(model, caplog, images):
 
 
 def fits(model):
-    """With fresh weights, and with those that the kernels alone give."""
+    """Tasks with fresh weights, and with those that the dense kernels alone give."""
     settings = {'3': {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}}
     fresh, plain = (
-        FitState(model, build_ghosts(model, settings, 0), norms={'3': '4'}) for _ in range(2)
+        FitTask(model, build_ghosts(model, settings, 0), norms={'3': '4'}) for _ in range(2)
     )
-    from_weights(plain, plain.ghosts)
+    fit_from_weights(plain)
     return fresh, plain
 
 
 def test_the_worse_fit_gives_way(model):
     fresh, plain = fits(model)
     batches = [torch.randn(4, 3, 8, 8)]
-    assert misled(fresh, {}, plain, batches)
-    assert not misled(plain, {}, fresh, batches)
-    assert misled(plain, {}, plain, batches)  # no gain
+    assert misled(fresh, FitResults(), plain, batches)
+    assert not misled(plain, FitResults(), fresh, batches)
+    assert misled(plain, FitResults(), plain, batches)  # no gain
 
 
 def test_a_conversion_without_its_images_is_that_without_any(model, caplog, monkeypatch):
