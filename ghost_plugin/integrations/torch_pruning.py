@@ -1,8 +1,8 @@
-"""Channels pruned through Ghost layers, by the package ``torch-pruning``.
+"""Prune channels of networks with Ghost layers by the package ``torch-pruning``.
 
-Its dependency graph sees the convs inside of Ghost modules by itself. A Ghost conv, whose maps come
-in a stored order, is one layer to it: this module says how that one loses channels. What the
-package cannot follow or score is refused before anything is changed.
+Its dependency graph follows the convs inside Ghost modules. A Ghost conv, whose output channels
+are permuted, is one layer to it, and :class:`GhostConvPruner` removes the channels. Layers that
+the package cannot follow or score are refused before anything is changed.
 """
 
 import warnings
@@ -26,27 +26,36 @@ import torch_pruning as tp
 
 
 class GhostConvPruner(tp.pruner.function.BasePruningFunc):
-    """How a Ghost conv loses maps: a primary map goes when neither it nor a ghost of it is used."""
+    """Removes channels of a Ghost conv; a primary channel goes once none of its uses is left."""
 
     def prune_out_channels(self, layer: GhostConv2d, idxs: Sequence[int]) -> nn.Module:
-        """Drop output maps."""
-        number, order = layer.primary, layer.order
+        """Remove output channels.
+
+        Args:
+            layer: The Ghost conv; modified.
+            idxs: Channels to remove.
+        """
+        primary, order = layer.primary, layer.order
         if order is None:
             order = torch.arange(layer.out_channels, device=layer.primary_conv.weight.device)
         gone = set(idxs)
         order = order[[index for index in range(len(order)) if index not in gone]]
-        makers = torch.where(
-            order < number, order, (order - number) // max(layer.ghosts_per_primary, 1)
+        sources = torch.where(
+            order < primary, order, (order - primary) // max(layer.ghosts_per_primary, 1)
         )
-        kept = makers.unique()
-        # Shifts go by the number of a ghost map, so none may get another.
+        # The shift of a ghost channel depends on its index, so none may get another index.
         if layer.groups == 1 and not isinstance(layer.cheap_operation, Shift):
-            order = _keep(layer, kept, order)
+            order = _keep_primaries(layer, sources.unique(), order)
         layer.order, layer.out_channels, layer.needs_crop = order, len(order), False
         return layer
 
     def prune_in_channels(self, layer: GhostConv2d, idxs: Sequence[int]) -> nn.Module:
-        """Drop input maps."""
+        """Remove input channels.
+
+        Args:
+            layer: The Ghost conv; modified.
+            idxs: Channels to remove.
+        """
         tp.prune_conv_in_channels(layer.primary_conv, list(idxs))
         layer.in_channels = layer.primary_conv.in_channels
         return layer
@@ -64,50 +73,46 @@ class GhostConvPruner(tp.pruner.function.BasePruningFunc):
         return layer.groups
 
 
-def _keep(layer: GhostConv2d, kept: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Keep these primary maps and their ghosts; the order in their new numbers."""
-    number, copies = layer.primary, layer.ghosts_per_primary
-    place = torch.full((number,), -1, dtype=order.dtype, device=order.device)
-    place[kept] = torch.arange(len(kept), device=order.device)
-    each = torch.arange(copies, device=order.device)
+def _keep_primaries(layer: GhostConv2d, kept: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Keep these primary channels and their ghosts; return the permutation in new indices."""
+    primary, per_primary = layer.primary, layer.ghosts_per_primary
+    new_index = torch.full((primary,), -1, dtype=order.dtype, device=order.device)
+    new_index[kept] = torch.arange(len(kept), device=order.device)
     with_ghosts = kept[kept < layer.num_ghosted]
-    _rows(layer.primary_conv, kept)
+    _keep_filters(layer.primary_conv, kept)
     layer.primary, layer.num_ghosted = len(kept), len(with_ghosts)
     if not layer.num_ghosted:
         layer.ghosts_per_primary, layer.cheap_operation = 0, nn.Identity()
     elif isinstance(layer.cheap_operation, nn.Conv2d):
-        _rows(layer.cheap_operation, (with_ghosts[:, None] * copies + each).flatten())
+        each = torch.arange(per_primary, device=order.device)
+        _keep_filters(layer.cheap_operation, (with_ghosts[:, None] * per_primary + each).flatten())
         layer.cheap_operation.groups = layer.cheap_operation.in_channels = len(with_ghosts)
-    behind = order - number
+    ghost, per_primary = order - primary, max(per_primary, 1)
+    source = new_index[(ghost // per_primary).clamp_min(0)]
     return torch.where(
-        order < number,
-        place[order.clamp_max(number - 1)],
-        len(kept)
-        + place[(behind // max(copies, 1)).clamp_min(0)] * copies
-        + behind % max(copies, 1),
+        order < primary,
+        new_index[order.clamp_max(primary - 1)],
+        len(kept) + source * per_primary + ghost % per_primary,
     )
 
 
-def _rows(conv: nn.Conv2d, kept: torch.Tensor) -> None:
-    for name in ('weight', 'bias'):
-        old = getattr(conv, name)
-        if old is not None:
-            new = nn.Parameter(old.detach()[kept].clone(), requires_grad=old.requires_grad)
-            setattr(conv, name, new)
-    conv.out_channels = len(kept)
+def _keep_filters(conv: nn.Conv2d, kept: torch.Tensor) -> None:
+    """Remove all filters but these, in place."""
+    gone = set(range(conv.out_channels)) - set(kept.tolist())
+    tp.prune_conv_out_channels(conv, sorted(gone))
 
 
-def _converted(part: nn.Module) -> bool:
+def _is_converted(part: nn.Module) -> bool:
     return any(isinstance(module, GhostConv2d) for module in part.modules())
 
 
-def _unscored(block: nn.Module) -> bool:
-    """Whether the package would score the maps of a Ghost module by a half of them.
+def _has_no_scores(block: nn.Module) -> bool:
+    """True when the package would score only half of the channels of a Ghost module.
 
-    Dense convs and norms have scores, Ghost convs have none, and the first score in a group tells
-    how many there are: of all maps, where a norm or a dense conv behind the Ghost module has them.
+    Dense convs and norms have scores, Ghost convs have none. The first score in a group sets the
+    number of channels; it is right where a norm or a dense conv follows the Ghost module.
     """
-    if not (isinstance(block, GhostBottleneck) and _converted(block)):
+    if not (isinstance(block, GhostBottleneck) and _is_converted(block)):
         return False
     if not any(isinstance(part, nn.BatchNorm2d) for part in block.modules()):
         return True
@@ -115,40 +120,36 @@ def _unscored(block: nn.Module) -> bool:
         return False
     expand = getattr(block.se, 'conv_expand', None)
     begins = isinstance(block.conv_dw, nn.Conv2d) or isinstance(expand, GhostConv2d)
-    return begins and _converted(block.ghost2)
+    return begins and _is_converted(block.ghost2)
 
 
-def _fed(model: nn.Module) -> Iterator[str]:
-    """Ghost convs in front of which nothing tells the package a number of channels.
+def _first_ghost_convs(model: nn.Module) -> Iterator[str]:
+    """Names of Ghost convs that no layer with known channels precedes.
 
-    Of what is concatenated inside of them it wants one, where something stands behind that.
+    The package cannot derive the channels of their concatenation where a layer follows.
     """
     for part in trace_parts(model):
-        told = set()
+        known = set()
         for node in part.graph.nodes if not part.prefix else ():
             layer = part.modules.get(node.target) if node.op == 'call_module' else None
             ghost = isinstance(layer, GhostConv2d)
-            fed = told.isdisjoint(node.all_input_nodes)
-            if (
-                fed
-                and ghost
-                and layer.ghosts_per_primary
-                and (layer.needs_crop or layer.order is not None)
-            ):
+            first = known.isdisjoint(node.all_input_nodes)
+            permuted = ghost and (layer.needs_crop or layer.order is not None)
+            if first and permuted and layer.ghosts_per_primary:
                 yield part.name(node)
-            if not fed or ghost or isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
-                told.add(node)
+            if not first or ghost or isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
+                known.add(node)
 
 
-# What the package cannot follow, and what to do then.
-_HINDRANCES = (
+# Modules that the package cannot prune, and why and what to do instead.
+_UNSUPPORTED = (
     (
         lambda module: isinstance(module, Shift),
-        "shifts go by the numbers of the maps; prune with cheap='depthwise' or 'linear'",
+        "shifts depend on the channel index; prune with cheap='depthwise' or 'linear'",
     ),
     (
         lambda module: isinstance(module, FoldedGhostConv2d),
-        'the norm behind it is gone, by which it would be scored; prune before gp.fuse',
+        'the norm that would score it is folded; prune before gp.fuse',
     ),
     (
         lambda module: (
@@ -156,16 +157,13 @@ _HINDRANCES = (
             and not isinstance(module, GHOST_CONVS)
             and (module.needs_crop or module.ghosts_per_primary > 1)
         ),
-        'it takes one ghost map for each primary map only, and none cut off; prune with ratio=2',
+        'each primary channel must have one ghost and none may be cropped; prune with ratio=2',
     ),
     (
-        lambda module: isinstance(module, GhostStage) and _converted(module),
-        'it divides maps whose order is stored; prune before gp.convert',
+        lambda module: isinstance(module, GhostStage) and _is_converted(module),
+        'it splits channels that are permuted; prune before gp.convert',
     ),
-    (
-        _unscored,
-        'behind its Ghost modules there is nothing but converted convs; prune before gp.convert',
-    ),
+    (_has_no_scores, 'only converted convs follow its Ghost modules; prune before gp.convert'),
 )
 
 
@@ -186,11 +184,11 @@ def pruner_kwargs(model: nn.Module) -> dict[str, Any]:
         ValueError: A layer that the package cannot prune; the message says what to do instead.
     """
     for name, module in model.named_modules():
-        for hindrance, advice in _HINDRANCES:
-            if hindrance(module):
+        for is_unsupported, advice in _UNSUPPORTED:
+            if is_unsupported(module):
                 kind = type(module).__name__
                 raise ValueError(f'torch_pruning cannot prune {name!r} ({kind}): {advice}')
-    for name in _fed(model):
+    for name in _first_ghost_convs(model):
         raise ValueError(
             f'torch_pruning cannot prune {name!r} (GhostConv2d): it loses count of the channels in '
             'a first conv; leave that dense (keep_first=True of gp.convert)'
@@ -198,12 +196,9 @@ def pruner_kwargs(model: nn.Module) -> dict[str, Any]:
     roots = [GhostConv2d, nn.modules.conv._ConvNd, nn.Linear]
     ignored = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if any(isinstance(module, GhostStage) for module in model.modules()):
-        inner = {id(conv) for block in model.modules() for conv in _inner(block)}
+        blocks = [block for block in model.modules() if isinstance(block, RegNetBottleneck)]
+        inner = {id(conv) for block in blocks for conv in (block.conv1, block.conv2)}
         convs = (module for module in model.modules() if isinstance(module, roots[0] | nn.Conv2d))
         ignored += [conv for conv in convs if id(conv) not in inner]
     pruners = {GhostConv2d: GhostConvPruner()}
     return {'customized_pruners': pruners, 'root_module_types': roots, 'ignored_layers': ignored}
-
-
-def _inner(block: nn.Module) -> list[nn.Module]:
-    return [block.conv1, block.conv2] if isinstance(block, RegNetBottleneck) else []

@@ -167,3 +167,10 @@ def test_branches_are_merged_then_pruned_then_converted():
     before = gp.count(net, IMAGE).macs
     net = gp.plan(net, IMAGE, keep_last=False).apply(net, inherit=False)
     assert gp.count(net, IMAGE).macs < before
+
+
+def test_the_old_names_still_work():
+    from ghost_plugin.integrations import pruning
+
+    with pytest.warns(FutureWarning, match='use pruner_kwargs'):
+        assert pruning.options(nn.Conv2d(3, 4, 1))['ignored_layers'] == []

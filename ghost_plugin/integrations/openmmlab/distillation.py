@@ -76,8 +76,10 @@ class Distilled:
 
 
 @cache
-def _class_of(student: type[nn.Module]) -> type[nn.Module]:
-    return type(f'Distilled{student.__name__}', (Distilled, student), {})
+def _distilled_class(student: type[nn.Module]) -> type[nn.Module]:
+    """One class for each class of students, so that their instances compare equal in type."""
+    name = f'Distilled{student.__name__}'
+    return type(name, (Distilled, student), {})
 
 
 def _random_parts(model: nn.Module, cfg: Mapping) -> list[str]:
@@ -173,5 +175,5 @@ def distilled(
     pupil.init_teacher = not teacher_checkpoint and any(map(_has_checkpoint, master.modules()))
     pupil.random_parts = [] if teacher_checkpoint else _random_parts(master, teacher)
     pupil.logits, pupil.distill_weight = pairs, weight
-    pupil.__class__ = _class_of(type(pupil))
+    pupil.__class__ = _distilled_class(type(pupil))
     return pupil

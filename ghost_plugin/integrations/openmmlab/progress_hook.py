@@ -38,6 +38,14 @@ class ProgressHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
+        """Write the line, at most once in an interval.
+
+        Args:
+            runner: The run.
+            batch_idx: Not used.
+            data_batch: Not used.
+            outputs: Values that the model logs; ``'loss'`` is shown.
+        """
         terminal = sys.stderr.isatty()
         now = time.monotonic()
         if not is_main_process() or now - self.shown < _INTERVAL[terminal]:
@@ -55,6 +63,12 @@ class ProgressHook(Hook):
         self._write(line, terminal)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Keep the first metric for the line.
+
+        Args:
+            runner: The run.
+            metrics: Metrics of the evaluation.
+        """
         if metrics:
             name, value = next(iter(metrics.items()))
             self.metric = f', {name} {value:.3f}'

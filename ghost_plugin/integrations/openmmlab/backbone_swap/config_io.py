@@ -118,7 +118,9 @@ def check_out(out: str | os.PathLike, bases: Sequence[str]) -> Path:
     if out.suffix != '.py':
         raise ValueError(f'a config ends in .py, got {str(out)!r}')
     for base in bases:
-        if out.resolve() in _inherited(base):
+        # mmengine's text of a config has the paths of all that it inherits on separate lines.
+        lines = load_config(base).text.splitlines()
+        if out.resolve() in {Path(line).resolve() for line in lines if os.path.isabs(line)}:
             raise ValueError(f'{out} would inherit itself; give another file with -o')
         refuse_python_style(base)
     if out.exists() and not (out.is_file() and out.read_bytes().startswith(_MADE.encode())):
@@ -126,12 +128,6 @@ def check_out(out: str | os.PathLike, bases: Sequence[str]) -> Path:
             f'{out} exists and was not made by this tool; move it, or give another file with -o'
         )
     return out
-
-
-def _inherited(base: str) -> set[Path]:
-    """Paths of a config and of all that it inherits, from the text that mmengine keeps of them."""
-    lines = load_config(base).text.splitlines()
-    return {Path(line).resolve() for line in lines if os.path.isabs(line)}
 
 
 def base_name(base: str, folder: Path) -> str:

@@ -63,7 +63,12 @@ def is_ghost_backbone(backbone: Mapping) -> bool:
 
 
 def nest(path: tuple[str, ...], change: Any) -> Any:
-    """Wrap a change into the keys of a path."""
+    """Wrap a change into the keys of a path.
+
+    Args:
+        path: Keys, the outermost first.
+        change: Innermost value.
+    """
     for key in reversed(path):
         change = {key: change}
     return change

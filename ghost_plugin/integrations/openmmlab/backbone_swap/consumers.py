@@ -171,7 +171,7 @@ def _fit_head(
             raise ValueError(_misfit(key, head, -1, sources))
         own = {'in_channels': new} if new not in (None, value) else {}
 
-    def replace(name: str, value: Any, owner: Mapping) -> Any:
+    def _replace(name: str, value: Any, owner: Mapping) -> Any:
         if 'in_index' in owner and name in ('in_channels', 'c1_in_channels') and value:
             index = owner['in_index'] if name == 'in_channels' else 0
             new = _selected(value, index, sources)
@@ -184,7 +184,7 @@ def _fit_head(
             return _mapped(value, direct)
         return None
 
-    return {**(tree_change(head, replace) or {}), **own} or None
+    return {**(tree_change(head, _replace) or {}), **own} or None
 
 
 def _selected(value: Any, index: Any, sources: Sequence[_Source]) -> Any:

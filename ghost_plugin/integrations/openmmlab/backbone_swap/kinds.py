@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 @dataclass(frozen=True)
 class ModelKind:
-    """How a kind of model is recognised, changed and tried.
+    """A kind of model: recognised by its base class, changed and tried by functions.
 
     Attributes:
         name: Word for it in messages.

@@ -36,12 +36,14 @@ def probe_levels(cfg: dict, scope: str) -> list[Level]:
     try:
         return list(_probe_json(json.dumps(bare, sort_keys=True), scope))
     except TypeError:  # the config holds more than plain values
-        return list(_probe(bare, scope))
+        return _probe(bare, scope)
 
 
 @functools.lru_cache(maxsize=256)
 def _probe_json(cfg: str, scope: str) -> tuple[Level, ...]:
-    return tuple(_probe(json.loads(cfg), scope))
+    """Probe a config once; JSON is hashable."""
+    levels = _probe(json.loads(cfg), scope)
+    return tuple(levels)
 
 
 def _probe(cfg: dict, scope: str) -> list[Level]:
