@@ -1,9 +1,12 @@
 """GhostNet for timm and OpenMMLab: Ghost layers, backbones and converters in plain PyTorch.
 
-Importing this package needs torch and nothing else. Where timm works, its door opens here
-(``timm.create_model('ghostnet_plugin')``); OpenMMLab's opens by itself when a config names
-``type='ghost_plugin.GhostNet'``.
+Importing this package needs torch and nothing else. It registers the timm models
+(``timm.create_model('ghostnet_plugin')``) if timm can be imported. OpenMMLab registers the rest
+when a config names ``type='ghost_plugin.GhostNet'``.
 """
+
+import importlib
+from typing import Any
 
 from ._version import __version__
 from .backbones import GGhostRegNet, GhostNet, GhostNetV2, GhostNetV3
@@ -13,8 +16,10 @@ from .distillation import Distiller
 from .layers.ghost import GhostConv2d, GhostModule
 from .profiling import Complexity, count
 from .specs import out_channels, out_strides
-from .utils import optional
+from .utils import old_paths, optional
 from .weights import load_weights
+
+old_paths.install()
 
 if optional.usable('timm'):
     from .integrations.timm import ghostnet_plugin as _timm_ghost  # noqa: F401
@@ -43,3 +48,10 @@ __all__ = [
     'plan',
     'quantize',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Modules of version 0.1, such as ``ghost_plugin.analysis``."""
+    if name in old_paths.OLD_PATHS:
+        return importlib.import_module(f'{__name__}.{name}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

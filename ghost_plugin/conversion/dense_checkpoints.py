@@ -33,6 +33,9 @@ def convert_dense_weights(ghost: GhostConv2d, weights: dict[str, Any], prefix: s
     weights.update({f'{prefix}{name}': tensor for name, tensor in twin.state_dict().items()})
 
 
+adopt = convert_dense_weights  # the name in pickles of version 0.1
+
+
 def _twin(ghost: GhostConv2d, weight: torch.Tensor) -> GhostConv2d:
     """A copy to be filled, where the weight lies, as assigned tensors stay there."""
     like = deepcopy_detached(ghost, share=True)

@@ -54,6 +54,16 @@ def num_ghosted_channels(out_channels: int, ratio: float, groups: int = 1) -> in
     return out_channels - primary if ghosts_per_primary == groups == 1 else primary
 
 
+# Attributes in pickles of version 0.1.
+_OLD_NAMES = {
+    'adopt': 'convert_dense_weights',
+    'copies': 'ghosts_per_primary',
+    'cut': 'needs_crop',
+    'place': 'dense_name',
+    'served': 'num_ghosted',
+}
+
+
 class Ghost(nn.Module):
     """Common part of all Ghost layers: primary channels, ghost channels, concatenation, crop.
 
@@ -77,6 +87,9 @@ class Ghost(nn.Module):
         self.primary, self.ghosts_per_primary = primary, ghosts_per_primary
         self.num_ghosted = primary if num_ghosted is None else num_ghosted
         self.needs_crop = self.num_computed() > out_channels
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({_OLD_NAMES.get(name, name): value for name, value in state.items()})
 
     def num_computed(self) -> int:
         """Number of channels that are computed, before a crop or a permutation selects some."""
