@@ -49,7 +49,7 @@ def fastest(model: torch.nn.Module, batch: torch.Tensor) -> str:
     calls = {}
     for name in RUNTIMES:
         try:
-            calls[name] = gp.deploy.ready(name)(model, batch)
+            calls[name] = gp.deploy.layer_timer(name)(model, batch)
         except (ImportError, ValueError):
             continue  # not installed, or not for this processor
     timings = time_together(calls, rounds=5, rest=True, min_ms=MIN_ROUND_MS)
@@ -64,7 +64,7 @@ def planned(
     Args:
         model: The original in eval mode.
         batch: What is timed, (N, 3, H, W).
-        runtime: What times it, a backend of :func:`ghost_plugin.deploy.ready`.
+        runtime: What times it, a backend of :func:`ghost_plugin.deploy.layer_timer`.
         calibration: Batches to score convs on.
 
     Returns:
@@ -72,7 +72,7 @@ def planned(
     """
     plan = partial(gp.plan, model, batch, calibration=calibration)
     try:
-        made = plan(latency=LATENCY, ready=gp.deploy.ready(runtime))
+        made = plan(latency=LATENCY, ready=gp.deploy.layer_timer(runtime))
     except ValueError as error:
         return plan(macs=MACS), f'budget: macs={MACS}, because no plan met the time: {error}'
     share = made.latency['converted'] / made.latency['original']
@@ -112,7 +112,7 @@ def study(
     def measure(name: str, net: torch.nn.Module) -> None:
         accuracy = top1(net, held, progress=meter)
         rows.append({'model': name, **accuracy, **costs(net, source.example())})
-        calls[name] = gp.deploy.ready(runtime)(net.eval(), batch)
+        calls[name] = gp.deploy.layer_timer(runtime)(net.eval(), batch)
 
     measure('original', original)
     measure('converted', model)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ..conversion import ConversionPlan, convert
-from ..deploy.backends import TIMED, Forms
-from ..deploy.inference import Runner
+from ..deploy.backends import TIMED, ModelVariants, check_backend
+from ..deploy.inference import InferenceFn
 from ..profiling import MIN_ROUND_MS, time_together
 from ..training.loader import ProgressFn, no_progress
 from ..utils import optional
@@ -80,9 +80,8 @@ def measure_grid(
     Raises:
         ValueError: No such model or backend.
     """
-    unknown = [name for name in backends if name not in TIMED]
-    if unknown:
-        raise ValueError(f'backends must be some of {list(TIMED)}, got {unknown[0]!r}')
+    for name in backends:
+        check_backend(name, TIMED)
     sources = {name: load_variant(name, size) for name in models}
     before, found = torch.get_num_threads(), []
     try:
@@ -135,13 +134,13 @@ def _measure(
     total = len(sources) * len(backends)
     for name, source in sources.items():
         images = torch.randn(batch, 3, *source.preprocessing.size, device=device)
-        forms = Forms(source.model.to(device), source.wrap(images))
+        variants = ModelVariants(source.model.to(device), source.wrap(images))
         for backend in backends:
             tick('building', len(found) + 1, total, f'{name}, {backend}')
             empty = Measurement(name, backend, batch, threads)
-            found[name, backend], run = _build(empty, forms)
+            found[name, backend], run = _build(empty, variants)
             if run is not None:
-                tasks[name, backend] = lambda run=run, x=forms.example: run(x)
+                tasks[name, backend] = lambda run=run, x=variants.example: run(x)
     for timing in time_together(tasks, rounds, warmup, rest=True, min_ms=MIN_ROUND_MS):
         found[timing.name] = replace(
             found[timing.name], median=timing.median, low=timing.low, high=timing.high
@@ -149,9 +148,9 @@ def _measure(
     return list(found.values())
 
 
-def _build(empty: Measurement, forms: Forms) -> tuple[Measurement, Runner | None]:
+def _build(empty: Measurement, variants: ModelVariants) -> tuple[Measurement, InferenceFn | None]:
     before = _resident()
-    made = TIMED[empty.backend].attempt(forms, calls=2)
+    made = TIMED[empty.backend].try_build(variants, calls=2)
     if made.run is None:
         return replace(empty, reason=made.reason), None
     grown = None if before is None else max(0.0, _resident() - before)

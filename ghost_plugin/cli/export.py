@@ -27,6 +27,7 @@ from .options import (
 )
 from .terminal import show, table
 
+SPLIT = {'auto': 'auto', 'yes': True, 'no': False}
 DYNAMIC = {'all': True, 'batch': 'batch', 'none': False}
 
 
@@ -39,8 +40,9 @@ def add_export(parser: Parser) -> None:
     add('--dynamic', choices=list(DYNAMIC), default='all', help='axes of any size (%(default)s)')
     add('--opset', type=int, default=17, help='of ONNX (%(default)s)')
     add('--exporter', default='auto', help='auto, trace or dynamo')
-    add('--split-concat', action='store_true',
-        help='eliminate concatenations of Ghost layers (onnx, xml)')  # fmt: skip
+    add('--aot', action='store_true', help='compile a .pt2 file with AOTInductor')
+    add('--split-concat', nargs='?', choices=list(SPLIT), const='yes', default='no',
+        help='eliminate concatenations of Ghost layers (onnx, xml; %(default)s)')  # fmt: skip
     add('--indexed', action='store_true', help='channel permutations by indexing: faster in ONNX '
         'Runtime, misread by the converter of ncnn')  # fmt: skip
     add('--tolerance', type=above, default=1e-4, help='share of the largest output (%(default)s)')
@@ -60,10 +62,11 @@ def export(args: argparse.Namespace) -> None:
         model,
         source.example(),
         args.out,
+        aot=args.aot,
         dynamic=DYNAMIC[args.dynamic],
         opset=args.opset,
         exporter=args.exporter,
-        split=args.split_concat,
+        split_concat=SPLIT[args.split_concat],
         portable=not args.indexed,
         tolerance=args.tolerance,
         input_names=args.input_names,
@@ -132,6 +135,7 @@ def optimize(args: argparse.Namespace) -> None:
 COMMANDS = {
     'export': Command(add_export, export, """
 ghost-plugin export timm:ghostnet_plugin -o ghostnet.onnx
+ghost-plugin export timm:ghostnet_plugin -o ghostnet.pt2 --aot --dynamic batch
 ghost-plugin export timm:resnet18 --plan plan.json --weights converted.pth -o resnet18.xml
 ghost-plugin export configs/detection/retinanet_ghostnet-110_fpn_1x_coco.py -o d.onnx --size 320 480
 """),

@@ -1,6 +1,6 @@
-"""The road to deployment."""
+"""Deployment: fuse, export, quantise and optimise trained models."""
 
-from .backends import ready
+from .backends import layer_timer, ready
 from .exporting import ExportReport, export, export_onnx
 from .fusion import fuse
 from .optimizing import Optimized, optimize
@@ -13,6 +13,7 @@ __all__ = [
     'export',
     'export_onnx',
     'fuse',
+    'layer_timer',
     'optimize',
     'quantize',
     'ready',

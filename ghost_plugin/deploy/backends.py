@@ -1,7 +1,8 @@
-"""The ways to run a model on this machine, one row each."""
+"""The backends that can run a model on this machine, one row each."""
 
 import functools
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,32 +14,31 @@ from torch.utils import _pytree as pytree
 
 from ..utils import optional
 from ..utils.modules import deepcopy_detached
-from .comparison import Difference, Flat, differences
-from .concat_elimination import lazy_concat
+from .comparison import Difference, differences
 from .exporting import export
-from .flat_io import arguments, calibrating
+from .flat_io import TensorIO, bind_batches, input_tensors
 from .fusion import fuse
 from .inference import (
-    Runner,
-    channels_last,
-    of_graph,
-    of_module,
-    of_onnx,
-    of_openvino,
-    of_traced,
+    InferenceFn,
+    aot_fn,
+    cuda_graph_fn,
+    onnxruntime_fn,
+    openvino_fn,
+    pytorch_fn,
     quiet,
+    to_channels_last,
 )
 from .quantization import quantize
 
 
-class Forms:
-    """The forms of one model that backends start from, each made when it is first asked for.
+class ModelVariants:
+    """The variants of one model that backends start from, each built when it is first used.
 
     Args:
-        model: In eval mode; it is left as it is.
-        example_input: What it is called with.
-        calibration: Inputs for int8.
-        dynamic: Whether files are of any size where they can be, else of the example's.
+        model: In eval mode; it stays unchanged.
+        example_input: A tensor, a tuple of arguments or a mapping of keyword arguments.
+        calibration: Inputs for int8, like ``example_input``.
+        dynamic: Write files with dynamic axes where possible; otherwise with the example's shape.
     """
 
     def __init__(
@@ -50,54 +50,47 @@ class Forms:
     ) -> None:
         self.model, self.example_input, self.calibration = model, example_input, calibration
         self._dynamic = dynamic
-        self.example = arguments(example_input)
+        self.example = input_tensors(example_input)
         self.device = self.example[0].device.type
-        self.flat = Flat(model, example_input)
-        self.want = of_module(self.flat)(self.example)
+        self.plain = TensorIO(model, example_input)
+        self.reference = pytorch_fn(self.plain)(self.example)
         self._folder = tempfile.TemporaryDirectory(prefix='ghost_plugin-')
 
     @functools.cached_property
-    def fused(self) -> Flat:
-        """:func:`ghost_plugin.fuse` of it."""
-        return Flat(fuse(self.model), self.example_input)
+    def fused(self) -> TensorIO:
+        """The model fused by :func:`ghost_plugin.fuse`."""
+        return TensorIO(fuse(self.model), self.example_input)
 
     @functools.cached_property
-    def last(self) -> Flat:
-        """That one channels-last."""
+    def channels_last(self) -> TensorIO:
+        """``fused``, in channels-last memory format."""
         model = deepcopy_detached(self.fused.model).to(memory_format=torch.channels_last)
-        return Flat(model, self.example_input)
+        return TensorIO(model, self.example_input)
 
     @functools.cached_property
-    def apart(self) -> Flat:
-        """That one with the halves of Ghost layers apart where that pays for the example."""
-        model = deepcopy_detached(self.last.model)
-        joiner = lazy_concat.keep_apart(model)
-        flat = Flat(model, self.example_input)  # it calls the model
-        flat.register_forward_hook(lambda _, __, outputs: lazy_concat.joined(outputs))
-        if not joiner.apart:
-            raise ValueError(
-                'no halves of Ghost layers stay apart here: both together must hold '
-                f'{lazy_concat.LEAST:,} numbers for the example'
-            )
-        return flat
+    def bfloat16(self) -> TensorIO:
+        """``channels_last``, in bfloat16."""
+        return _to_bfloat16(self.channels_last.model, self.example_input)
 
     @functools.cached_property
-    def half(self) -> Flat:
-        """That one in bfloat16."""
-        return _half(self.last.model, self.example_input)
+    def triton(self) -> TensorIO:
+        """``bfloat16``, with Triton kernels where they are faster."""
+        from .kernels.triton_modules import accelerate  # imports triton
+
+        variant = _to_bfloat16(self.channels_last.model, self.example_input)
+        accelerate(variant.model, variant.inputs.example)
+        return variant
 
     @functools.cached_property
-    def triton(self) -> Flat:
-        """That one with Triton kernels where they are faster."""
-        from .kernels.triton_modules import accelerate  # it needs Triton
-
-        half = _half(self.last.model, self.example_input)
-        accelerate(half.model, half.inputs.example)
-        return half
+    def aot(self) -> Path:
+        """AOTInductor package for the example's shape."""
+        path = Path(self._folder.name) / 'model.pt2'
+        export(self.model, self.example_input, path, aot=True, dynamic=False)
+        return path
 
     @functools.cached_property
     def onnx(self) -> Path:
-        """An ONNX file."""
+        """ONNX file."""
         path = Path(self._folder.name) / 'model.onnx'
         write = functools.partial(
             export, self.model, self.example_input, path, exporter='trace', portable=False
@@ -111,44 +104,48 @@ class Forms:
         return path
 
     @functools.cached_property
-    def split(self) -> Path:
-        """That file with the halves of Ghost layers apart where that pays for the example."""
-        from .concat_elimination.onnx_rewrite import split  # it needs onnx
+    def split_concat(self) -> Path:
+        """``onnx``, without the concatenations of Ghost layers that are large for the example."""
+        from .concat_elimination.onnx_rewrite import split_file  # imports onnx
 
         path = self.onnx.with_name('split.onnx')
-        split(self.onnx, path, [x.shape for x in self.example])
+        split_file(self.onnx, path, [x.shape for x in self.example])
         return path
 
     def quantized(self, suffix: str) -> Path:
-        """An int8 file, of the library that its suffix stands for."""
+        """Write an int8 file.
+
+        Raises:
+            ValueError: There are no calibration inputs.
+        """
         if self.calibration is None:
             raise ValueError('int8 needs calibration= inputs')
         path = Path(self._folder.name) / f'int8{suffix}'
-        inputs = self.flat.inputs  # the file takes its tensors in the order of the first batch
-        batches = calibrating(inputs, self.calibration)
-        quantize(self.model, [inputs.filled(batch) for batch in batches], path)
+        signature = self.plain.inputs  # the file takes its tensors in the order of the first batch
+        batches = bind_batches(signature, self.calibration)
+        quantize(self.model, [signature.with_tensors(batch) for batch in batches], path)
         return path
 
 
-def _half(model: nn.Module, example_input: Any) -> Flat:
-    def half(x: Any) -> Any:
+def _to_bfloat16(model: nn.Module, example_input: Any) -> TensorIO:
+    def convert(x: Any) -> Any:
         floating = isinstance(x, torch.Tensor) and x.is_floating_point()
-        return channels_last(x.bfloat16()) if floating else x
+        return to_channels_last(x.bfloat16()) if floating else x
 
-    return Flat(deepcopy_detached(model).bfloat16(), pytree.tree_map(half, example_input))
+    return TensorIO(deepcopy_detached(model).bfloat16(), pytree.tree_map(convert, example_input))
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """What became of one backend for one model.
+class BuildResult:
+    """Result of building one backend for one model.
 
     Attributes:
-        run: To be called; None where the backend is out.
-        difference: Of its outputs for the example from the model's.
-        reason: Why it is out, '' if it is not.
+        run: The inference function; None where the backend does not work.
+        difference: Difference of its outputs for the example from the model's.
+        reason: Why the backend does not work; '' if it does.
     """
 
-    run: Runner | None = None
+    run: InferenceFn | None = None
     difference: Difference | None = None
     reason: str = ''
 
@@ -158,83 +155,94 @@ class Backend:
     """One way to run a model.
 
     Attributes:
-        name: For people and for ``backend=``.
-        dtype: ``'float32'``, ``'bfloat16'`` or ``'int8'``, of what is computed inside.
+        name: Value of ``backend=``.
+        dtype: Compute dtype, ``'float32'``, ``'bfloat16'`` or ``'int8'``.
+        build: Makes an inference function.
         needs: Packages.
-        build: Makes something to call.
-        device: Where it runs only, ``'cpu'`` or ``'cuda'``; '' anywhere.
-        layers: Whether it can run a layer that nothing follows.
+        device: The only device type it runs on, ``'cpu'`` or ``'cuda'``; '' for any.
+        split_concat: Concatenations of Ghost layers are eliminated.
     """
 
     name: str
     dtype: str
-    build: Callable[[Forms], Runner]
+    build: Callable[[ModelVariants], InferenceFn]
     needs: tuple[str, ...] = ()
     device: str = field(default='', kw_only=True)
-    layers: bool = field(default=True, kw_only=True)
+    split_concat: bool = field(default=False, kw_only=True)
+
+    @property
+    def label(self) -> str:
+        """Name for people, which differs for both values of ``split_concat``."""
+        return f'{self.name}, split_concat' if self.split_concat else self.name
 
     def runs_on(self, device: str) -> bool:
-        """Whether it runs on a kind of device."""
+        """Tell whether it runs on a device type."""
         return self.device in ('', device)
 
     def refusal(self, reason: str) -> Exception:
-        """What to raise where no other backend will do."""
+        """Make the error for a backend that was requested by name and does not work."""
         kind = ValueError if optional.usable(*self.needs) else ImportError
         return kind(f'{self.name} does not work here: {reason}')
 
-    def attempt(self, forms: Forms, calls: int = 1) -> Attempt:
-        """Build it, call it and compare with the model itself, or say why that does not go."""
+    def try_build(self, variants: ModelVariants, calls: int = 1) -> BuildResult:
+        """Build the inference function, call it and compare its outputs with the model's.
+
+        Args:
+            variants: Of the model.
+            calls: Number of calls; the last one is compared.
+        """
         missing = next((name for name in self.needs if not optional.usable(name)), '')
         if missing:
-            return Attempt(reason=f'{missing} is not installed')
-        if not self.runs_on(forms.device):
-            return Attempt(reason=f'runs on {self.device} only, not on {forms.device}')
+            return BuildResult(reason=f'{missing} is not installed')
+        if not self.runs_on(variants.device):
+            return BuildResult(reason=f'runs on {self.device} only, not on {variants.device}')
         try:
-            run = self.build(forms)
+            run = self.build(variants)
             for _ in range(calls):
-                outputs = run(forms.example)
-            difference = differences(outputs, forms.want)
-        except Exception as error:  # foreign libraries raise whatever they like
+                outputs = run(variants.example)
+            difference = differences(outputs, variants.reference)
+        except Exception as error:  # third-party libraries raise any kind
             lines = str(error).strip().splitlines() or ['']
-            return Attempt(reason=f'{type(error).__name__}: {lines[0]}')
-        return Attempt(run, difference)
+            return BuildResult(reason=f'{type(error).__name__}: {lines[0]}')
+        return BuildResult(run, difference)
 
 
-def _eager(forms: Forms) -> Runner:
-    return of_module(forms.flat)
+def _channels_last(dtype: torch.dtype) -> Callable[[ModelVariants], InferenceFn]:
+    return lambda variants: pytorch_fn(variants.channels_last, dtype, channels_last=True)
 
 
-def _fused(forms: Forms) -> Runner:
-    return of_module(forms.fused)
-
-
-def _last(form: str, dtype: torch.dtype) -> Callable[[Forms], Runner]:
-    return lambda forms: of_module(getattr(forms, form), dtype, last=True)
-
-
-def _traced(form: str) -> Callable[[Forms], Runner]:
-    return lambda forms: of_traced(getattr(forms, form))
-
-
-def _compiled(dtype: torch.dtype) -> Callable[[Forms], Runner]:
-    def build(forms: Forms) -> Runner:
-        run = of_module(torch.compile(forms.last), dtype, last=True)
-        # Kernels that C++ calls in turn: GhostNet at batch 1 took 4.4 ms, and 5.6 called by Python.
-        return _by_shape(_frozen(run, cpp_wrapper=forms.device == 'cpu'), run)
+def _compiled(dtype: torch.dtype) -> Callable[[ModelVariants], InferenceFn]:
+    def build(variants: ModelVariants) -> InferenceFn:
+        run = pytorch_fn(torch.compile(variants.channels_last), dtype, channels_last=True)
+        # The C++ wrapper calls the kernels: GhostNet at batch 1 took 4.4 ms, 5.6 ms by Python.
+        first = _freezing(run, cpp_wrapper=variants.device == 'cpu')
+        return _first_call_per_shape(first, run)
 
     return build
 
 
-def _graph(form: str, dtype: torch.dtype, compiled: bool = False) -> Callable[[Forms], Runner]:
-    def build(forms: Forms) -> Runner:
-        flat = getattr(forms, form)
-        return of_graph(_frozen(torch.compile(flat)) if compiled else flat, dtype)
+def _cuda_graph(
+    variant: str, dtype: torch.dtype, compiled: bool = False
+) -> Callable[[ModelVariants], InferenceFn]:
+    def build(variants: ModelVariants) -> InferenceFn:
+        module = getattr(variants, variant)
+        return cuda_graph_fn(_freezing(torch.compile(module)) if compiled else module, dtype)
 
     return build
 
 
-def _by_shape(first: Runner, later: Runner) -> Runner:
-    """``first`` for the first inputs of their shapes, which may compile, else ``later``."""
+def _aot(variants: ModelVariants) -> InferenceFn:
+    compiled, general = aot_fn(variants.aot), _channels_last(torch.float32)(variants)
+    kind = [(x.shape, x.dtype) for x in variants.example]
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return (compiled if [(x.shape, x.dtype) for x in inputs] == kind else general)(inputs)
+
+    return run
+
+
+def _first_call_per_shape(first: InferenceFn, later: InferenceFn) -> InferenceFn:
+    """Use ``first``, which may compile, for the first inputs of each shape, then ``later``."""
     known = set()
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -248,103 +256,128 @@ def _by_shape(first: Runner, later: Runner) -> Runner:
     return run
 
 
-def _frozen(compiled: Callable, **options: bool) -> Callable:
-    """Compiled with constant weights if that happens within a call; for first calls.
+def _freezing(compiled: Callable, **config: bool) -> Callable:
+    """Let a compiled function compile with constant weights if it compiles within a call.
 
     Args:
-        compiled: By torch.compile.
-        options: Of inductor.
+        compiled: Result of torch.compile.
+        config: Further settings of inductor.
     """
 
     def run(*inputs: Any) -> Any:
         # As an option of torch.compile it comes too late for the tracer, which then leaves the
         # weights inputs of the graph: nothing is packed, and it was slower than without.
-        with quiet(), torch._inductor.config.patch(freezing=True, **options):
+        with quiet(), torch._inductor.config.patch(freezing=True, **config):
             return compiled(*inputs)
 
     return run
 
 
-def _onnxruntime(forms: Forms) -> Runner:
-    return of_onnx(forms.onnx)
+def _onnxruntime_split(variants: ModelVariants) -> InferenceFn:
+    # GhostNet 1.0x at batch 16: 66 ms with dynamic axes, 56 with fixed ones; not split 61 and 69.
+    return onnxruntime_fn(variants.split_concat, session_per_shape=True)
 
 
-def _onnxruntime_split(forms: Forms) -> Runner:
-    # GhostNet 1.0x at batch 16: 66 ms with free sizes, 56 with those of the call; joined 61 and 69.
-    return of_onnx(forms.split, fixed=True)
+def _openvino(variant: str, dtype: str) -> Callable[[ModelVariants], InferenceFn]:
+    return lambda variants: openvino_fn(getattr(variants, variant), dtype)
 
 
-def _openvino(form: str, dtype: str) -> Callable[[Forms], Runner]:
-    return lambda forms: of_openvino(getattr(forms, form), dtype)
-
-
-def _onnxruntime_int8(forms: Forms) -> Runner:
-    return of_onnx(forms.quantized('.onnx'))
-
-
-def _openvino_int8(forms: Forms) -> Runner:
-    return of_openvino(forms.quantized('.xml'))
-
-
+_F32, _BF16 = torch.float32, torch.bfloat16
 _ORT, _OV, _TRITON = ('onnx', 'onnxruntime'), ('onnx', 'openvino'), ('triton',)
-_APART: dict[str, Any] = {'device': 'cpu', 'layers': False}
-_ROWS = (
-    Backend('eager', 'float32', _eager),
-    Backend('fused', 'float32', _fused),
-    Backend('channels-last', 'float32', _last('last', torch.float32)),
-    Backend('channels-last-split', 'float32', _last('apart', torch.float32), **_APART),
-    Backend('torchscript', 'float32', _traced('last'), device='cpu'),
-    Backend('torchscript-split', 'float32', _traced('apart'), **_APART),
-    Backend('compiled', 'float32', _compiled(torch.float32)),
-    Backend('onnxruntime', 'float32', _onnxruntime, _ORT, device='cpu'),
-    Backend('openvino', 'float32', _openvino('onnx', 'f32'), _OV, device='cpu'),
-    Backend('onnxruntime-split', 'float32', _onnxruntime_split, _ORT, **_APART),
-    Backend('openvino-split', 'float32', _openvino('split', 'f32'), _OV, **_APART),
-    Backend('channels-last-bf16', 'bfloat16', _last('last', torch.bfloat16)),
-    Backend('compiled-bf16', 'bfloat16', _compiled(torch.bfloat16)),
-    Backend('cuda-graph', 'float32', _graph('last', torch.float32), device='cuda'),
-    Backend('cuda-graph-bf16', 'bfloat16', _graph('half', torch.bfloat16), device='cuda'),
-    Backend('compiled-graph-bf16', 'bfloat16', _graph('half', torch.bfloat16, True), device='cuda'),
-    Backend('triton-bf16', 'bfloat16', _graph('triton', torch.bfloat16), _TRITON, device='cuda'),
+_CPU: dict[str, Any] = {'device': 'cpu'}
+_GPU: dict[str, Any] = {'device': 'cuda'}
+_SPLIT: dict[str, Any] = {'device': 'cpu', 'split_concat': True}
+ROWS = (
+    Backend('eager', 'float32', lambda variants: pytorch_fn(variants.plain)),
+    Backend('fused', 'float32', lambda variants: pytorch_fn(variants.fused)),
+    Backend('channels-last', 'float32', _channels_last(_F32)),
+    Backend('compiled', 'float32', _compiled(_F32)),
+    Backend('aot', 'float32', _aot, **_CPU),
+    Backend('onnxruntime', 'float32', lambda v: onnxruntime_fn(v.onnx), _ORT, **_CPU),
+    Backend('onnxruntime', 'float32', _onnxruntime_split, _ORT, **_SPLIT),
+    Backend('openvino', 'float32', _openvino('onnx', 'f32'), _OV, **_CPU),
+    Backend('openvino', 'float32', _openvino('split_concat', 'f32'), _OV, **_SPLIT),
+    Backend('channels-last-bf16', 'bfloat16', _channels_last(_BF16)),
+    Backend('compiled-bf16', 'bfloat16', _compiled(_BF16)),
+    Backend('cuda-graph', 'float32', _cuda_graph('channels_last', _F32), **_GPU),
+    Backend('cuda-graph-bf16', 'bfloat16', _cuda_graph('bfloat16', _BF16), **_GPU),
+    Backend('compiled-graph-bf16', 'bfloat16', _cuda_graph('bfloat16', _BF16, True), **_GPU),
+    Backend('triton-bf16', 'bfloat16', _cuda_graph('triton', _BF16), _TRITON, **_GPU),
     Backend(
-        'triton-compiled-bf16',
-        'bfloat16',
-        _graph('triton', torch.bfloat16, True),
-        _TRITON,
-        device='cuda',
+        'triton-compiled-bf16', 'bfloat16', _cuda_graph('triton', _BF16, True), _TRITON, **_GPU
     ),
-    Backend('openvino-bf16', 'bfloat16', _openvino('onnx', 'bf16'), _OV, device='cpu'),
-    Backend('openvino-split-bf16', 'bfloat16', _openvino('split', 'bf16'), _OV, **_APART),
-    Backend('onnxruntime-int8', 'int8', _onnxruntime_int8, _ORT, device='cpu'),
-    Backend('openvino-int8', 'int8', _openvino_int8, (*_OV, 'nncf'), device='cpu'),
+    Backend('openvino-bf16', 'bfloat16', _openvino('onnx', 'bf16'), _OV, **_CPU),
+    Backend('openvino-bf16', 'bfloat16', _openvino('split_concat', 'bf16'), _OV, **_SPLIT),
+    Backend(
+        'onnxruntime-int8', 'int8', lambda v: onnxruntime_fn(v.quantized('.onnx')), _ORT, **_CPU
+    ),
+    Backend(
+        'openvino-int8', 'int8', lambda v: openvino_fn(v.quantized('.xml')), (*_OV, 'nncf'), **_CPU
+    ),
 )
-BACKENDS = {row.name: row for row in _ROWS}
-TIMED = {name: row for name, row in BACKENDS.items() if row.dtype != 'int8'}  # no calibration
-OF_LAYERS = {name: row for name, row in TIMED.items() if row.layers}
+BACKENDS = {row.name: row for row in ROWS if not row.split_concat}
+# Backends that need no calibration data, and so can be timed on any model or layer.
+TIMED = {name: row for name, row in BACKENDS.items() if row.dtype != 'int8'}
+_REMOVED = {
+    'torchscript': "'aot' or 'compiled'",
+    'torchscript-split': "'aot' or 'compiled'",
+    'channels-last-split': "'channels-last' or 'aot'",
+    'onnxruntime-split': "'onnxruntime' with split_concat=True",
+    'openvino-split': "'openvino' with split_concat=True",
+    'openvino-split-bf16': "'openvino-bf16' with split_concat=True",
+}
+
+
+def check_backend(name: str, known: Iterable[str]) -> None:
+    """Refuse an unknown backend.
+
+    Args:
+        name: Name that the user gave.
+        known: Names that are allowed.
+
+    Raises:
+        ValueError: The name is not known; for a removed backend the message names its successor.
+    """
+    known = list(known)
+    if name in known:
+        return
+    if name in _REMOVED:
+        raise ValueError(f'backend {name!r} was removed; use {_REMOVED[name]}')
+    raise ValueError(f'backend must be one of {known}, got {name!r}')
+
+
+def layer_timer(backend: str) -> Callable[[nn.Module, Any], Callable[[], Any]]:
+    """Prepare modules for timing in a backend, as :func:`ghost_plugin.plan` does with layers.
+
+    Args:
+        backend: A key of :data:`TIMED`.
+
+    Returns:
+        A function that takes a module in eval mode and its example input and returns a call
+        without arguments. It raises ValueError where the backend cannot run the module,
+        ImportError where the backend is not installed.
+
+    Raises:
+        ValueError: There is no such backend.
+    """
+    check_backend(backend, TIMED)
+    row = TIMED[backend]
+
+    def prepare(module: nn.Module, example_input: Any) -> Callable[[], Any]:
+        variants = ModelVariants(module, example_input, dynamic=False)
+        built = row.try_build(variants, calls=2)
+        if built.run is None:
+            raise row.refusal(built.reason)
+        return functools.partial(built.run, variants.example)
+
+    return prepare
 
 
 def ready(backend: str) -> Callable[[nn.Module, Any], Callable[[], Any]]:
-    """What a backend makes of a module, for :func:`ghost_plugin.plan` to time.
-
-    Args:
-        backend: A key of :data:`OF_LAYERS`.
-
-    Returns:
-        Takes a module in eval mode and its example input, gives a call without arguments; raises
-        ValueError where the backend cannot run the module, ImportError where it is not installed.
-
-    Raises:
-        ValueError: No such backend.
-    """
-    if backend not in OF_LAYERS:
-        raise ValueError(f'backend must be one of {list(OF_LAYERS)}, got {backend!r}')
-    row = OF_LAYERS[backend]
-
-    def made(module: nn.Module, example_input: Any) -> Callable[[], Any]:
-        forms = Forms(module, example_input, dynamic=False)
-        attempt = row.attempt(forms, calls=2)
-        if attempt.run is None:
-            raise row.refusal(attempt.reason)
-        return functools.partial(attempt.run, forms.example)
-
-    return made
+    """Deprecated name of :func:`layer_timer`."""
+    warnings.warn(
+        'gp.deploy.ready is deprecated, use gp.deploy.layer_timer',
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return layer_timer(backend)

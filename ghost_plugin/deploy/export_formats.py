@@ -1,7 +1,9 @@
-"""How each file format is written; nothing is checked here."""
+"""Writers and readers of the exported file formats, without checks."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,69 +12,73 @@ import torch
 
 from ..utils import optional, torch_compat
 from ..utils.modules import call_model
-from .comparison import Flat
+from .flat_io import TensorIO
 from .free_axes import FreeAxes
-from .inference import Runner, of_onnx, of_openvino, of_program, of_torchscript, openvino_core
+from .inference import (
+    AOT_AXES,
+    InferenceFn,
+    aot_fn,
+    onnxruntime_fn,
+    openvino_core,
+    openvino_fn,
+    program_fn,
+    torchscript_fn,
+)
 
-Inputs = Sequence[torch.Tensor]
-DYNAMO_OPSET = 18  # the oldest that the exporter through torch.export writes
+Tensors = Sequence[torch.Tensor]
+DYNAMO_OPSET = 18  # the oldest opset that the exporter through torch.export writes
 
 
-def onnx_by_tracing(flat: Flat, inputs: Inputs, path: Path, free: FreeAxes, opset: int) -> None:
-    """By the exporter that traces one call."""
+def write_onnx_by_tracing(
+    model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int
+) -> None:
+    """Write ONNX with the exporter that traces one call."""
     optional.require('onnx')
     dynamic_axes = {name: axes for name, axes in (free.inputs | free.outputs).items() if axes}
-    call_model(
-        flat, tuple(inputs)
-    )  # what a network makes for a new size, and keeps, is no step of it
-    with _without_graphs():
-        torch.onnx.export(
-            flat,
-            tuple(inputs),
-            str(path),
-            input_names=list(free.inputs),
-            output_names=list(free.outputs),
-            dynamic_axes=dynamic_axes or None,
-            opset_version=opset,
-            **torch_compat.TRACED,
-        )
-
-
-@contextmanager
-def _without_graphs() -> Iterator[None]:
-    """The tracing exporter prints the graph at which it fails, which no option of it prevents."""
-    log = torch._C._jit_onnx_log
-    torch._C._jit_onnx_log = lambda *parts: None
-    try:
-        yield
-    finally:
-        torch._C._jit_onnx_log = log
-
-
-def onnx_by_export(flat: Flat, inputs: Inputs, path: Path, free: FreeAxes, opset: int) -> None:
-    """By the exporter that goes through ``torch.export``."""
-    optional.require('onnx', 'onnxscript')
-    import onnx
-
+    # Buffers that a network makes for a new size and keeps must not become part of the graph.
+    call_model(model, tuple(inputs))
     torch.onnx.export(
-        flat,
+        model,
         tuple(inputs),
         str(path),
         input_names=list(free.inputs),
         output_names=list(free.outputs),
-        dynamic_shapes=_shapes(free, named=torch_compat.NAMES_AXES),
+        dynamic_axes=dynamic_axes or None,
+        opset_version=opset,
+        **torch_compat.TRACED,
+    )
+
+
+def write_onnx_by_export(
+    model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int
+) -> None:
+    """Write ONNX with the exporter through ``torch.export``.
+
+    Raises:
+        ValueError: The exporter cannot write this opset.
+    """
+    optional.require('onnx', 'onnxscript')
+    import onnx
+
+    torch.onnx.export(
+        model,
+        tuple(inputs),
+        str(path),
+        input_names=list(free.inputs),
+        output_names=list(free.outputs),
+        dynamic_shapes=_dynamic_shapes(free, named=torch_compat.NAMES_AXES),
         opset_version=max(opset, DYNAMO_OPSET),
         dynamo=True,
         external_data=False,
         verbose=False,
     )
     found = next(own.version for own in onnx.load(path).opset_import if not own.domain)
-    if found != max(opset, DYNAMO_OPSET):  # it only warns where it cannot convert
+    if found != max(opset, DYNAMO_OPSET):  # the exporter only warns where it cannot convert
         raise ValueError(f'it writes opset {found}, not {opset}')
 
 
-def openvino_ir(source: Path, path: Path) -> None:
-    """OpenVINO's IR of an ONNX file."""
+def onnx_to_openvino(source: Path, path: Path) -> None:
+    """Convert an ONNX file to OpenVINO's IR."""
     optional.require('openvino')
     import openvino
 
@@ -80,7 +86,7 @@ def openvino_ir(source: Path, path: Path) -> None:
 
 
 def onnx_names(path: Path) -> list[set[str]]:
-    """The name of each input and output of an ONNX file."""
+    """Return the name of each input and output of an ONNX file."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
@@ -88,75 +94,123 @@ def onnx_names(path: Path) -> list[set[str]]:
 
 
 def openvino_names(path: Path) -> list[set[str]]:
-    """The names of each input and output of OpenVINO's IR; equal outputs have several."""
+    """Return the names of each input and output of OpenVINO's IR; equal outputs have several."""
     model = openvino_core().read_model(str(path))
     return [value.get_names() for value in (*model.inputs, *model.outputs)]
 
 
-def torchscript(flat: Flat, inputs: Inputs, path: Path, free: FreeAxes, opset: int) -> None:
-    """TorchScript of one traced call, which takes any batch and size."""
-    torch.jit.trace(flat, tuple(inputs), check_trace=False).save(str(path))
+def write_torchscript(
+    model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int
+) -> None:
+    """Write TorchScript by tracing one call."""
+    torch.jit.trace(model, tuple(inputs), check_trace=False).save(str(path))
 
 
-def program(flat: Flat, inputs: Inputs, path: Path, free: FreeAxes, opset: int) -> None:
-    """``torch.export``."""
-    exported = torch.export.export(flat, tuple(inputs), dynamic_shapes=_shapes(free, named=False))
-    torch.export.save(exported, path)
+def write_program(model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int) -> None:
+    """Write a program of ``torch.export``."""
+    torch.export.save(_exported(model, inputs, free), path)
 
 
-def _shapes(free: FreeAxes, named: bool) -> Any:
+def write_aot(model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int) -> None:
+    """Compile with AOTInductor and write the package."""
+    axes = [
+        (str(x.dtype), [names.get(axis, size) for axis, size in enumerate(x.shape)])
+        for x, names in zip(inputs, free.inputs.values(), strict=True)
+    ]
+    torch._inductor.aoti_compile_and_package(
+        _exported(model, inputs, free),
+        package_path=str(path),
+        inductor_configs={
+            'cpp.cxx': (None, cpp_compiler()),
+            'freezing': True,
+            'aot_inductor.metadata': {AOT_AXES: json.dumps(axes)},
+        },
+    )
+
+
+def cpp_compiler() -> str:
+    """Return the C++ compiler that AOTInductor uses.
+
+    Raises:
+        RuntimeError: This version of torch has no AOTInductor packages, or there is no compiler.
+    """
+    if not torch_compat.HAS_AOTINDUCTOR:
+        raise RuntimeError(
+            f'AOTInductor packages need torch 2.6 or newer, this is {torch.__version__}; without '
+            'aot=True a .pt2 file holds a program of torch.export'
+        )
+    chosen = os.environ.get('CXX')
+    found = next(filter(shutil.which, [chosen] if chosen else ['g++', 'clang++']), None)
+    if found is None:
+        raise RuntimeError(
+            f'AOTInductor needs a C++ compiler, and {chosen or "neither g++ nor clang++"} was '
+            'found; install g++ or set CXX to a compiler. Only writing needs it; files that were '
+            'written elsewhere load without one'
+        )
+    return found
+
+
+def _exported(model: TensorIO, inputs: Tensors, free: FreeAxes) -> torch.export.ExportedProgram:
+    shapes = _dynamic_shapes(free, named=False)
+    return torch.export.export(model, tuple(inputs), dynamic_shapes=shapes)
+
+
+def _dynamic_shapes(free: FreeAxes, named: bool) -> Any:
     if not any(free.inputs.values()):
         return None
     if not torch_compat.EXPORTS_FREE:
-        raise RuntimeError(f'free sizes need torch 2.6 or newer here, this is {torch.__version__}')
-    own = torch.export.Dim.DYNAMIC
-    return (tuple({i: n if named else own for i, n in a.items()} for a in free.inputs.values()),)
+        raise RuntimeError(
+            f'dynamic axes need torch 2.6 or newer here, this is {torch.__version__}'
+        )
+    dim = torch.export.Dim.DYNAMIC
+    return (tuple({i: n if named else dim for i, n in a.items()} for a in free.inputs.values()),)
 
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file.
+    """One file format.
 
     Attributes:
         name: For people.
-        exporters: How it can be written, by name, in the order in which they are tried.
-        read: The file as something to call.
-        others: Suffixes of files that belong to it.
-        of_onnx: Makes it of an ONNX file, where the exporters write that.
-        splits: Whether halves of Ghost layers can go their own ways in it.
-        names: Gives the names of each input and output of a file; None where files hold no names.
-        converted: Whether people make files of other runtimes from it.
+        exporters: Writers by name, in the order in which they are tried.
+        read: Makes an inference function of a file.
+        companions: Suffixes of files that belong to it.
+        from_onnx: Converts an ONNX file, for formats whose exporters write ONNX.
+        splits_concat: Concatenations of Ghost layers can be eliminated in it.
+        names: Reads the names of each input and output; None for formats without names.
+        portable: Converters of other runtimes read it.
     """
 
     name: str
     exporters: dict[str, Callable[..., None]]
-    read: Callable[[Path], Runner]
-    others: tuple[str, ...] = ()
-    of_onnx: Callable[[Path, Path], None] | None = None
-    splits: bool = False
+    read: Callable[[Path], InferenceFn]
+    companions: tuple[str, ...] = ()
+    from_onnx: Callable[[Path, Path], None] | None = None
+    splits_concat: bool = False
     names: Callable[[Path], list[set[str]]] | None = None
-    converted: bool = False
+    portable: bool = False
 
 
-# By the end of the file's name.
+# By suffix.
 FORMATS = {
     '.onnx': Format(
         'onnx',
-        {'trace': onnx_by_tracing, 'dynamo': onnx_by_export},
-        of_onnx,
-        splits=True,
+        {'trace': write_onnx_by_tracing, 'dynamo': write_onnx_by_export},
+        onnxruntime_fn,
+        splits_concat=True,
         names=onnx_names,
-        converted=True,
+        portable=True,
     ),
     '.xml': Format(
         'openvino',
-        {'trace': onnx_by_tracing},
-        of_openvino,
+        {'trace': write_onnx_by_tracing},
+        openvino_fn,
         ('.bin',),
-        openvino_ir,
-        splits=True,
+        onnx_to_openvino,
+        splits_concat=True,
         names=openvino_names,
     ),
-    '.pt': Format('torchscript', {'trace': torchscript}, of_torchscript, converted=True),
-    '.pt2': Format('program', {'dynamo': program}, of_program),
+    '.pt': Format('torchscript', {'trace': write_torchscript}, torchscript_fn, portable=True),
+    '.pt2': Format('program', {'dynamo': write_program}, program_fn),
 }
+AOT = Format('aot', {'aot': write_aot}, aot_fn)

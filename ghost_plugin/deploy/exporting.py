@@ -1,6 +1,7 @@
-"""A model as a file for other runtimes, compared with PyTorch before it takes its place."""
+"""Export a model to a file of another runtime, compared with PyTorch before it is kept."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from operator import contains
@@ -13,12 +14,12 @@ from torch import nn
 from ..layers.bn_folding import check_inference
 from ..utils.atomic_io import atomic_write_all, check_writable
 from ..utils.modules import clone_tensors, plain_forward
-from .comparison import Difference, Flat, allowance, differences
-from .export_formats import DYNAMO_OPSET, FORMATS, Format
-from .flat_io import arguments
+from .comparison import Difference, differences, float32_tolerance
+from .export_formats import AOT, DYNAMO_OPSET, FORMATS, Format, cpp_compiler
+from .flat_io import TensorIO, input_tensors
 from .free_axes import FreeAxes, find_free_axes
 from .fusion import fuse
-from .inference import Runner, of_module, quiet
+from .inference import InferenceFn, pytorch_fn, quiet
 from .permutations import with_constant_permutations
 
 OPSET = 17
@@ -29,20 +30,20 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written and how far it lies from the model.
+    """What was written, and its largest difference from the model.
 
     Attributes:
         path: The file.
-        format: ``'onnx'``, ``'openvino'``, ``'torchscript'`` or ``'program'``.
-        exporter: ``'trace'`` or ``'dynamo'``.
+        format: ``'onnx'``, ``'openvino'``, ``'torchscript'``, ``'program'`` or ``'aot'``.
+        exporter: ``'trace'``, ``'dynamo'`` or ``'aot'``.
         dynamic: As given.
-        free: Axes of any size by the name of the input, as names by their index; what is not
-            there has the example's size.
-        max_abs_diff: Largest difference of a value of an output, over all inputs that were tried.
-        max_rel_diff: The same as a share of the largest value of that output.
-        checked: Shapes of the first argument that were tried.
-        refused: Shapes that PyTorch itself does not take.
-        size: Bytes of the file and of those that belong to it.
+        free: Dynamic axes by the name of the input, as names by their index; other axes have the
+            example's size.
+        max_abs_diff: Largest difference of an output element, over all inputs that were compared.
+        max_rel_diff: The same, divided by the largest value of that output.
+        checked: Shapes of the first argument that were compared.
+        refused: Shapes of the first argument that PyTorch itself does not accept.
+        size: Bytes of the file and its companions.
     """
 
     path: Path
@@ -57,7 +58,7 @@ class ExportReport:
     size: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {**asdict(self), 'path': str(self.path)}
 
 
@@ -67,86 +68,98 @@ def export(
     example_input: Any,
     path: str | os.PathLike,
     *,
+    aot: bool = False,
     dynamic: bool | str = True,
     opset: int = OPSET,
     exporter: str = 'auto',
     fused: bool = True,
-    split: bool = False,
+    split_concat: bool | str = False,
     portable: bool = True,
     tolerance: float = TOLERANCE,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    split: bool | None = None,
 ) -> ExportReport:
-    """Write a model as a file of another runtime, and compare both before it takes its place.
+    """Write a model as a file of another runtime; compare both before the file is kept.
 
     Args:
-        model: In eval mode, on the CPU; it is left as it is. A detector of OpenMMLab gives what
-            its own forward gives for raw tensors: the maps of its head.
-        example_input: A tensor, a tuple of arguments or a mapping of keyword arguments. What is no
-            tensor in it is kept as it is.
-        path: File to write; one that is there stays whole until the new one is checked. Its end
-            tells the format: ``.onnx``, ``.xml`` (OpenVINO's IR), ``.pt`` (TorchScript) or ``.pt2``
-            (``torch.export``).
-        dynamic: True frees the batch, and height and width of images, ``'batch'`` the batch only,
-            False nothing. Which axes these are is found by trying the model
-            (:func:`ghost_plugin.deploy.free_axes.find_free_axes`), those of (N, C, H, W) first;
-            what the model takes in one size only is fixed. The report says what is free.
-        opset: Of ONNX, 11 or newer. The ``'dynamo'`` exporter writes 18 at least, and is asked for
-            17 or newer. An operator that this opset does not have is refused.
-        exporter: ``'trace'``, ``'dynamo'``, or ``'auto'``, which takes the first that works.
+        model: In eval mode, on the CPU; it stays unchanged. For a detector of OpenMMLab the file
+            returns what its own forward returns for raw tensors: the feature maps of its head.
+        example_input: A tensor, a tuple of arguments or a mapping of keyword arguments. Arguments
+            that are not tensors are fixed.
+        path: File to write; an existing one is replaced after the new one was compared. Its suffix
+            selects the format: ``.onnx``, ``.xml`` (OpenVINO's IR), ``.pt`` (TorchScript) or
+            ``.pt2`` (``torch.export``).
+        aot: Compile a ``.pt2`` file with AOTInductor for this kind of processor. That needs a C++
+            compiler; loading it does not (``torch._inductor.aoti_load_package``).
+        dynamic: True for dynamic batch, height and width, ``'batch'`` for the batch only, False
+            for none. The axes are found by calling the model
+            (:func:`ghost_plugin.deploy.free_axes.find_free_axes`); axes along which the model
+            accepts one size only are fixed. The report lists the dynamic axes.
+        opset: Opset of ONNX, 11 or newer. The ``'dynamo'`` exporter writes 18 or newer and is used
+            for 17 or newer only.
+        exporter: ``'trace'``, ``'dynamo'``, or ``'auto'`` for the first that works.
         fused: Fold norms and merge branches first (:func:`ghost_plugin.fuse`).
-        split: Let the halves of Ghost layers go their own ways instead of being joined where maps
-            of the example's batch and size are large, in ``.onnx`` and ``.xml``. Whether that is
-            faster, :func:`ghost_plugin.optimize` finds out.
-        portable: In ``.onnx`` and ``.pt``, write a channel permutation that is left in a converted
-            model as convolutions, which all runtimes and converters read. False writes an indexing,
-            which is faster in ONNX Runtime but which pnnx, the converter of ncnn, misreads without
-            an error. The other formats have one runtime and always hold the indexing.
-        tolerance: Largest difference allowed, as a share of the largest value of its output; more
-            where float32 itself loses more (:func:`ghost_plugin.deploy.comparison.allowance`).
-        input_names, output_names: Names in ``.onnx`` and ``.xml`` files, one for each tensor of
-            ``example_input`` and of what the model gives, in their order. Without them these are
-            ``input`` and ``output``, numbered from 0 where there are several.
+        split_concat: Eliminate the concatenations of Ghost layers that are large for the example,
+            in ``.onnx`` and ``.xml``: True, False, or ``'auto'`` for True where there are any.
+            :func:`ghost_plugin.optimize` measures which is faster.
+        portable: Write the channel permutations of a converted model in ``.onnx`` and ``.pt`` as
+            convolutions, which all runtimes and converters read. False writes indexing, which is
+            faster in ONNX Runtime but misread by pnnx, the converter of ncnn, without an error.
+            The other formats always hold indexing.
+        tolerance: Largest difference, relative to the largest value of an output; more is allowed
+            where float32 itself loses more
+            (:func:`ghost_plugin.deploy.comparison.float32_tolerance`).
+        input_names: Names in ``.onnx`` and ``.xml`` files, one per tensor of ``example_input``.
+        output_names: Names in ``.onnx`` and ``.xml`` files, one per output tensor. By default
+            names are ``input`` and ``output``, numbered from 0 where there are several.
+        split: Deprecated name of ``split_concat``.
 
     Returns:
-        What was written, and the largest difference.
+        The report with the largest difference.
 
     Raises:
-        ValueError: The model is in training mode; an option that cannot be; an image of the only
-            size that the model takes, with ``dynamic=True``; no exporter takes the model; the file
-            computes something else. Nothing is written then.
-        TypeError: The example holds no tensor, or the outputs are something else than tensors,
-            tuples, mappings or dataclasses of these. Of outputs the file holds the tensors.
-        ImportError: What the format needs is not installed.
+        ValueError: The model is in training mode; a wrong option; the model accepts one image size
+            only and ``dynamic`` is True; no exporter accepts the model; outputs differ. Nothing is
+            written then.
+        TypeError: The example holds no tensor, or outputs are not tensors, tuples, mappings or
+            dataclasses of these.
+        ImportError: A package that the format needs is not installed.
+        RuntimeError: ``aot`` without a C++ compiler, or with torch before 2.6.
         OSError: The file cannot be written there.
     """
+    if split is not None:
+        warnings.warn('split is deprecated, use split_concat', FutureWarning, stacklevel=3)
+        split_concat = split
     check_inference(model)
     path = Path(path)
-    kind = _checked(path, dynamic, opset, exporter, split)
-    check_writable(path, *kind.others)
-    example = arguments(example_input)
+    kind = _format(path, aot)
+    _check_options(path, kind, dynamic, opset, exporter, split_concat)
+    check_writable(path, *kind.companions)
+    example = input_tensors(example_input)
     if any(value.device.type != 'cpu' for value in example):
         raise ValueError('export works on the CPU; move model and example_input there first')
-    want = Flat(model, example_input)
-    written = fuse(model) if fused else model
-    constant = with_constant_permutations(written, portable and kind.converted)
-    net = Flat(constant, example_input)
-    names = _chosen_names(kind, want, example, input_names, output_names)
-    free = find_free_axes(want, example, dynamic, *names)
-    task = _Task(path, kind, net, want, free, opset, split, tolerance)
+    reference = TensorIO(model, example_input)
+    constant = with_constant_permutations(
+        fuse(model) if fused else model, portable and kind.portable
+    )
+    net = TensorIO(constant, example_input)
+    names = _chosen_names(kind, reference, example, input_names, output_names)
+    free = find_free_axes(reference, example, dynamic, *names)
+    task = _Task(path, kind, net, reference, free, opset, split_concat, tolerance)
     problems = []
     for name in _exporters(kind, exporter, opset):
         try:
             found, size = task.run(name)
         except ImportError:
             raise
-        except Exception as error:  # exporters raise whatever they like
+        except Exception as error:  # exporters raise any kind
             if getattr(error, 'errno', None):
-                raise  # of the disk; tracers' own OSErrors have no number
-            problems.append(f'{name}: {_line(error)}')
+                raise  # disk errors; tracers' own OSErrors have no number
+            problems.append(f'{name}: {_first_line(error)}')
             continue
         figures = (found.absolute, found.relative)
-        shapes = [tuple(tuple(x[0].shape) for x in some) for some in (free.taken, free.refused)]
+        shapes = [tuple(tuple(x[0].shape) for x in some) for some in (free.accepted, free.refused)]
         return ExportReport(path, kind.name, name, dynamic, free.inputs, *figures, *shapes, size)
     raise ValueError(
         f'{type(model).__name__} cannot be written as {kind.name}, nothing was written; '
@@ -159,28 +172,38 @@ def export_onnx(
     example_input: Any,
     path: str | os.PathLike,
     dynamic: bool | str = True,
-    **options: Any,
+    *,
+    opset: int = OPSET,
+    exporter: str = 'auto',
+    fused: bool = True,
+    split_concat: bool | str = False,
+    portable: bool = True,
+    tolerance: float = TOLERANCE,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    split: bool | None = None,
 ) -> ExportReport:
-    """:func:`export` of what must be an ONNX file."""
+    """Call :func:`export` for a path that must end in ``.onnx``; arguments are the same."""
+    options = dict(locals())
     if Path(path).suffix != '.onnx':
         raise ValueError(f'the name of an ONNX file ends in .onnx, got {os.fspath(path)!r}')
-    return export(model, example_input, path, dynamic=dynamic, **options)
+    return export(**options)
 
 
 def _hint(kind: Format, opset: int, dynamic: bool | str, free: FreeAxes) -> str:
-    """What else to try."""
+    """Suggest options that ask for less."""
     hints = []
     if kind.name == 'onnx' and opset < OPSET:
         hints.append(f'; opset {OPSET} (--opset {OPSET}) has more operators than {opset}')
     if dynamic is True and any(len(axes) > 1 for axes in free.inputs.values()):
-        hints.append("; dynamic='batch' (--free batch) asks for less")
+        hints.append("; dynamic='batch' (--dynamic batch) asks for less")
     elif any(free.inputs.values()):
-        hints.append('; dynamic=False (--free none) asks for less')
+        hints.append('; dynamic=False (--dynamic none) asks for less')
     return ''.join(hints)
 
 
 def _exporters(kind: Format, exporter: str, opset: int) -> list[str]:
-    """The exporters to try; none writes another opset than an older one that was asked for."""
+    """List the exporters to try."""
     if exporter != 'auto':
         return [exporter]
     old = kind.name == 'onnx' and opset < OPSET
@@ -189,37 +212,39 @@ def _exporters(kind: Format, exporter: str, opset: int) -> list[str]:
 
 @dataclass(frozen=True)
 class _Task:
-    """One file to write, whichever exporter does it."""
+    """Everything that writing one file needs but the exporter."""
 
     path: Path
     kind: Format
-    net: Flat
-    want: Flat
+    net: TensorIO
+    reference: TensorIO
     free: FreeAxes
     opset: int
-    split: bool
+    split_concat: bool | str
     tolerance: float
 
     def run(self, exporter: str) -> tuple[Difference, int]:
-        """Write, compare, put in place; the difference and the bytes."""
-        with atomic_write_all(self.path, *self.kind.others) as partial:
+        """Write, compare and keep the file; return the difference and the size in bytes."""
+        with atomic_write_all(self.path, *self.kind.companions) as partial:
             self._write(exporter, partial)
-            found = compare(self.kind.read(partial), self.want, self.free.taken, self.tolerance)
-            suffixes = (partial.suffix, *self.kind.others)
+            run = self.kind.read(partial)
+            found = compare(run, self.reference, self.free.accepted, self.tolerance)
+            suffixes = (partial.suffix, *self.kind.companions)
             size = sum(partial.with_suffix(suffix).stat().st_size for suffix in suffixes)
         return found, size
 
     def _write(self, exporter: str, path: Path) -> None:
         traced = clone_tensors(self.free.traced)
-        made = path.with_suffix('.onnx') if self.kind.of_onnx else path
+        made = path.with_suffix('.onnx') if self.kind.from_onnx else path
         with quiet(), torch.no_grad():
             self.kind.exporters[exporter](self.net, traced, made, self.free, self.opset)
-        if self.split:
-            from .concat_elimination.onnx_rewrite import split  # it needs onnx
+        if self.split_concat:
+            from .concat_elimination.onnx_rewrite import split_file  # imports onnx
 
-            split(made, made, [x.shape for x in self.free.taken[0]])
-        if self.kind.of_onnx:
-            self.kind.of_onnx(made, path)
+            shapes = [x.shape for x in self.free.accepted[0]]
+            split_file(made, made, shapes, required=self.split_concat is True)
+        if self.kind.from_onnx:
+            self.kind.from_onnx(made, path)
         wanted = [*self.free.inputs, *self.free.outputs]
         found = self.kind.names(path) if self.kind.names else [{name} for name in wanted]
         if len(found) != len(wanted) or not all(map(contains, found, wanted)):
@@ -230,36 +255,61 @@ class _Task:
 
 
 def compare(
-    got: Runner, want: Flat, trials: Sequence[Sequence[torch.Tensor]], tolerance: float
+    run: InferenceFn,
+    reference: TensorIO,
+    inputs: Sequence[Sequence[torch.Tensor]],
+    tolerance: float,
 ) -> Difference:
-    """The largest differences over all inputs.
+    """Return the largest difference between an inference function and a model.
+
+    Args:
+        run: The inference function.
+        reference: The model.
+        inputs: Input tensors of each call.
+        tolerance: Allowed relative difference, see :func:`float32_tolerance`.
 
     Raises:
-        ValueError: They are larger than the tolerance, for some input.
+        ValueError: The difference is larger for some input.
     """
     worst = Difference()
-    reference = of_module(want)
-    for trial in trials:
-        found = differences(got(trial), reference(trial))
+    expected = pytorch_fn(reference)
+    for given in inputs:
+        found = differences(run(given), expected(given))
         allowed = tolerance
         if not found.relative <= tolerance:
-            allowed = allowance(want, trial, tolerance)
+            allowed = float32_tolerance(reference, given, tolerance)
         if not found.relative <= allowed:
-            shape = tuple(trial[0].shape)
-            lost = '' if allowed == tolerance else ' (float32 itself loses much here; untrained?)'
+            shape = tuple(given[0].shape)
+            note = '' if allowed == tolerance else ' (float32 itself loses much here; untrained?)'
             raise ValueError(
                 f'for input {shape} the outputs differ by {found.relative:.1e} of their largest '
-                f'value, allowed is {allowed:.1e}{lost}'
+                f'value, allowed is {allowed:.1e}{note}'
             )
         worst |= found
     return worst
 
 
-def _checked(path: Path, dynamic: bool | str, opset: int, exporter: str, split: bool) -> Format:
-    kind = FORMATS.get(path.suffix)
-    if kind is None:
+def _format(path: Path, aot: bool) -> Format:
+    """Select the format by suffix."""
+    if path.suffix not in FORMATS:
         known = ', '.join(f'{suffix} ({kind.name})' for suffix, kind in FORMATS.items())
-        raise ValueError(f'the end of the name tells the format: {known}; got {str(path)!r}')
+        raise ValueError(f'the suffix selects the format: {known}; got {str(path)!r}')
+    if not aot:
+        return FORMATS[path.suffix]
+    if path.suffix != '.pt2':
+        raise ValueError(f'a file of aot=True (--aot) ends in .pt2, got {str(path)!r}')
+    cpp_compiler()
+    return AOT
+
+
+def _check_options(
+    path: Path,
+    kind: Format,
+    dynamic: bool | str,
+    opset: int,
+    exporter: str,
+    split_concat: bool | str,
+) -> None:
     if dynamic not in DYNAMIC:
         raise ValueError(f"dynamic must be True, False or 'batch', got {dynamic!r}")
     if not isinstance(opset, int) or opset < OLDEST_OPSET:
@@ -272,43 +322,48 @@ def _checked(path: Path, dynamic: bool | str, opset: int, exporter: str, split: 
             f"the 'dynamo' exporter writes opset {DYNAMO_OPSET} or newer, got {opset}; leave opset "
             "out, or give exporter='trace'"
         )
-    if split and not kind.splits:
-        own = [suffix for suffix, other in FORMATS.items() if other.splits]
-        raise ValueError(f'split (--split) works for {own}, got {str(path)!r}')
-    return kind
+    if split_concat not in (True, False, 'auto'):
+        raise ValueError(f"split_concat must be True, False or 'auto', got {split_concat!r}")
+    if split_concat and not kind.splits_concat:
+        suffixes = [suffix for suffix, other in FORMATS.items() if other.splits_concat]
+        raise ValueError(f'split_concat (--split-concat) works for {suffixes}, got {str(path)!r}')
 
 
 def _chosen_names(
     kind: Format,
-    want: Flat,
+    reference: TensorIO,
     example: list[torch.Tensor],
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
 ) -> tuple[list[str], list[str]]:
-    """The names that a file's inputs and outputs get.
+    """Return the names of the inputs and outputs of a file.
 
     Raises:
-        ValueError: Names that it cannot have. TypeError: What is no list of names.
+        ValueError: The format has no names, or names are empty, repeated or too few.
+        TypeError: The names are not a list of strings.
     """
     if not kind.names and (input_names is not None or output_names is not None):
-        own = [suffix for suffix, other in FORMATS.items() if other.names]
+        suffixes = [suffix for suffix, other in FORMATS.items() if other.names]
         raise ValueError(
             f'{kind.name} files hold no names of inputs and outputs; leave input_names and '
-            f'output_names (--input-names, --output-names) out, or write one of {own}'
+            f'output_names (--input-names, --output-names) out, or write one of {suffixes}'
         )
     number = len(example)
     inputs = _named(
         'input_names (--input-names)',
         input_names,
         ['input'] if number == 1 else [f'input_{i}' for i in range(number)],
-        [f'{name} {tuple(x.shape)}' for name, x in zip(want.inputs.names, example, strict=True)],
+        [
+            f'{name} {tuple(x.shape)}'
+            for name, x in zip(reference.inputs.names, example, strict=True)
+        ],
     )
-    shapes = [tuple(x.shape) for x in of_module(want)(example)]
+    shapes = [tuple(x.shape) for x in pytorch_fn(reference)(example)]
     outputs = _named(
         'output_names (--output-names)',
         output_names,
-        want.names,
-        [f'{name} {shape}' for name, shape in zip(want.names, shapes, strict=True)],
+        reference.names,
+        [f'{name} {shape}' for name, shape in zip(reference.names, shapes, strict=True)],
     )
     if both := sorted({*inputs} & {*outputs}):
         raise ValueError(f'inputs and outputs need names of their own, both are called {both}')
@@ -318,7 +373,7 @@ def _chosen_names(
 def _named(
     option: str, given: Sequence[str] | None, default: list[str], described: list[str]
 ) -> list[str]:
-    """Names that were given for inputs or outputs, else the default ones."""
+    """Check the given names of inputs or outputs; return the default ones if there are none."""
     if given is None:
         return default
     there = f'the model has {len(described)}: {", ".join(described)}'
@@ -334,8 +389,8 @@ def _named(
     return given
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     if type(error).__module__.startswith('torch.onnx') and error.__cause__:
-        error = error.__cause__  # what the exporter says around it are its own steps
+        error = error.__cause__  # the exporter wraps it in a list of its own steps
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f'{type(error).__name__}: {lines[0] if lines else ""}'

@@ -1,4 +1,4 @@
-"""Which axes of a model's inputs can be of any size, found by trying the model."""
+"""Find the axes along which a model accepts other sizes, by calling it."""
 
 import itertools
 import math
@@ -8,279 +8,291 @@ from typing import TypeVar
 
 import torch
 
-from .comparison import Flat, differences
-from .inference import of_module
+from .comparison import differences
+from .flat_io import TensorIO
+from .inference import pytorch_fn
 
 Tensors = list[torch.Tensor]
 Axes = dict[int, str]  # names of free axes, by their index
 Option = TypeVar('Option')
 Change = tuple[int, int | None, int | None]
 
-# Other inputs than the example: batch, and pixels more in height and width (None: up to _TRACED).
+# Sizes to try: batch, and pixels added to height and width (None: up to _MIN_TRACED_SIZE).
 _BATCHES = ((1, 0, 0), (3, 0, 0))
 _SIZES = ((1, 64, 128), (3, 32, 96), (2, 17, 5))
-# Axes of height and width that an input of four axes may have, the likely ones first.
-_SIDES = ((2, 3), (1, 2), (0, 1), (2, None), (None, 3), (1, None), (None, None))
+# Candidates for the axes of height and width of a 4-D input, the likely ones first.
+_IMAGE_AXES = ((2, 3), (1, 2), (0, 1), (2, None), (None, 3), (1, None), (None, None))
 _IMAGE_CHANNELS = (1, 3, 4)
-_TRACED = 224  # least height and width that are traced where they are free, pixels
-_MOST = 64  # combinations of the axes of several inputs that are tried
-_SAME = 1e-3  # share of the largest value up to which two results are taken for the same
+_MIN_TRACED_SIZE = 224  # smallest dynamic height and width for tracing, pixels
+_MAX_COMBINATIONS = 64  # of the axes of several inputs
+_SAME = 1e-3  # relative difference up to which two results count as equal
 
 
 @dataclass(frozen=True)
 class FreeAxes:
-    """What of a model's inputs and outputs can be of any size.
+    """The dynamic axes of a model.
 
     Attributes:
-        inputs: Free axes by the name of the input, empty where all are fixed.
-        outputs: The same of the outputs.
-        taken: Inputs that the model takes, the example first.
-        refused: Inputs that it does not take.
-        traced: Input for an exporter, which may take a batch or a side of 1 for a constant.
+        inputs: Dynamic axes by the name of the input, empty where all are fixed.
+        outputs: Dynamic axes by the name of the output.
+        accepted: Inputs that the model accepts, the example first.
+        refused: Inputs that it does not accept.
+        traced: Input for an exporter, which may treat a batch or size of 1 as a constant.
     """
 
     inputs: dict[str, Axes]
     outputs: dict[str, Axes]
-    taken: list[Tensors]
+    accepted: list[Tensors]
     refused: list[Tensors]
     traced: Tensors
 
 
 def find_free_axes(
-    model: Flat,
+    model: TensorIO,
     example: Tensors,
     dynamic: bool | str,
     input_names: Sequence[str],
     output_names: Sequence[str],
 ) -> FreeAxes:
-    """Find the axes along which a model takes other sizes than those of an example.
+    """Find the axes along which a model accepts other sizes than those of an example.
 
-    The batch is the first axis of every input, or else axes along which the model treats each
-    sample alone, such as the second one of sequences. Inputs of four axes may have a height and a
-    width. Axes along which the model takes no other size are fixed.
+    The batch is the first axis of every input, otherwise axes along which the model processes each
+    sample alone, such as the second one of sequences. 4-D inputs may have a height and a width.
+    Axes along which the model accepts no other size are fixed.
 
     Args:
         model: In eval mode.
-        example: Tensors that it takes.
-        dynamic: True for batch, height and width, ``'batch'`` for the batch, False for nothing.
-        input_names, output_names: One name per tensor.
+        example: Tensors that it accepts.
+        dynamic: True for batch, height and width, ``'batch'`` for the batch, False for none.
+        input_names: One name per input tensor.
+        output_names: One name per output tensor.
 
     Raises:
-        ValueError: ``dynamic`` is True, and an image has the only height and width that the model
-            takes.
+        ValueError: ``dynamic`` is True, and the model accepts one image size only.
     """
     search = _Search(model, example)
     if dynamic:
         search.find_batch()
     if dynamic is True:
-        search.find_sides()
+        search.find_image_axes()
     inputs = search.input_axes(input_names)
     outputs = search.output_axes(inputs, output_names)
     return FreeAxes(
         dict(zip(input_names, inputs, strict=True)),
         dict(zip(output_names, outputs, strict=True)),
-        [given for given, _ in search.taken],
+        [given for given, _ in search.accepted],
         search.refused,
         search.traced(),
     )
 
 
 @dataclass(frozen=True)
-class _Own:
-    """The free axes of one input.
+class _InputAxes:
+    """The dynamic axes of one input.
 
     Attributes:
-        batch: The axis of samples, None if it is fixed.
-        sides: The axes of height and width, None for one that is fixed.
-        apart: Whether the number of samples may differ from that of the other inputs.
+        batch: Axis of samples, None if it is fixed.
+        image: Axes of height and width, None for a fixed one.
+        own_batch: The number of samples may differ from that of the other inputs.
     """
 
     batch: int | None = None
-    sides: tuple[int | None, int | None] = (None, None)
-    apart: bool = False
+    image: tuple[int | None, int | None] = (None, None)
+    own_batch: bool = False
 
 
-_Taken = list[tuple[Tensors, Tensors]]  # inputs and outputs
+_Accepted = list[tuple[Tensors, Tensors]]  # inputs and outputs
 
 
 class _Search:
-    """The free axes that were found so far, and what the model gave for other sizes.
+    """The dynamic axes found so far, and the outputs for other sizes.
 
     Args:
-        model: Takes tensors, gives a tuple of tensors.
-        example: Tensors that it takes.
+        model: Takes tensors, returns a tuple of tensors.
+        example: Tensors that it accepts.
     """
 
-    def __init__(self, model: Flat, example: Tensors) -> None:
-        self.run, self.example = of_module(model), example
-        self.axes = [_Own() for _ in example]
-        self.unit = 1  # the batch grows in steps of so many samples
-        self.taken: _Taken = [(example, self.run(example))]
+    def __init__(self, model: TensorIO, example: Tensors) -> None:
+        self.run, self.example = pytorch_fn(model), example
+        self.axes = [_InputAxes() for _ in example]
+        self.unit = 1  # the batch must be a multiple of this many samples
+        self.accepted: _Accepted = [(example, self.run(example))]
         self.refused: list[Tensors] = []
 
     def find_batch(self) -> None:
-        """Take the first axis of all inputs, else axes along which samples do not mix."""
-        first = [_Own(0 if x.dim() else None) for x in self.example]
+        """Try the first axis of all inputs, then axes along which samples do not mix."""
+        first = [_InputAxes(0 if x.dim() else None) for x in self.example]
         found = self._batch_of(first)
         if not self._independent(first):
             options = [[*range(x.dim()), None] for x in self.example]
-            # Those of the first input come first: what is fixed is rather the other ones.
-            others = ([_Own(axis) for axis in some] for some in _combined(options, ranked=False))
+            # All options of the first input come first: other inputs are more often fixed.
+            others = (
+                [_InputAxes(axis) for axis in some] for some in _combined(options, ranked=False)
+            )
             tried = (self._batch_of(axes) for axes in others if self._independent(axes))
             found = next(filter(None, tried), found)
         if found is None:
             self.refused += self._tried(first, 1, _BATCHES)[1]
             return
-        self.axes, self.unit, taken, refused = found
+        self.axes, self.unit, accepted, refused = found
         before = self.axes
-        self._find_apart()
+        self._find_own_batches()
         if self.axes != before:
-            taken, refused = self._tried(self.axes, self.unit, _BATCHES)
-        self.taken += taken
+            accepted, refused = self._tried(self.axes, self.unit, _BATCHES)
+        self.accepted += accepted
         self.refused += refused
 
-    def find_sides(self) -> None:
-        """Take height and width of the inputs of four axes, of as many of them as possible.
+    def find_image_axes(self) -> None:
+        """Make height and width dynamic in as many 4-D inputs as possible.
 
         Raises:
-            ValueError: None can be free, and an input looks like an image.
+            ValueError: None can be dynamic, and an input has the shape of an image.
         """
         pairs = zip(self.example, self.axes, strict=True)
-        options = [_sides(x, own.batch) for x, own in pairs]
-        for sides in _combined(options, ranked=True):
-            axes = [replace(own, sides=pair) for own, pair in zip(self.axes, sides, strict=True)]
+        options = [_image_axes(x, own.batch) for x, own in pairs]
+        for images in _combined(options, ranked=True):
+            axes = [replace(own, image=pair) for own, pair in zip(self.axes, images, strict=True)]
             if axes == self.axes:
-                continue  # nothing is free
-            taken, refused = self._tried(axes, self.unit, _SIZES)
-            if taken:
+                continue  # all axes are fixed
+            accepted, refused = self._tried(axes, self.unit, _SIZES)
+            if accepted:
                 self.axes = axes
-                self.taken += taken
+                self.accepted += accepted
                 self.refused += refused
                 return
         if any(x.dim() == 4 and x.shape[1] in _IMAGE_CHANNELS for x in self.example):
             raise ValueError(
-                "the model takes no other size than the example's; give dynamic='batch' (--free "
-                'batch)'
+                "the model accepts no other size than the example's; give dynamic='batch' "
+                '(--dynamic batch)'
             )
 
     def traced(self) -> Tensors:
-        """What to trace: a batch of two and large sides, else the last input that was taken."""
-        if all(own == _Own() for own in self.axes):
+        """Return inputs for tracing: batch 2 and large sizes, otherwise the last accepted one."""
+        if all(own == _InputAxes() for own in self.axes):
             return self.example
-        taken, _ = self._tried(self.axes, self.unit, [(2, None, None)])
-        return (taken or self.taken)[-1][0]
+        accepted, _ = self._tried(self.axes, self.unit, [(2, None, None)])
+        return (accepted or self.accepted)[-1][0]
 
     def input_axes(self, names: Sequence[str]) -> list[Axes]:
-        """Names of the free axes of each input; axes of one name are of one size."""
+        """Name the dynamic axes of each input; axes of one name have one size."""
         found, batches = [], {}
         for name, x, own in zip(names, self.example, self.axes, strict=True):
             free: Axes = {}
             if own.batch is not None:
-                kind = name if own.apart else x.shape[own.batch]
+                kind = name if own.own_batch else x.shape[own.batch]
                 free[own.batch] = batches.setdefault(kind, f'{name}_batch' if batches else 'batch')
-            for axis, side in zip(own.sides, ('height', 'width'), strict=True):
+            for axis, size in zip(own.image, ('height', 'width'), strict=True):
                 if axis is not None:
-                    free[axis] = side if len(names) == 1 else f'{name}_{side}'
+                    free[axis] = size if len(names) == 1 else f'{name}_{size}'
             found.append(dict(sorted(free.items())))
         return found
 
     def output_axes(self, inputs: Sequence[Axes], names: Sequence[str]) -> list[Axes]:
-        """Names of the axes of each output whose size is not always the same.
+        """Name the dynamic axes of each output.
 
-        Height and width of images count as such: a few pixels more may not show in a small map.
+        For images these include height and width: a few more input pixels may not change the size
+        of a small feature map.
+
+        Args:
+            inputs: Result of :meth:`input_axes`.
+            names: One name per output.
         """
         batches = {
-            tuple(given[index].shape[own.batch] for given, _ in self.taken): free[own.batch]
+            tuple(given[index].shape[own.batch] for given, _ in self.accepted): free[own.batch]
             for index, (own, free) in enumerate(zip(self.axes, inputs, strict=True))
             if own.batch is not None
         }
-        images = any(own.sides == (2, 3) for own in self.axes)
+        images = any(own.image == (2, 3) for own in self.axes)
         found = []
         for index, name in enumerate(names):
-            shapes = [outputs[index].shape for _, outputs in self.taken]
-            sides = {2: 'height', 3: 'width'} if images and len(shapes[0]) == 4 else {}
+            shapes = [outputs[index].shape for _, outputs in self.accepted]
+            sizes_of = {2: 'height', 3: 'width'} if images and len(shapes[0]) == 4 else {}
             free: Axes = {}
             for axis, sizes in enumerate(zip(*shapes, strict=True)):
-                if axis in sides or len(set(sizes)) > 1:
-                    own_name = f'{name}_{sides.get(axis, f"axis_{axis}")}'
+                if axis in sizes_of or len(set(sizes)) > 1:
+                    own_name = f'{name}_{sizes_of.get(axis, f"axis_{axis}")}'
                     free[axis] = batches.get(sizes, own_name)
             found.append(free)
         return found
 
-    def _independent(self, axes: list[_Own]) -> bool:
-        """Whether the example's samples, given twice, give each result twice."""
+    def _independent(self, axes: list[_InputAxes]) -> bool:
+        """Tell whether the samples of the example, given twice, return each result twice."""
         pairs = zip(self.example, axes, strict=True)
         outputs = self._outputs(
             [x if own.batch is None else torch.cat([x, x], own.batch) for x, own in pairs]
         )
         if outputs is None:
             return False
-        kinds = {_growth(*pair) for pair in zip(outputs, self.taken[0][1], strict=True)}
+        kinds = {_growth(*pair) for pair in zip(outputs, self.accepted[0][1], strict=True)}
         return 'twice' in kinds and 'other' not in kinds
 
-    def _batch_of(self, axes: list[_Own]) -> tuple[list[_Own], int, _Taken, list[Tensors]] | None:
-        """The axes, the unit of the batch, what the model takes and refuses; None if all others."""
+    def _batch_of(
+        self, axes: list[_InputAxes]
+    ) -> tuple[list[_InputAxes], int, _Accepted, list[Tensors]] | None:
+        """Return axes, unit of the batch, accepted and refused inputs; None if all are refused."""
         for unit in sorted({1, self._base(axes)}):
-            taken, refused = self._tried(axes, unit, _BATCHES)
-            for given, _ in taken:
+            accepted, refused = self._tried(axes, unit, _BATCHES)
+            for given, _ in accepted:
                 if any(x.shape != y.shape for x, y in zip(given, self.example, strict=True)):
-                    return axes, unit, taken, refused
+                    return axes, unit, accepted, refused
         return None
 
-    def _find_apart(self) -> None:
-        """Let an input have a batch of its own where the model takes that beside the others'."""
+    def _find_own_batches(self) -> None:
+        """Let an input have its own batch size where the model accepts that."""
         first = next(index for index, own in enumerate(self.axes) if own.batch is not None)
         for index, own in enumerate(self.axes):
             if index == first or not self.example[index].dim():
                 continue
             axes = list(self.axes)
-            axes[index] = _Own(0 if own.batch is None else own.batch, apart=True)
+            axes[index] = _InputAxes(0 if own.batch is None else own.batch, own_batch=True)
             if self._tried(axes, self.unit, _BATCHES[1:])[0]:
                 self.axes = axes
 
-    def _base(self, axes: list[_Own]) -> int:
-        """The largest number that divides the batches of all inputs of the example."""
+    def _base(self, axes: list[_InputAxes]) -> int:
+        """Return the greatest common divisor of all batch sizes of the example."""
         pairs = zip(self.example, axes, strict=True)
         return math.gcd(*(x.shape[o.batch] for x, o in pairs if o.batch is not None)) or 1
 
     def _tried(
-        self, axes: list[_Own], unit: int, changes: Iterable[Change]
-    ) -> tuple[_Taken, list[Tensors]]:
-        """What the model gives for other sizes, and the inputs that it refuses."""
-        taken, refused = [], []
+        self, axes: list[_InputAxes], unit: int, changes: Iterable[Change]
+    ) -> tuple[_Accepted, list[Tensors]]:
+        """Try other sizes; return accepted inputs with outputs, and refused inputs."""
+        accepted, refused = [], []
         base = self._base(axes)
         for batch, *pixels in changes:
             given = []
             for x, own in zip(self.example, axes, strict=True):
                 shape = list(x.shape)
                 if own.batch is not None:
-                    shape[own.batch] = shape[own.batch] // base * (batch + own.apart) * unit
-                for axis, more in zip(own.sides, pixels, strict=True):
+                    shape[own.batch] = shape[own.batch] // base * (batch + own.own_batch) * unit
+                for axis, more in zip(own.image, pixels, strict=True):
                     if axis is not None:
-                        shape[axis] += max(0, _TRACED - shape[axis]) if more is None else more
+                        shape[axis] += (
+                            max(0, _MIN_TRACED_SIZE - shape[axis]) if more is None else more
+                        )
                 given.append(_resized(x, shape, own.batch))
             outputs = self._outputs(given)
             if outputs is None:
                 refused.append(given)
             else:
-                taken.append((given, outputs))
-        return taken, refused
+                accepted.append((given, outputs))
+        return accepted, refused
 
     def _outputs(self, given: Tensors) -> Tensors | None:
         try:
             return self.run(given)
-        except Exception:  # a model says in its own way what it does not take
+        except Exception:  # models raise any kind
             return None
 
 
 def _combined(options: Sequence[Sequence[Option]], ranked: bool) -> Iterator[tuple[Option, ...]]:
-    """One option for each input; where these are too many, those that all inputs take together.
+    """Combine one option per input; if that is too many, give all inputs the same option.
 
     Args:
         options: Of each input, the likely ones first.
-        ranked: Whether likely options of all inputs come first, else those of the first input do.
+        ranked: Yield likely options of all inputs first; otherwise vary the last input first.
     """
-    if math.prod(map(len, options)) > _MOST:
+    if math.prod(map(len, options)) > _MAX_COMBINATIONS:
         every = dict.fromkeys(itertools.chain(*options))
         yield from (tuple(o if o in own else own[-1] for own in options) for o in every)
         return
@@ -291,15 +303,15 @@ def _combined(options: Sequence[Sequence[Option]], ranked: bool) -> Iterator[tup
         yield tuple(own[index] for own, index in zip(options, rank, strict=True))
 
 
-def _sides(x: torch.Tensor, batch: int | None) -> list[tuple[int | None, int | None]]:
-    """The axes that height and width of an input may have."""
+def _image_axes(x: torch.Tensor, batch: int | None) -> list[tuple[int | None, int | None]]:
+    """List candidates for the axes of height and width of an input."""
     if x.dim() != 4:
         return [(None, None)]
-    return [pair for pair in _SIDES if batch is None or batch not in pair]
+    return [pair for pair in _IMAGE_AXES if batch is None or batch not in pair]
 
 
 def _growth(got: torch.Tensor, once: torch.Tensor) -> str:
-    """How a result for twice the samples compares: ``'same'``, ``'twice'`` or ``'other'``."""
+    """Compare a result for twice the samples: ``'same'``, ``'twice'`` or ``'other'``."""
     if got.dim() != once.dim():
         return 'other'
     axes = [axis for axis in range(once.dim()) if got.shape[axis] != once.shape[axis]]
@@ -312,14 +324,14 @@ def _growth(got: torch.Tensor, once: torch.Tensor) -> str:
 
 
 def _resized(x: torch.Tensor, shape: Sequence[int], batch: int | None) -> torch.Tensor:
-    """An input of another shape: an image as noise, else samples of the example.
+    """Make an input of another shape: noise for images, otherwise samples of the example.
 
-    What is no image may hold indices, such as the image of a box, and some code reads whatever
-    memory a wrong one points at; so it is at most made smaller, each sample by a factor of its own.
+    Inputs other than images may hold indices, and code without bounds checks reads any memory they
+    point at. So values are at most made smaller, each sample by its own factor.
     """
     generator = torch.Generator().manual_seed(sum(shape))
     if x.dim() == 4 and x.is_floating_point() and x.isfinite().all():
-        # One element has no deviation.
+        # One element has no standard deviation.
         spread = x.std() if x.numel() > 1 else 0.1 * x.abs().mean()
         return torch.randn(*shape, generator=generator).to(x) * spread + x.mean()
     number = 0 if batch is None else x.shape[batch]

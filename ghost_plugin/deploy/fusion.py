@@ -1,4 +1,4 @@
-"""Branches merged, norms folded, orders moved: the same network with fewer steps."""
+"""Merge branches, fold norms and absorb channel permutations of a network for inference."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,54 +27,59 @@ from ..layers.bn_folding import (
 from ..utils.modules import call_model, deepcopy_detached, eval_mode, plain_forward
 from .comparison import Difference, differences
 
-# Share of the largest output that float32 seldom loses; beyond it float64 is asked.
-_GROSS = 0.01
-_DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+# Relative difference above which float64 decides between rounding and an error.
+_LARGE = 0.01
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _INSTEAD = (
     'set it to None while the model is copied, give its class a __deepcopy__, or leave fuse out '
     '(gp.export(..., fused=False) copies nothing)'
 )
-_DROP_NAMES = {'DropPath', 'DropBlock', 'DropBlock2d', 'StochasticDepth'}  # every library's own
+_DROPOUT_NAMES = {
+    'DropPath',
+    'DropBlock',
+    'DropBlock2d',
+    'StochasticDepth',
+}  # each library has its own classes
 
 
 @plain_forward()
 def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
-    """A copy for inference in which every branch is merged and every norm folded into its conv.
+    """Copy a model for inference, with branches merged and norms folded into their convs.
 
-    Works on anything: our backbones, converted models, detectors of OpenMMLab. Which conv a norm
-    follows is told by the blocks of this package, by ``nn.Sequential``, and else found by following
-    the network symbolically, or those of its parts that can be followed. A norm behind a Ghost conv
-    goes into its kernels as far as that is exact
-    (:class:`ghost_plugin.graph.folded_ghost.FoldedGhostConv2d`).
-    A stored order goes into all that read
-    and write the same maps, where these could be followed; of several orders that a shortcut adds
-    one goes, and the others stay. Dropout and drop path go. Layers with hooks or with weights that
-    are computed (masks of ``torch.nn.utils.prune``, weight norm, parametrizations) stay.
+    Works for our backbones, converted models and detectors of OpenMMLab. The conv in front of a
+    norm is known from the blocks of this package and from ``nn.Sequential``; otherwise it is found
+    by symbolic tracing of the network, or of the parts that can be traced. A norm behind a Ghost
+    conv is folded into its kernels as far as that is exact
+    (:class:`ghost_plugin.graph.folded_ghost.FoldedGhostConv2d`). A channel permutation is absorbed
+    by the layers that read and write the same channels, where these can be traced; of several
+    permutations that a shortcut adds, one is absorbed and the others stay. Dropout and drop path
+    are removed. Layers with hooks or computed weights (masks of ``torch.nn.utils.prune``, weight
+    norm, parametrizations) stay.
 
     Args:
-        model: In eval mode; it is left as it is.
+        model: In eval mode; it stays unchanged.
         example_input: A tensor, a tuple of arguments or a mapping of keyword arguments. With it
-            the outputs of both models are compared, in float64 if they differ by more than a
-            hundredth of the largest; without it each part is, on noise.
+            the outputs of both models are compared, in float64 if they differ by more than 1 % of
+            the largest; without it each part is compared on noise.
 
     Returns:
-        The copy. Its attribute ``folding`` tells what was done, what stays and the largest
-        difference that was found (:class:`ghost_plugin.layers.bn_folding.Folding`). Weights keep
-        dtype, memory format and ``requires_grad``. Fused again, nothing changes.
+        The copy. Its attribute ``folding`` reports what was folded, what stays and the largest
+        difference (:class:`ghost_plugin.layers.bn_folding.Folding`). Weights keep dtype, memory
+        format and ``requires_grad``. Fusing the copy again changes nothing.
 
     Raises:
         ValueError: A part of the model is in training mode, its branches end in norms that cannot
-            be folded or have hooks or computed weights, it holds something that cannot be copied
-            (the error names it), or the copy gives something else for ``example_input``.
+            be folded or have hooks or computed weights, an attribute cannot be copied (the error
+            names it), or the outputs of the copy differ for ``example_input``.
     """
     fused = _fused(model)
     if example_input is not None:
         found = _difference(model, fused, example_input)
-        if found.relative > _limit(model) and not _rounds(model, example_input):
+        if found.relative > _limit(model) and not _is_rounding(model, example_input):
             raise ValueError(
-                f'fused, {type(model).__name__} gives something else: outputs differ by '
+                f'fused, {type(model).__name__} computes something else: outputs differ by '
                 f'{found.relative:.1%} of the largest ({found.absolute:.3g}), and not by rounding. '
-                'It runs its layers in a way that could not be followed; fuse only parts of it '
+                'It calls its layers in a way that could not be traced; fuse only parts of it '
                 '(model.backbone = gp.fuse(model.backbone)), and please report the network'
             )
         fused.folding = replace(fused.folding, max_abs_diff=found.absolute)
@@ -90,7 +95,7 @@ def _fused(model: nn.Module) -> nn.Module:
     folded = fold_norms(fused, conv_norm_neighbours(parts))
     report = Folding(len(merged), len(folded), max([0.0, *merged, *folded]))
     parts = with_current_modules(parts, fused)
-    report = _fold_behind(fused, norms_behind(parts), report)
+    report = _fold_traced(fused, norms_behind(parts), report)
     parts = with_current_modules(parts, fused)
     report = replace(report, orders=absorb_permutations(fused, parts))
     left = tuple(name for name, module in fused.named_modules() if is_affine_norm(module))
@@ -98,7 +103,7 @@ def _fused(model: nn.Module) -> nn.Module:
     return fused
 
 
-def _fold_behind(model: nn.Module, pairs: list[tuple[str, str]], report: Folding) -> Folding:
+def _fold_traced(model: nn.Module, pairs: list[tuple[str, str]], report: Folding) -> Folding:
     """Fold the norms that follow a conv in the model's graph, in place."""
     folded, steps, worst = report.folded, report.steps, report.max_abs_diff
     for names in pairs:
@@ -134,7 +139,7 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 def _drop(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in _DROPS or type(child).__name__ in _DROP_NAMES:
+            if type(child) in _DROPOUTS or type(child).__name__ in _DROPOUT_NAMES:
                 gone = nn.Identity().eval()
                 # Some networks read the rate of the layer, for a function.
                 vars(gone).update({k: v for k, v in vars(child).items() if isinstance(v, float)})
@@ -148,20 +153,20 @@ def _difference(before: nn.Module, after: nn.Module, example_input: Any) -> Diff
 
 
 def _limit(model: nn.Module) -> float:
-    """A difference that no fault need explain, as a share of the largest output."""
+    """Return the relative difference that rounding may cause."""
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return max([_GROSS, *(16 * torch.finfo(dtype).eps for dtype in types)])
+    return max([_LARGE, *(16 * torch.finfo(dtype).eps for dtype in types)])
 
 
-def _rounds(model: nn.Module, example_input: Any) -> bool:
-    """Whether it is rounding that two runs differ by: in float64 they do not, or each two do."""
-    if _difference(model, model, example_input).relative > _GROSS:
-        return True  # it draws its outputs anew each time
+def _is_rounding(model: nn.Module, example_input: Any) -> bool:
+    """Tell whether the difference is rounding: float64 has none, or two equal runs differ, too."""
+    if _difference(model, model, example_input).relative > _LARGE:
+        return True  # outputs are random
     wide = pytree.tree_map(_double, example_input)
     try:
         exact = deepcopy_detached(model, share=True).double()
-        return _difference(exact, _fused(exact), wide).relative <= _GROSS
-    except Exception:  # some networks know no float64
+        return _difference(exact, _fused(exact), wide).relative <= _LARGE
+    except Exception:  # some networks do not support float64
         return False
 
 

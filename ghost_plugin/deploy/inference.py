@@ -1,9 +1,11 @@
-"""Files and models as something to call with tensors: PyTorch, ONNX Runtime, OpenVINO."""
+"""Models and exported files as functions from tensors to tensors, one per runtime."""
 
 import functools
+import json
 import logging
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,20 +14,19 @@ from typing import Any
 import torch
 
 from ..utils import optional
-from ..utils.modules import call_model, plain_forward, preserving_inputs
+from ..utils.modules import plain_forward, preserving_inputs
 from ..utils.torch_compat import full_precision
-from .comparison import differences, tensors
-from .onednn_prepack import Packed, packable
+from .flat_io import tensors
 
-# (N, ...) tensors in the order of the arguments -> tensors in the order of the outputs.
-Runner = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
-TRACED = 1e-4  # of the largest value; the same kernels run
-SHAPES = 8  # that OpenVINO keeps compiled; one of fixed shape is the faster one
+# Takes the input tensors in the order of the arguments, returns the output tensors in their order.
+InferenceFn = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+MAX_SHAPES = 8  # compiled forms that are kept at a time, one per input shape
+AOT_AXES = 'ghost_plugin_axes'  # metadata of AOTInductor packages: dtype and axes of each input
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No logs of exporters and compilers, which speak of their own insides; they raise, too."""
+    """Switch off logs and warnings of exporters and compilers; their errors are raised."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -36,149 +37,117 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def of_module(module: Callable, dtype: torch.dtype = torch.float32, last: bool = False) -> Runner:
-    """PyTorch itself; what it is given stays as it is, also where the module writes into it.
+def pytorch_fn(
+    module: Callable, dtype: torch.dtype = torch.float32, channels_last: bool = False
+) -> InferenceFn:
+    """Run a module in PyTorch; input tensors stay unchanged even if the module writes into them.
 
     Args:
-        module: Takes tensors, gives tensors.
-        dtype: Others than float32 by autocast, with outputs in float32.
-        last: Hand pictures over channels-last.
+        module: Takes tensors, returns tensors.
+        dtype: Dtypes other than float32 run by autocast; outputs are float32.
+        channels_last: Convert 4-D inputs to channels-last first.
     """
-
-    kept = preserving_inputs(module)
+    call = preserving_inputs(module)
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         with torch.inference_mode(), full_precision():
-            if last:
-                inputs = [channels_last(x) for x in inputs]
+            if channels_last:
+                inputs = [to_channels_last(x) for x in inputs]
             if dtype == torch.float32:
-                outputs = tensors(kept(*inputs))
+                outputs = tensors(call(*inputs))
             else:
                 with torch.autocast(inputs[0].device.type, dtype):
-                    outputs = _floats(tensors(kept(*inputs)))
-        return [value.clone() for value in outputs]  # learners take no tensors of inference mode
+                    outputs = _to_float32(tensors(call(*inputs)))
+        return [value.clone() for value in outputs]  # autograd refuses inference-mode tensors
 
     return run
 
 
-def _floats(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _to_float32(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [value.float() if value.is_floating_point() else value for value in outputs]
 
 
-def of_graph(module: Callable, dtype: torch.dtype = torch.float32) -> Runner:
-    """PyTorch on a GPU as CUDA graphs, one for each shape: all kernels of a call start as one.
+def cuda_graph_fn(module: Callable, dtype: torch.dtype = torch.float32) -> InferenceFn:
+    """Run a module on a GPU as CUDA graphs, one per input shape: one launch starts all kernels.
 
-    Threads take turns, because a graph has one place for its inputs.
+    A lock serialises threads, because a graph has one set of input buffers.
 
     Args:
-        module: Takes tensors of ``dtype``, channels-last, gives tensors.
-        dtype: Outputs are in float32.
+        module: Takes channels-last tensors of ``dtype``, returns tensors.
+        dtype: Dtype of floating-point inputs; outputs are float32.
     """
-    turn = threading.Lock()
+    lock = threading.Lock()
 
-    @functools.lru_cache(maxsize=SHAPES)
+    @functools.lru_cache(maxsize=MAX_SHAPES)
     @plain_forward()
     def captured(*kinds: tuple[torch.Size, torch.dtype, torch.device]) -> tuple[Any, ...]:
-        given = _blank(kinds)
-        for _ in range(3):  # libraries choose, kernels compile
-            module(*given)
+        buffers = [to_channels_last(torch.zeros(s, dtype=t, device=d)) for s, t, d in kinds]
+        for _ in range(3):  # libraries select algorithms, kernels compile
+            module(*buffers)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            outputs = tensors(module(*given))
-        return given, graph, outputs
+            outputs = tensors(module(*buffers))
+        return buffers, graph, outputs
 
-    def inside(x: torch.Tensor) -> torch.dtype:
+    def inner_dtype(x: torch.Tensor) -> torch.dtype:
         return dtype if x.is_floating_point() else x.dtype
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        with turn, torch.no_grad():
-            given, graph, outputs = captured(*((x.shape, inside(x), x.device) for x in inputs))
-            for place, x in zip(given, inputs, strict=True):
-                place.copy_(x)
+        with lock, torch.no_grad():
+            kinds = ((x.shape, inner_dtype(x), x.device) for x in inputs)
+            buffers, graph, outputs = captured(*kinds)
+            for buffer, x in zip(buffers, inputs, strict=True):
+                buffer.copy_(x)
             graph.replay()
-            # Copies, because the next replay writes over them.
-            return _floats([value.clone() for value in outputs])
+            # Copies, because the next replay overwrites the graph's outputs.
+            return _to_float32([value.clone() for value in outputs])
 
     return run
 
 
-def of_traced(module: torch.nn.Module) -> Runner:
-    """PyTorch's own kernels, called by TorchScript instead of Python; traced for each shape.
-
-    Args:
-        module: In eval mode, channels-last; takes tensors, gives a tuple of tensors.
-
-    Raises:
-        ValueError: Of a call: what is computed depends on values, which a trace does not follow.
-    """
-
-    @functools.lru_cache(maxsize=SHAPES)
-    def frozen(*kinds: tuple[torch.Size, torch.dtype, torch.device]) -> Runner:
-        given = _blank(kinds)
-        draw = torch.Generator().manual_seed(0)
-        noise = [x + torch.rand(x.shape, generator=draw).to(x) for x in given]
-        with quiet(), torch.no_grad(), plain_forward():
-            inside = Packed(module, given).eval() if packable(given) else module
-            made = torch.jit.freeze(torch.jit.trace(inside, given, check_trace=False))
-            pair = (call_model(net, tuple(noise)) for net in (made, module))
-            if not differences(*pair).relative <= TRACED:
-                raise ValueError('traced, it computes something else for other values')
-        return of_module(made, last=True)
-
-    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return frozen(*((x.shape, x.dtype, x.device) for x in inputs))(inputs)
-
-    return run
-
-
-def _blank(kinds: Iterable[tuple[torch.Size, torch.dtype, torch.device]]) -> list[torch.Tensor]:
-    """Zeros of some shapes, dtypes and devices, pictures channels-last."""
-    return [channels_last(torch.zeros(s, dtype=t, device=d)) for s, t, d in kinds]
-
-
-def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """A picture channels-last; what has no four axes as it is."""
+def to_channels_last(x: torch.Tensor) -> torch.Tensor:
+    """Convert a 4-D tensor to channels-last; return other tensors as they are."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-def of_onnx(path: Path, threads: int | None = None, fixed: bool = False) -> Runner:
-    """An ONNX file in ONNX Runtime on the CPU.
+def onnxruntime_fn(path: Path, session_per_shape: bool = False) -> InferenceFn:
+    """Run an ONNX file in ONNX Runtime on the CPU, with as many threads as PyTorch has.
 
     Args:
         path: The file.
-        threads: Of one operator; PyTorch's number without it.
-        fixed: Whether the runtime fits the file to each shape; else it is for all of them.
+        session_per_shape: Make a session for each input shape, with fixed sizes; otherwise one
+            session takes all shapes.
     """
     optional.require('onnxruntime')
-    whole = _session(path, threads, {})
-    given = [(value.name, value.shape) for value in whole.get_inputs()]
+    general = _session(path, {})
+    known = [(value.name, value.shape) for value in general.get_inputs()]
 
-    @functools.lru_cache(maxsize=SHAPES)
-    def fitted(*shapes: tuple[int, ...]) -> Any:
-        sizes = [pair for (_, dims), shape in zip(given, shapes, strict=True)
+    @functools.lru_cache(maxsize=MAX_SHAPES)
+    def specialised(*shapes: tuple[int, ...]) -> Any:
+        sizes = [pair for (_, dims), shape in zip(known, shapes, strict=True)
                  for pair in zip(dims, shape, strict=True)]  # fmt: skip
-        return _session(path, threads, {dim: size for dim, size in sizes if isinstance(dim, str)})
+        return _session(path, {dim: size for dim, size in sizes if isinstance(dim, str)})
 
-    # The session for all shapes is not kept beside those for each.
-    chosen = fitted if fixed else lambda *shapes: whole
+    # Otherwise the closure would keep the general session beside the specialised ones.
+    session_for = specialised if session_per_shape else lambda *shapes: general
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        session = chosen(*(x.shape for x in inputs))
+        session = session_for(*(x.shape for x in inputs))
         arrays = (x.detach().contiguous().numpy() for x in inputs)
-        named = {name: array for (name, _), array in zip(given, arrays, strict=True)}
+        named = {name: array for (name, _), array in zip(known, arrays, strict=True)}
         return [torch.from_numpy(value) for value in session.run(None, named)]
 
     return run
 
 
-def _session(path: Path, threads: int | None, sizes: dict[str, int]) -> Any:
-    """A session of ONNX Runtime, with sizes in the place of free axes."""
+def _session(path: Path, sizes: dict[str, int]) -> Any:
+    """Make a session of ONNX Runtime with fixed sizes for the named dynamic axes."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 4  # what fails raises, too
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # failures raise, too
     for name, size in sizes.items():
         options.add_free_dimension_override_by_name(name, size)
     return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
@@ -186,70 +155,103 @@ def _session(path: Path, threads: int | None, sizes: dict[str, int]) -> Any:
 
 @functools.cache
 def openvino_core() -> Any:
-    """The one ``openvino.Core`` of this process.
+    """Return the only ``openvino.Core`` of this process.
 
-    Each of several would hang a stack for signals of its own on the thread that makes it, and when
-    they go in another order than they came, one that is gone stays there: the next signal, such as
-    that of a child that ends, kills the process.
+    Each Core installs a signal stack on the thread that makes it. When several are deleted in
+    another order than they were made, a deleted stack stays installed, and the next signal (such
+    as SIGCHLD) kills the process.
     """
     import openvino
 
     return openvino.Core()
 
 
-class _Requests(threading.local):
-    """OpenVINO's requests: one holds the inputs of its call, so each thread has its own.
+class _RequestsOfThread(threading.local):
+    """OpenVINO requests by input shape; a request holds its inputs, so each thread has its own.
 
     Args:
-        made: Gives a request for shapes.
+        make: Makes a request for input shapes.
     """
 
-    def __init__(self, made: Callable[..., Any]) -> None:
-        self.by_shapes = functools.lru_cache(maxsize=SHAPES)(made)
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self.by_shapes = functools.lru_cache(maxsize=MAX_SHAPES)(make)
 
 
-def of_openvino(source: Any, dtype: str = 'f32', threads: int | None = None) -> Runner:
-    """An OpenVINO model, or a file that OpenVINO reads, on the CPU; compiled for each shape.
+def openvino_fn(source: Any, dtype: str = 'f32') -> InferenceFn:
+    """Run a model in OpenVINO on the CPU, compiled for each input shape.
 
     Args:
         source: Path of an IR or ONNX file, or an ``openvino.Model``.
-        dtype: ``'f32'`` or ``'bf16'``, of what is computed inside.
-        threads: PyTorch's number without it.
+        dtype: Inference precision, ``'f32'`` or ``'bf16'``.
     """
     optional.require('openvino')
-    core, turn = openvino_core(), threading.Lock()
+    core, lock = openvino_core(), threading.Lock()
     model = core.read_model(str(source)) if isinstance(source, str | Path) else source
     config = {
         'INFERENCE_PRECISION_HINT': dtype,
-        'INFERENCE_NUM_THREADS': threads or torch.get_num_threads(),
+        'INFERENCE_NUM_THREADS': torch.get_num_threads(),
         'PERFORMANCE_HINT': 'LATENCY',
     }
 
-    @functools.lru_cache(maxsize=SHAPES)
+    @functools.lru_cache(maxsize=MAX_SHAPES)
     def compiled(*shapes: tuple[int, ...]) -> Any:
         fixed = model.clone()
         fixed.reshape(dict(enumerate(shapes)))
         return core.compile_model(fixed, 'CPU', config)
 
     def request(*shapes: tuple[int, ...]) -> Any:
-        with turn:  # two threads would compile the same
+        with lock:  # two threads would compile the same shapes
             return compiled(*shapes).create_infer_request()
 
-    requests = _Requests(request)
+    requests = _RequestsOfThread(request)
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        given = [x.detach().contiguous().numpy() for x in inputs]
-        found = requests.by_shapes(*(x.shape for x in given)).infer(given, share_inputs=True)
-        return [torch.from_numpy(value) for value in found.to_tuple()]
+        arrays = [x.detach().contiguous().numpy() for x in inputs]
+        result = requests.by_shapes(*(x.shape for x in arrays)).infer(arrays, share_inputs=True)
+        return [torch.from_numpy(value) for value in result.to_tuple()]
 
     return run
 
 
-def of_torchscript(path: Path) -> Runner:
-    """A TorchScript file."""
-    return of_module(torch.jit.load(path))
+def torchscript_fn(path: Path) -> InferenceFn:
+    """Run a TorchScript file."""
+    return pytorch_fn(torch.jit.load(path))
 
 
-def of_program(path: Path) -> Runner:
-    """A file of ``torch.export.save``."""
-    return of_module(torch.export.load(path).module())
+def program_fn(path: Path) -> InferenceFn:
+    """Run a ``.pt2`` file: a program of ``torch.export.save``, or an AOTInductor package."""
+    with zipfile.ZipFile(path) as archive:
+        compiled = any(name.endswith('.so') for name in archive.namelist())
+    return aot_fn(path) if compiled else pytorch_fn(torch.export.load(path).module())
+
+
+def aot_fn(path: Path) -> InferenceFn:
+    """Run an AOTInductor package; no compiler is needed.
+
+    Raises:
+        ValueError: A call has other shapes or dtypes than the package was compiled for. The
+            package itself does not check them and would return wrong values.
+    """
+    package = torch._inductor.aoti_load_package(str(path))
+    axes = json.loads(package.get_metadata().get(AOT_AXES, '[]'))
+    call = pytorch_fn(package)
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        for index, (x, (dtype, sizes)) in enumerate(zip(inputs, axes, strict=bool(axes))):
+            if str(x.dtype) != dtype or not _fits(x.shape, sizes):
+                raise ValueError(
+                    f'input {index} has shape {tuple(x.shape)} and dtype {x.dtype}, but the file '
+                    f'was compiled for {tuple(sizes)} and {dtype}; export again with an example '
+                    'of that shape, or with dynamic=True'
+                )
+        return call([x.contiguous() for x in inputs])
+
+    return run
+
+
+def _fits(shape: Iterable[int], sizes: Sequence[int | str]) -> bool:
+    """Compare a shape with sizes, in which a name stands for any size."""
+    shape = tuple(shape)
+    return len(shape) == len(sizes) and all(
+        isinstance(want, str) or got == want for got, want in zip(shape, sizes, strict=True)
+    )

@@ -1,4 +1,4 @@
-"""The fastest form of a model on this machine, found by trying."""
+"""Find the fastest backend for a model on this machine by measuring."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,11 +11,11 @@ from ..layers.bn_folding import check_inference
 from ..layers.common import check_positive
 from ..profiling import MIN_ROUND_MS, Timing, time_together
 from ..utils.modules import plain_forward
-from .backends import BACKENDS, Backend, Forms
-from .comparison import Difference, allowance
-from .inference import Runner
+from .backends import BACKENDS, ROWS, Backend, ModelVariants, check_backend
+from .comparison import Difference, float32_tolerance
+from .inference import InferenceFn
 
-# How far outputs may lie from the model's, by dtype: a figure of Difference and its largest value.
+# By dtype: a figure of Difference and its largest allowed value.
 TOLERANCES = {
     'float32': ('relative', 1e-4),
     'bfloat16': ('typical', 0.05),
@@ -25,32 +25,39 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One backend.
+    """Result of one backend.
 
     Attributes:
         backend: Its name.
-        dtype: Of what it computes inside.
-        timing: Of one call, milliseconds; None where it was not timed.
-        difference: Of its outputs from the model's.
-        reason: Why it is out, '' if it is not.
+        dtype: Compute dtype.
+        split_concat: Concatenations of Ghost layers are eliminated.
+        timing: Time of one call; None where it was not timed.
+        difference: Difference of its outputs from the model's.
+        reason: Why it is excluded; '' if it is not.
     """
 
     backend: str
     dtype: str
+    split_concat: bool = False
     timing: Timing | None = None
     difference: Difference | None = None
     reason: str = ''
 
+    @property
+    def label(self) -> str:
+        """Name for people and for :class:`Report`."""
+        return f'{self.backend}, split_concat' if self.split_concat else self.backend
+
 
 @dataclass(frozen=True)
 class Report:
-    """What was tried, the model itself first.
+    """All trials, eager PyTorch first.
 
     Attributes:
-        trials: One per backend.
-        chosen: The fastest of those that compute the same.
-        threads: Of PyTorch, which the others got, too.
-        shapes: Of the example's tensors.
+        trials: One per backend, and one more where concatenations could be split.
+        chosen: Label of the fastest trial whose outputs are close enough.
+        threads: Threads of PyTorch and of the other runtimes.
+        shapes: Shapes of the example's tensors.
     """
 
     trials: tuple[Trial, ...]
@@ -58,18 +65,18 @@ class Report:
     threads: int
     shapes: tuple[tuple[int, ...], ...]
 
-    def __getitem__(self, backend: str) -> Trial:
-        return next(trial for trial in self.trials if trial.backend == backend)
+    def __getitem__(self, label: str) -> Trial:
+        return next(trial for trial in self.trials if trial.label == label)
 
     def table(self) -> str:
-        """The trials in Markdown, with times as median (quartiles) and as a ratio to eager."""
+        """Format as Markdown: median time (quartiles), speed relative to eager, difference."""
         head = ['Backend', 'dtype', 'ms', 'times eager', 'difference', '']
         lines = [head, ['---'] * len(head), *(self._cells(trial) for trial in self.trials)]
         return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
 
     def _cells(self, trial: Trial) -> list[str]:
-        note = trial.reason or ('chosen' if trial.backend == self.chosen else '')
-        cells = [trial.backend, trial.dtype, '', '', '', note]
+        note = trial.reason or ('chosen' if trial.label == self.chosen else '')
+        cells = [trial.label, trial.dtype, '', '', '', note]
         if trial.timing:
             t = trial.timing
             cells[2] = f'{t.median:.2f} ({t.low:.2f} to {t.high:.2f})'
@@ -80,35 +87,35 @@ class Report:
         return cells
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Optimized:
-    """A model in its fastest form; called like the model, it gives what the model gives.
+    """A model in its fastest backend; called like the model, it returns what the model returns.
 
-    Tensors are given by position or by name. What is no tensor in the example may be left out and
-    is the example's then; what is no tensor in the outputs (sizes, counts, names) is always that of
-    the example. Several threads may call it at a time.
+    Tensors are given by position or by name. Arguments that are not tensors may be omitted and
+    have the example's values; so have outputs that are not tensors (sizes, counts, names).
+    Several threads may call it at the same time.
 
     Attributes:
-        backend: Name of the form.
-        report: What was tried.
+        backend: Name of the backend.
+        report: All trials.
 
     Raises:
-        TypeError: Of a call: a tensor is missing, unknown or given twice.
-        ValueError: Of a call: what is no tensor in the example has another value.
+        TypeError: In a call, a tensor is missing, unknown or given twice.
+        ValueError: In a call, an argument that is not a tensor differs from the example's.
     """
 
     backend: str
     report: Report
-    _run: Runner = field(repr=False)
-    _forms: Forms = field(repr=False)
+    _run: InferenceFn = field(repr=False)
+    _variants: ModelVariants = field(repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = self._forms.flat.inputs.of_call(*args, **kwargs)
-        return self._forms.flat.nested(self._run(inputs))
+        inputs = self._variants.plain.inputs.bind(*args, **kwargs)
+        return self._variants.plain.unflatten(self._run(inputs))
 
 
 @plain_forward()
@@ -118,97 +125,107 @@ def optimize(
     backend: str = 'auto',
     *,
     dtypes: Sequence[str] = ('float32',),
+    split_concat: bool | str = 'auto',
     calibration: Iterable[Any] | None = None,
     rounds: int = 20,
     warmup: int = 3,
 ) -> Optimized:
-    """The fastest form of a model on this machine, out of those that compute the same.
+    """Find the fastest backend of this machine whose outputs equal the model's.
 
-    All are timed in turns in one run. One that is not installed, fails or differs is left out, and
-    the report says why.
+    All backends are timed in turns in one run. Backends that are not installed, fail or differ are
+    excluded, and the report gives the reason.
 
     Args:
-        model: In eval mode; it is left as it is.
-        example_input: A tensor, a tuple of arguments or a mapping of keyword arguments. Its batch
-            and sizes are what is timed; other tensors may be given to the result, but what is no
-            tensor in it is kept as it is.
+        model: In eval mode; it stays unchanged.
+        example_input: A tensor, a tuple of arguments or a mapping of keyword arguments. Its shapes
+            are timed; the result accepts other shapes, too.
         backend: ``'auto'``, or a key of :data:`ghost_plugin.deploy.backends.BACKENDS`, which is
-            then the only one besides the model itself.
-        dtypes: What may be computed in: ``'float32'``, ``'bfloat16'``, ``'int8'``.
+            then tried besides eager PyTorch only.
+        dtypes: Allowed compute dtypes: ``'float32'``, ``'bfloat16'``, ``'int8'``.
+        split_concat: Eliminate the concatenations of Ghost layers in ONNX Runtime and OpenVINO:
+            ``'auto'`` times both forms, True only this one, False only the other.
         calibration: Inputs like the example, for int8.
-        rounds, warmup: Turns of each, 20 ms or one call, and untimed calls before.
+        rounds: Timed rounds of each backend, 20 ms or one call.
+        warmup: Untimed calls of each backend.
 
     Returns:
-        Something to call, with a ``report``.
+        A callable with a ``report``.
 
     Raises:
-        ValueError: The model is in training mode; no such backend or dtype; no turn; int8 without
-            calibration; the one backend asked for does not compute the same; the model itself does
-            not, called twice.
-        TypeError: The example holds no tensor; the outputs are something else than tensors, tuples,
-            mappings or dataclasses of these, with plain values beside them.
-        ImportError: The one backend asked for needs what is not installed.
+        ValueError: The model is in training mode; a wrong option; int8 without calibration; the
+            requested backend fails or differs; the model differs from itself, called twice.
+        TypeError: The example holds no tensor; outputs are not tensors, tuples, mappings or
+            dataclasses of these, with plain values beside them.
+        ImportError: The requested backend needs a package that is not installed.
     """
     check_inference(model)
     check_positive(rounds=rounds)
-    rows = _rows(backend, dtypes, calibration)
-    forms = Forms(model, example_input, None if calibration is None else list(calibration))
+    rows = _rows(backend, dtypes, split_concat, calibration)
+    variants = ModelVariants(
+        model, example_input, None if calibration is None else list(calibration)
+    )
     trials, runners = [], {}
-    for row in [row for row in rows if backend == row.name or row.runs_on(forms.device)]:
-        trial, run = _try(row, forms)
+    for row in [row for row in rows if backend == row.name or row.runs_on(variants.device)]:
+        trial, run = _try(row, variants)
         if row.name == 'eager' and run is None:
             raise ValueError(
                 f'nothing can be compared with {type(model).__name__}: called twice with '
                 f'example_input, it {trial.reason}; its outputs are nan, or drawn or counted anew '
                 'at each call'
             )
-        if backend == row.name and run is None:
-            raise row.refusal(trial.reason)
         trials.append(trial)
         if run is not None:
-            runners[row.name] = run
-    trials = _timed(trials, runners, forms, rounds, warmup)
-    usable = [trial for trial in trials if trial.timing]
-    chosen = min(usable, key=lambda trial: trial.timing.median).backend
-    chosen = chosen if backend == 'auto' else backend
-    shapes = tuple(tuple(x.shape) for x in forms.example)
-    report = Report(tuple(trials), chosen, torch.get_num_threads(), shapes)
-    return Optimized(chosen, report, runners[chosen], forms)
+            runners[trial.label] = run
+    requested = [trial for trial in trials if backend in ('auto', trial.backend)]
+    if not any(trial.label in runners for trial in requested):
+        raise BACKENDS[backend].refusal(requested[0].reason)
+    tasks = {name: lambda run=run: run(variants.example) for name, run in runners.items()}
+    timed = time_together(tasks, rounds, warmup, rest=True, min_ms=MIN_ROUND_MS)
+    timings = {timing.name: timing for timing in timed}
+    trials = [replace(trial, timing=timings.get(trial.label)) for trial in trials]
+    usable = [trial for trial in trials if trial.timing and backend in ('auto', trial.backend)]
+    chosen = min(usable, key=lambda trial: trial.timing.median)
+    shapes = tuple(tuple(x.shape) for x in variants.example)
+    report = Report(tuple(trials), chosen.label, torch.get_num_threads(), shapes)
+    return Optimized(chosen.backend, report, runners[chosen.label], variants)
 
 
-def _rows(backend: str, dtypes: Sequence[str], calibration: Any) -> list[Backend]:
+def _rows(
+    backend: str, dtypes: Sequence[str], split_concat: bool | str, calibration: Any
+) -> list[Backend]:
     unknown = [dtype for dtype in dtypes if dtype not in TOLERANCES]
     if unknown or isinstance(dtypes, str):
         raise ValueError(f'dtypes must be some of {tuple(TOLERANCES)}, got {dtypes!r}')
     if 'int8' in dtypes and calibration is None:
         raise ValueError("dtypes with 'int8' need calibration=, inputs like the example")
-    if backend == 'auto':
-        return [row for row in BACKENDS.values() if row.dtype in dtypes or row.name == 'eager']
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be 'auto' or one of {list(BACKENDS)}, got {backend!r}")
-    return [BACKENDS[name] for name in dict.fromkeys(('eager', backend))]
+    if split_concat not in ('auto', True, False):
+        raise ValueError(f"split_concat must be 'auto', True or False, got {split_concat!r}")
+    check_backend(backend, ['auto', *BACKENDS])
+    split = {row.name for row in ROWS if row.split_concat}
+    if split_concat is True and backend not in ('auto', *split):
+        raise ValueError(f'split_concat=True works for {sorted(split)}, got backend {backend!r}')
+    return [
+        row
+        for row in ROWS
+        if row.name == 'eager'
+        or (
+            (row.dtype in dtypes if backend == 'auto' else row.name == backend)
+            and (split_concat == 'auto' or row.split_concat == (split_concat and row.name in split))
+        )
+    ]
 
 
-def _try(row: Backend, forms: Forms) -> tuple[Trial, Runner | None]:
+def _try(row: Backend, variants: ModelVariants) -> tuple[Trial, InferenceFn | None]:
     """Build one backend and compare it."""
-    made = row.attempt(forms)
-    if made.run is None:
-        return Trial(row.name, row.dtype, reason=made.reason), None
-    found = made.difference
-    figure, largest = TOLERANCES[row.dtype]
-    if row.dtype == 'float32' and not found.relative <= largest:
-        largest = allowance(forms.flat, forms.example, largest)
-    if not getattr(found, figure) <= largest:
-        reason = f'differs by {getattr(found, figure):.1e} ({figure}), allowed is {largest:g}'
-        return Trial(row.name, row.dtype, difference=found, reason=reason), None
-    return Trial(row.name, row.dtype, difference=found), made.run
-
-
-def _timed(
-    trials: list[Trial], runners: dict[str, Runner], forms: Forms, rounds: int, warmup: int
-) -> list[Trial]:
-    tasks = {name: lambda run=run: run(forms.example) for name, run in runners.items()}
-    timings = {
-        t.name: t for t in time_together(tasks, rounds, warmup, rest=True, min_ms=MIN_ROUND_MS)
-    }
-    return [replace(trial, timing=timings.get(trial.backend)) for trial in trials]
+    built = row.try_build(variants)
+    trial = Trial(row.name, row.dtype, row.split_concat, None, built.difference, built.reason)
+    if built.run is None:
+        return trial, None
+    figure, limit = TOLERANCES[row.dtype]
+    if row.dtype == 'float32' and not built.difference.relative <= limit:
+        limit = float32_tolerance(variants.plain, variants.example, limit)
+    found = getattr(built.difference, figure)
+    if not found <= limit:
+        reason = f'differs by {found:.1e} ({figure}), allowed is {limit:g}'
+        return replace(trial, reason=reason), None
+    return trial, built.run

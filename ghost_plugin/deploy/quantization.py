@@ -1,4 +1,4 @@
-"""int8 after training, by ONNX Runtime or by NNCF for OpenVINO, and what each layer loses by it."""
+"""Post-training int8 quantisation by ONNX Runtime, or by NNCF for OpenVINO."""
 
 import logging
 import os
@@ -18,34 +18,34 @@ from ..utils.modules import plain_forward
 from .comparison import Difference, differences
 from .export_formats import FORMATS
 from .exporting import export
-from .flat_io import of_calibration
-from .inference import Runner, of_onnx, of_openvino, openvino_core, quiet
+from .flat_io import calibration_tensors
+from .inference import InferenceFn, onnxruntime_fn, openvino_core, openvino_fn, quiet
 
 _logger = logging.getLogger(__name__)
 DEPTHWISE = ('auto', 'int8', 'float')
-# Depthwise layers go to int8 only where that makes the whole faster by this share: they lose most.
-_GAIN = 0.03
+# Smallest speed gain for which depthwise layers become int8, because they lose most accuracy.
+_MIN_GAIN = 0.03
 _ROUNDS = 10
-# Error of the outputs, as a share of them, from which on they are no longer the model's: maps of
-# zeros have 1.
-_WRONG = 0.8
+# Relative error of the outputs (Difference.typical) that means a failure; outputs of zeros have 1.
+_MAX_ERROR = 0.8
 
 
 @dataclass(frozen=True)
 class QuantReport:
-    """What became of a model in int8.
+    """Error, time and size of an int8 model.
 
     Attributes:
         path: The file.
         library: ``'onnxruntime'`` or ``'openvino'``.
         depthwise: ``'int8'`` or ``'float'``.
-        typical: Root mean square of the outputs' error, as a share of that of the outputs, on the
-            last calibration batch.
-        times: Median milliseconds for that batch of ``'float32'`` and of the forms that were tried
-            and compute the model.
-        layers: Error of each layer's maps, all in front of it in int8 too, measured like
-            ``typical``; ONNX Runtime only.
-        size, float_size: Bytes of the file, and of the one in float32.
+        typical: Root mean square error of the outputs on the last calibration batch, divided by
+            the root mean square of the outputs.
+        times: Median milliseconds for that batch, for ``'float32'`` and each value of
+            ``depthwise`` that was tried and is accurate enough.
+        layers: Error of each layer's output, measured like ``typical``, with all earlier layers in
+            int8; ONNX Runtime only.
+        size: Bytes of the file.
+        float_size: Bytes of the float32 ONNX file.
     """
 
     path: Path
@@ -58,14 +58,14 @@ class QuantReport:
     float_size: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {**asdict(self), 'path': str(self.path)}
 
     def table(self, number: int = 10) -> str:
-        """The layers that lose most, in Markdown."""
+        """Format the ``number`` layers with the largest errors as Markdown."""
         worst = sorted(self.layers.items(), key=lambda item: -item[1])[:number]
         rows = [f'| {name} | {error:.3f} |' for name, error in worst]
-        return '\n'.join(['| Layer | Error of its maps |', '| --- | --- |', *rows])
+        return '\n'.join(['| Layer | Error of its output |', '| --- | --- |', *rows])
 
 
 @plain_forward()
@@ -78,26 +78,26 @@ def quantize(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
 ) -> QuantReport:
-    """Write a model in int8, with a scale per output channel of its weights.
+    """Write a model in int8, with one scale per output channel of each weight.
 
     Args:
-        model: In eval mode, on the CPU; it is left as it is.
-        calibration: Inputs that the model is called with, real ones; some 100 pictures do. The
-            first says which inputs there are: the file takes its tensors in its order, and what is
-            no tensor in it is kept as it is. The last is what errors and times are measured on.
+        model: In eval mode, on the CPU; it stays unchanged.
+        calibration: Real inputs of the model; about 100 images are enough. The first batch defines
+            the inputs of the file and their order; its arguments that are not tensors are fixed.
+            Errors and times are measured on the last batch.
         path: ``.onnx`` quantises with ONNX Runtime, ``.xml`` with NNCF for OpenVINO.
-        depthwise: Whether depthwise convs become int8 or stay in float32; ``'auto'`` tries both
-            and takes int8 only where it is faster here.
-        input_names, output_names: As in :func:`ghost_plugin.export`.
+        depthwise: ``'int8'``, ``'float'`` (depthwise convs stay in float32), or ``'auto'``, which
+            tries both and takes int8 only where it is faster here.
+        input_names: As in :func:`ghost_plugin.export`.
+        output_names: As in :func:`ghost_plugin.export`.
 
     Returns:
-        What was written, how far it lies from the model, and how fast it is here.
+        Error, time and size of what was written.
 
     Raises:
-        ValueError: No calibration input, or one that the model does not take or that has other
-            inputs than the first; an option that cannot be; the model cannot be exported;
-            what the runtime computes in int8 on this machine is not the model. Files stay as they
-            were then.
+        ValueError: There is no calibration input, the model does not accept one, or one has other
+            inputs than the first; a wrong option; the model cannot be exported; the int8 outputs
+            of this machine's runtime are wrong. Nothing is written then.
         ImportError: The library is not installed.
         OSError: The file cannot be written there.
     """
@@ -108,11 +108,11 @@ def quantize(
         raise ValueError(f'depthwise must be one of {DEPTHWISE}, got {depthwise!r}')
     library = _LIBRARIES[path.suffix]
     optional.require(*library.needs)
-    check_writable(path, *FORMATS[path.suffix].others)
+    check_writable(path, *FORMATS[path.suffix].companions)
     given = list(calibration)
     if not given:
-        raise ValueError('calibration holds no input; some 100 pictures do')
-    batches = of_calibration(model, given)
+        raise ValueError('calibration holds no input; give about 100 images')
+    batches = calibration_tensors(model, given)
     with tempfile.TemporaryDirectory(prefix='ghost_plugin-') as name:
         folder = Path(name)
         plain = folder / 'plain.onnx'
@@ -123,12 +123,13 @@ def quantize(
             with quiet():
                 library.write(plain, batches, file, _depthwise(plain) if kind == 'float' else [])
         runners = {kind: library.read(file) for kind, file in files.items()}
-        errors = _errors(runners, of_onnx(plain), batches[-1])
-        right = {kind: run for kind, run in runners.items() if errors[kind] < _WRONG}
-        if not right:
-            raise ValueError(_not_the_model(library.name, errors))
-        times = _times({'float32': library.read(plain), **right}, batches[-1])
-        kind = _better(times)
+        errors = _errors(runners, onnxruntime_fn(plain), batches[-1])
+        accurate = {kind: run for kind, run in runners.items() if errors[kind] < _MAX_ERROR}
+        if not accurate:
+            raise ValueError(_wrong_outputs(library.name, errors))
+        times = _times({'float32': library.read(plain), **accurate}, batches[-1])
+        fast, safe = (times.get(kind, float('inf')) for kind in ('int8', 'float'))
+        kind = 'int8' if fast < (1 - _MIN_GAIN) * safe else 'float'
         layers = library.layers(plain, files[kind], batches[-1:], folder)
         library.warn(files[kind], runners[kind], batches[-1])
         size = _place(files[kind], path)
@@ -144,7 +145,7 @@ def _export(
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
 ) -> None:
-    """As ONNX, of free sizes where the model takes them."""
+    """Write ONNX, with dynamic image sizes if the model accepts them."""
     options = dict(
         exporter='trace', portable=False, input_names=input_names, output_names=output_names
     )
@@ -154,7 +155,7 @@ def _export(
         export(model, example_input, path, dynamic='batch', **options)
 
 
-def _times(runners: dict[str, Runner], batch: list[torch.Tensor]) -> dict[str, float]:
+def _times(runners: dict[str, InferenceFn], batch: list[torch.Tensor]) -> dict[str, float]:
     tasks = {name: lambda run=run: run(batch) for name, run in runners.items()}
     return {
         t.name: t.median for t in time_together(tasks, _ROUNDS, 2, rest=True, min_ms=MIN_ROUND_MS)
@@ -162,30 +163,24 @@ def _times(runners: dict[str, Runner], batch: list[torch.Tensor]) -> dict[str, f
 
 
 def _errors(
-    runners: dict[str, Runner], plain: Runner, batch: list[torch.Tensor]
+    runners: dict[str, InferenceFn], plain: InferenceFn, batch: list[torch.Tensor]
 ) -> dict[str, float]:
     want = plain(batch)
     return {kind: differences(run(batch), want).typical for kind, run in runners.items()}
 
 
-def _not_the_model(library: str, errors: dict[str, float]) -> str:
+def _wrong_outputs(library: str, errors: dict[str, float]) -> str:
     found = ', '.join(f'{error:.2f} with depthwise {kind}' for kind, error in errors.items())
     other = next(suffix for suffix, row in _LIBRARIES.items() if row.name != library)
     return (
-        f'what {library} computes in int8 on this processor is not the model: its outputs are off '
-        f'by {found} (root mean square, of theirs), where {_WRONG} is too much; nothing was '
-        f'written; try a file that ends in {other!r}, or other calibration inputs'
+        f'{library} computes wrong int8 outputs on this processor: their error is {found} (root '
+        f'mean square, relative), allowed is {_MAX_ERROR}; nothing was written; try a file that '
+        f'ends in {other!r}, or other calibration inputs'
     )
 
 
-def _better(times: dict[str, float]) -> str:
-    """Of the kinds that were timed."""
-    fast, safe = times.get('int8', float('inf')), times.get('float', float('inf'))
-    return 'int8' if fast < (1 - _GAIN) * safe else 'float'
-
-
 def _depthwise(path: Path) -> list[str]:
-    """Names of the depthwise convs of an ONNX file."""
+    """List the names of the depthwise convs of an ONNX file."""
     import onnx
 
     from .concat_elimination.onnx_analysis import attribute
@@ -201,11 +196,11 @@ def _depthwise(path: Path) -> list[str]:
 
 
 def _place(file: Path, path: Path) -> int:
-    """Move a file and its companions to where they belong; their bytes."""
-    others = FORMATS[path.suffix].others
-    with atomic_write_all(path, *others) as partial:
+    """Move a file and its companions to their target; return the size in bytes."""
+    companions = FORMATS[path.suffix].companions
+    with atomic_write_all(path, *companions) as partial:
         size = 0
-        for suffix in (path.suffix, *others):
+        for suffix in (path.suffix, *companions):
             content = file.with_suffix(suffix).read_bytes()
             partial.with_suffix(suffix).write_bytes(content)
             size += len(content)
@@ -250,8 +245,8 @@ def _by_onnxruntime(
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        # One bit less for weights: processors without VNNI add pairs of products in 16 bits, which
-        # overflow. On one a converted EfficientNet-Lite0 has 64 % right so, 60 % with all bits.
+        # 7 bits for weights: processors without VNNI add pairs of products in 16 bits, which
+        # overflow. A converted EfficientNet-Lite0 had top-1 64 % there, 60 % with 8 bits.
         reduce_range=True,
         nodes_to_exclude=left,
     )
@@ -259,7 +254,7 @@ def _by_onnxruntime(
 
 
 def _unique(path: Path) -> None:
-    """Drop steps that stand twice, which ONNX Runtime writes and then refuses to read."""
+    """Drop repeated nodes, which ONNX Runtime writes and then refuses to read."""
     import onnx
 
     model = onnx.load(path)
@@ -275,30 +270,30 @@ def _by_nncf(plain: Path, batches: list[list[torch.Tensor]], path: Path, left: l
     import openvino
 
     model = openvino_core().read_model(str(plain))
-    # A stored order between int8 maps and a shortcut kills the process in which OpenVINO 2026.4
-    # compiles it.
+    # A channel permutation between int8 values and a shortcut kills the process in which OpenVINO
+    # 2026.4 compiles it.
     kept = ['GroupConvolution', 'Gather'] if left else ['Gather']
     present = {op.get_type_name() for op in model.get_ops()}
-    kinds = [kind for kind in kept if kind in present]  # NNCF refuses what is not there
+    kinds = [kind for kind in kept if kind in present]  # NNCF refuses absent types
     data = nncf.Dataset(batches, lambda batch: [x.numpy() for x in batch])
     scope = nncf.IgnoredScope(types=kinds)
-    # Maps that no ReLU cuts off need a zero point of their own: a converted EfficientNet-Lite0 with
-    # 86.0 % right in float32 has 85.3 % so and 84.0 % without, at about the same speed.
+    # MIXED has zero points for values without a ReLU: a converted EfficientNet-Lite0 with top-1
+    # 86.0 % in float32 has 85.3 % with them, 84.0 % without, at about the same speed.
     preset = nncf.QuantizationPreset.MIXED
     number = len(batches)
     made = nncf.quantize(model, data, preset=preset, subset_size=number, ignored_scope=scope)
     openvino.save_model(made, str(path), compress_to_fp16=False)
 
 
-def _warn_of_free_sizes(path: Path, right: Runner, batch: list[torch.Tensor]) -> None:
-    """Warn where these make OpenVINO wrong, as they do 2026.4 on a processor with AVX-VNNI."""
+def _warn_of_dynamic_axes(path: Path, reference: InferenceFn, batch: list[torch.Tensor]) -> None:
+    """Warn of wrong outputs with dynamic axes, as in OpenVINO 2026.4 with AVX-VNNI."""
     compiled = openvino_core().compile_model(str(path), 'CPU')
     found = compiled([x.numpy() for x in batch]).to_tuple()
-    error = differences([torch.from_numpy(maps) for maps in found], right(batch)).typical
-    if not error < _WRONG:
+    error = differences([torch.from_numpy(value) for value in found], reference(batch)).typical
+    if not error < _MAX_ERROR:
         _logger.warning(
-            'OpenVINO computes something else on this processor when this int8 model is compiled '
-            'with free sizes; set them before: model = core.read_model(path); '
+            'OpenVINO computes wrong outputs on this processor when this int8 model is compiled '
+            'with dynamic axes; fix them before: model = core.read_model(path); '
             'model.reshape([1, 3, 224, 224]); core.compile_model(model)'
         )
 
@@ -306,7 +301,7 @@ def _warn_of_free_sizes(path: Path, right: Runner, batch: list[torch.Tensor]) ->
 def _layers(
     plain: Path, path: Path, batches: list[list[torch.Tensor]], folder: Path
 ) -> dict[str, float]:
-    """Error of each quantised map, as ONNX Runtime's debugger matches them."""
+    """Return the error of each quantised output, as matched by ONNX Runtime's debugger."""
     from onnxruntime.quantization import qdq_loss_debug as debug
 
     found = []
@@ -334,9 +329,9 @@ class _Library:
     name: str
     needs: tuple[str, ...]
     write: Callable[[Path, list[list[torch.Tensor]], Path, list[str]], None]
-    read: Callable[[Path], Runner]
+    read: Callable[[Path], InferenceFn]
     layers: Callable[..., dict[str, float]]
-    warn: Callable[[Path, Runner, list[torch.Tensor]], None]
+    warn: Callable[[Path, InferenceFn, list[torch.Tensor]], None]
 
 
 _LIBRARIES = {
@@ -344,7 +339,7 @@ _LIBRARIES = {
         'onnxruntime',
         ('onnx', 'onnxruntime'),
         _by_onnxruntime,
-        of_onnx,
+        onnxruntime_fn,
         _layers,
         lambda *args: None,
     ),
@@ -352,8 +347,8 @@ _LIBRARIES = {
         'openvino',
         ('onnx', 'onnxruntime', 'openvino', 'nncf'),
         _by_nncf,
-        of_openvino,
+        openvino_fn,
         lambda *args: {},
-        _warn_of_free_sizes,
+        _warn_of_dynamic_axes,
     ),
 }

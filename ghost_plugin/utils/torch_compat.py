@@ -15,6 +15,8 @@ COUNTS_INFERENCE = torch.__version__ >= (2, 6)
 # What tells torch.onnx.export to trace; whether torch.export takes axes of any size.
 TRACED = {'dynamo': False} if torch.__version__ >= (2, 4) else {}
 EXPORTS_FREE = torch.__version__ >= (2, 6)
+# Whether torch.export programs can be compiled to packages of AOTInductor.
+HAS_AOTINDUCTOR = torch.__version__ >= (2, 6)
 # Whether torch.onnx.export takes names of free axes on its way through torch.export.
 NAMES_AXES = torch.__version__ >= (2, 7)
 # Whether its guarded loading lists the names that it does not know, and takes stand-ins for them.

@@ -6,8 +6,8 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin.conversion import latency_budget, layer_latency
-from ghost_plugin.deploy import ready
-from ghost_plugin.deploy.backends import OF_LAYERS
+from ghost_plugin.deploy import layer_timer
+from ghost_plugin.deploy.backends import TIMED
 from ghost_plugin.profiling import Timing
 from ghost_plugin.utils import optional
 
@@ -104,8 +104,8 @@ def ranked(tasks, *_, **__):
 
 @pytest.mark.parametrize('backend', ['fused', 'onnxruntime'])
 def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
-    if not optional.usable(*OF_LAYERS[backend].needs):
-        pytest.skip(f'needs {OF_LAYERS[backend].needs}')
+    if not optional.usable(*TIMED[backend].needs):
+        pytest.skip(f'needs {TIMED[backend].needs}')
     timed = []
 
     def clock(tasks, *_, **__):
@@ -113,7 +113,7 @@ def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
         return ranked(tasks)
 
     monkeypatch.setattr(layer_latency, 'time_together', clock)
-    plan = gp.plan(net(), X, latency=0.9, ready=ready(backend))
+    plan = gp.plan(net(), X, latency=0.9, ready=layer_timer(backend))
     assert plan.latency == {'original': 1.0, 'converted': 0.5}
     assert all(isinstance(maps, list) for call in timed for maps in call)  # what runners give
 
@@ -158,9 +158,9 @@ def test_each_kind_of_conv_is_timed_once_with_the_order_that_stays(monkeypatch):
 
 def test_an_unknown_backend_is_named():
     with pytest.raises(ValueError, match=r"backend must be one of .*got 'tpu'"):
-        ready('tpu')
+        layer_timer('tpu')
 
 
 def test_a_backend_without_a_budget_of_time_is_refused():
     with pytest.raises(ValueError, match='no latency was given'):
-        gp.plan(net(), X, macs=0.8, ready=ready('fused'))
+        gp.plan(net(), X, macs=0.8, ready=layer_timer('fused'))

@@ -5,15 +5,6 @@ import torch
 from helpers.nets import Residual
 
 import ghost_plugin as gp
-from ghost_plugin.utils import optional
-
-
-@pytest.fixture(autouse=True)
-def halves_of_any_size(monkeypatch):
-    """Small networks have small maps."""
-    monkeypatch.setattr('ghost_plugin.deploy.concat_elimination.lazy_concat.LEAST', 0)
-    if optional.usable('onnx'):
-        monkeypatch.setattr('ghost_plugin.deploy.concat_elimination.onnx_rewrite.LEAST', 0)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_stored_orders_in_front_of_shortcuts_compile_in_int8(ratio, batches, tmp
 
 
 @pytest.mark.parametrize('depthwise', ['auto', 'int8', 'float'])
-# NNCF makes Cores of OpenVINO beside ours (see runners.openvino_core): whatever starts workers in
+# NNCF makes Cores of OpenVINO beside ours (see inference.openvino_core): whatever starts workers in
 # the same process later can crash, so it runs apart from the default tests.
 @pytest.mark.parametrize('suffix', ['.onnx', pytest.param('.xml', marks=pytest.mark.slow)])
 def test_int8_lies_near_the_model_and_says_how_near(
@@ -135,7 +135,7 @@ def test_the_runtime_gives_int8_its_tensors_in_the_order_of_the_example(pairs):
     [
         ([(torch.ones(2, 3, 8, 8), torch.arange(2))], 'batch 0 .* nothing else, such as labels'),
         ([{}, {'left': None}], "batch 1 .* 'left' must be a tensor, got NoneType"),
-        ([{}, {}, {'scale': 2.0}], "batch 2 .* 'scale' is 5.0 in the example and stays so"),
+        ([{}, {}, {'scale': 2.0}], "batch 2 .* 'scale' is 5.0 in the example and is fixed"),
         ([{}, {'left': torch.ones(2, 4, 8, 8)}], 'batch 1 .* 3 channels, but got 4 channels'),
         ([{}, {}, {'left': torch.ones(2, 3, 8, 8).double()}], 'batch 2 .* should be the same'),
         ([{}, {'label': torch.arange(2)}], "batch 1 .* 'label' is not known.* such as labels"),
@@ -167,7 +167,7 @@ def zeros_of(kinds, monkeypatch):
     def read(path):
         run = row.read(path)
         broken = path.stem in kinds
-        return (lambda batch: [0 * maps for maps in run(batch)]) if broken else run
+        return (lambda batch: [0 * value for value in run(batch)]) if broken else run
 
     monkeypatch.setitem(libraries, '.onnx', dataclasses.replace(row, read=read))
 
@@ -180,7 +180,7 @@ def test_a_runtime_that_computes_something_else_leaves_the_older_file(
     zeros_of(('int8', 'float'), monkeypatch)
     path = tmp_path / 'net.onnx'
     path.write_text('older')
-    said = 'what onnxruntime computes in int8 .* 1.00 with depthwise float.*nothing was written'
+    said = 'onnxruntime computes wrong int8 .* 1.00 with depthwise float.*nothing was written'
     with pytest.raises(ValueError, match=said):
         gp.quantize(converted, batches, path)
     assert path.read_text() == 'older'
@@ -208,7 +208,7 @@ def test_a_runtime_that_fails_with_free_sizes_is_named(wrong, converted, tmp_pat
     x = torch.randn(2, 3, 32, 32)
     gp.export(converted, x, tmp_path / 'net.xml')
     with torch.no_grad():
-        module._warn_of_free_sizes(
+        module._warn_of_dynamic_axes(
             tmp_path / 'net.xml', lambda batch: [sign * converted(*batch)], [x]
         )
     assert ('model.reshape' in caplog.text) == wrong

@@ -1,33 +1,19 @@
-"""Chains of layers behind a Ghost conv (what reads halves, what the whole), and calls counted."""
+"""Chains of layers behind a Ghost conv, which read its parts or their concatenation."""
 
 import random
-from collections import Counter
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ghost_plugin as gp
-from ghost_plugin.deploy.comparison import tensors
+from ghost_plugin.deploy.flat_io import tensors
 
 
 def check_close(found, wanted):
-    """As many tensors in both, within a share of the largest value of each."""
+    """Compare nested tensors, relative to the largest value of each."""
     for got, want in zip(tensors(found), tensors(wanted), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * float(want.abs().max()))
-
-
-class Calls(TorchDispatchMode):
-    """Counts what reaches PyTorch's kernels."""
-
-    def __init__(self):
-        super().__init__()
-        self.of = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.of[func.overloadpacket.__name__] += 1
-        return func(*args, **kwargs or {})
 
 
 class Gate(nn.Module):
@@ -63,8 +49,8 @@ class Shortcut(nn.Module):
         return x + self.inside(x)
 
 
-SHIFT = torch.randn(12, 1, 1)
-# What may stand behind a Ghost conv, 12 maps to 12 maps: what reads halves, and what does not.
+SHIFT = torch.linspace(-1, 1, 12).view(12, 1, 1)
+# Layers of 12 channels that can read both parts alone, and layers that need the concatenation.
 READS = {
     'relu': nn.ReLU,
     'slopes': lambda: nn.PReLU(12, 0.3),
@@ -82,7 +68,7 @@ READS = {
     'shortcut': lambda: Shortcut(nn.Conv2d(12, 12, 1), nn.ReLU()),
     'ghost shortcut': lambda: Shortcut(gp.GhostConv2d(12, 12, 1), nn.Conv2d(12, 12, 1)),
 }
-JOINS = {
+CONCATS = {
     'grouped': lambda: nn.Conv2d(12, 12, 3, padding=1, groups=3),
     'softmax': lambda: nn.Softmax(1),
     'order': lambda: Apply(lambda x: x[:, torch.arange(12).flip(0)]),
@@ -100,8 +86,8 @@ def chain(*parts):
 
 
 def drawn(seed):
-    """Any six of these."""
-    table = READS | JOINS
-    table.pop('columns')  # it takes pictures of one width only
+    """Chain six random layers."""
+    table = READS | CONCATS
+    table.pop('columns')  # it needs images of one width
     names = random.Random(seed).choices(list(table), k=6)
     return chain(*(table[name]() for name in names))

@@ -1,1 +1,1 @@
-"""Ghost halves that are read apart, so that no concatenation is computed."""
+"""Elimination of concatenations in exported graphs."""

@@ -1,8 +1,9 @@
-"""ONNX graphs in which the halves of Ghost layers go their own ways instead of being joined.
+"""Elimination of the concatenations of Ghost layers in ONNX graphs.
 
-A runtime copies both halves into one tensor, often into another layout, before the next layer reads
-them. That layer can read them where they are: a conv of joined maps is the sum of one conv per
-half, and what treats each map alone treats each half alone. Where neither holds they are joined.
+A runtime copies primary and ghost channels into one tensor, often in another memory layout, before
+the next layer reads them. That layer can read both parts instead: a convolution of concatenated
+channels is the sum of one convolution per part, and channelwise operators process each part alone.
+Other readers get a concatenation.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,113 +15,125 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from .onnx_analysis import Graph, Sizes, layouts
+from .onnx_analysis import Graph, Sizes, split_values
 
-SIZES_OF_RESIZE = 3  # the place of that input
-# Numbers below which a second conv costs more than a concatenation: GhostNet 1.0x at 224 px, batch
-# 1, 2 threads, was 1.10 times as fast in OpenVINO with this one and 0.99 with 0; V2 1.02 and 0.87.
-# With a batch of 16, where all is larger, 1.18 and 1.15.
-LEAST = 120_000
+RESIZE_SIZES_INPUT = 3  # index of the input "sizes" of Resize
+# With fewer elements a second convolution costs more than the concatenation: GhostNet 1.0x, 224 px,
+# batch 1, 2 threads, OpenVINO: 1.10 times as fast with this threshold, 0.99 with 0; V2 1.02 and
+# 0.87; at batch 16 1.18 and 1.15.
+MIN_ELEMENTS = 120_000
 
 
-def split(source: Path, target: Path, shapes: Sequence[Sequence[int]]) -> None:
-    """Write an ONNX file anew, with the halves of Ghost layers apart where it is exact and pays.
+def split_file(
+    source: Path,
+    target: Path,
+    shapes: Sequence[Sequence[int]],
+    required: bool = True,
+    min_elements: int = MIN_ELEMENTS,
+) -> None:
+    """Write an ONNX file without its large concatenations of two parts.
 
     Args:
-        source: With opset 13 or newer.
+        source: File with opset 11 or newer.
         target: May be the same file.
-        shapes: Of its inputs, for which it shall pay; it works with others, too.
+        shapes: Shapes of its inputs, which decide what is large; other shapes work, too.
+        required: Raise an error if there is no such concatenation; otherwise copy the file.
+        min_elements: Smallest size of a concatenated value, in elements.
 
     Raises:
-        ValueError: There is no such Ghost layer.
+        ValueError: There is no such concatenation.
     """
     model = onnx.load(source)
-    if not keep_apart(model, shapes, LEAST):
+    if not eliminate_concats(model, shapes, min_elements) and required:
         raise ValueError(
-            'no halves of Ghost layers stay apart here: convs must read them, and both together '
-            f'hold {LEAST:,} numbers for the example; leave split (--split) out'
+            'split_concat (--split-concat) finds no concatenation of a Ghost layer that is read by '
+            f'convolutions and holds {min_elements:,} elements or more for input shapes '
+            f'{[tuple(shape) for shape in shapes]}; give a larger example, or split_concat=False '
+            "or 'auto'"
         )
     onnx.save(model, target)
 
 
-def keep_apart(model: onnx.ModelProto, shapes: Sequence[Sequence[int]], least: int = 0) -> int:
-    """Let the halves of two-part concatenations stay apart, in place.
+def eliminate_concats(
+    model: onnx.ModelProto, shapes: Sequence[Sequence[int]], min_elements: int = 0
+) -> int:
+    """Eliminate concatenations of two parts, in place.
 
     Args:
-        model: With opset 13 or newer.
-        shapes: Of its inputs.
-        least: Numbers in a joined value; where there are fewer, halves are joined.
+        model: With opset 11 or newer.
+        shapes: Shapes of its inputs.
+        min_elements: Smallest size of a concatenated value, in elements.
 
     Returns:
-        How many concatenations went.
+        The number of eliminated concatenations.
     """
     if any(a.HasField('g') or a.graphs for node in model.graph.node for a in node.attribute):
-        return 0  # branches and loops read values by name, too
-    graph = Graph.of(model, shapes)
-    writer = _Writer(graph, layouts(graph, least))
+        return 0  # branches and loops may read any value by name
+    graph = Graph.from_model(model, shapes)
+    writer = _Writer(graph, split_values(graph, min_elements))
     nodes = list(writer.nodes())
     used = {name for node in nodes for name in node.input} | set(graph.outputs)
     kept = [numpy_helper.from_array(v, n) for n, v in graph.constants.items() if n in used]
     del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(kept)
-    return writer.parted - len(writer.joined)
+    return writer.num_split - len(writer.concatenated)
 
 
 @dataclass
 class _Writer:
-    """Writes the nodes anew, those of halves once for each.
+    """Rewrites the nodes; those of split values once per part.
 
     Attributes:
-        graph: Whose; new constants go into it.
-        layouts: Of :func:`layouts`.
-        halves: Names of what was written of a value.
-        joined: Values that something reads as a whole.
-        parted: Concatenations that were left out.
+        graph: The analysed graph; new constants are added to it.
+        splits: Result of :func:`split_values`.
+        parts: Names of both parts by the name of the value.
+        concatenated: Split values that some node reads as a whole.
+        num_split: Number of omitted concatenations.
     """
 
     graph: Graph
-    layouts: dict[str, Sizes]
-    halves: dict[str, list[str]] = field(default_factory=dict)
-    joined: set[str] = field(default_factory=set)
-    parted: int = 0
+    splits: dict[str, Sizes]
+    parts: dict[str, list[str]] = field(default_factory=dict)
+    concatenated: set[str] = field(default_factory=set)
+    num_split: int = 0
 
     def nodes(self) -> Iterator[NodeProto]:
-        """All nodes."""
+        """Yield all nodes of the rewritten graph."""
         for node in self.graph.nodes:
-            yield from self._written(node)
-        yield from self._join(self.graph.outputs)
+            yield from self._rewritten(node)
+        yield from self._concat(self.graph.outputs)
 
-    def _written(self, node: NodeProto) -> Iterator[NodeProto]:
+    def _rewritten(self, node: NodeProto) -> Iterator[NodeProto]:
         source, out = node.input[0] if node.input else '', node.output[0]
-        if out in self.layouts and node.op_type == 'Concat':
-            yield from self._join(node.input)
-            self.halves[out] = list(node.input)
-            self.parted += 1
-        elif self.graph.is_dense(node) and {source, out} & self.layouts.keys():
+        if out in self.splits and node.op_type == 'Concat':
+            yield from self._concat(node.input)
+            self.parts[out] = list(node.input)
+            self.num_split += 1
+        elif self.graph.is_dense(node) and {source, out} & self.splits.keys():
             yield from self._conv(node)
-        elif out in self.layouts:
-            yield from self._each(node)
-        elif source in self.layouts and self.graph.pools(node):
+        elif out in self.splits:
+            yield from self._channelwise(node)
+        elif source in self.splits and self.graph.is_global_pool(node):
             yield from self._pool(node)
-        elif source in self.layouts and node.op_type == 'Shape' and not node.attribute:
+        elif source in self.splits and node.op_type == 'Shape' and not node.attribute:
             yield from self._shape(node)
         else:
-            yield from self._join(node.input)
+            yield from self._concat(node.input)
             yield node
 
-    def _join(self, names: Iterable[str]) -> Iterator[NodeProto]:
-        """Those that are read as a whole are joined, once."""
+    def _concat(self, names: Iterable[str]) -> Iterator[NodeProto]:
+        """Concatenate the split values among names, once each."""
         for name in names:
-            if name in self.layouts and name not in self.joined:
-                self.joined.add(name)
-                yield helper.make_node('Concat', self.halves[name], [name], name, axis=1)
+            if name in self.splits and name not in self.concatenated:
+                self.concatenated.add(name)
+                yield helper.make_node('Concat', self.parts[name], [name], name, axis=1)
 
     def _conv(self, node: NodeProto) -> Iterator[NodeProto]:
-        """For each half of the output the sum of one conv for each half of the input."""
+        """Write each part of the output as the sum of one convolution per part of the input."""
         weight, *bias = (self.graph.constants[name] for name in node.input[1:])
-        read = self._parts(node.input[0], weight.shape[1])
-        for name, rows in self._parts(node.output[0], len(weight)):
+        read = self._slices(node.input[0], weight.shape[1])
+        for name, rows in self._slices(node.output[0], len(weight)):
             terms = [name] if len(read) == 1 else [f'{name}/term{i}' for i in range(len(read))]
             for term, (source, columns) in zip(terms, read, strict=True):
                 own = [weight[rows, columns], *(b[rows] for b in bias if term == terms[0])]
@@ -128,56 +141,59 @@ class _Writer:
             if len(read) > 1:
                 yield helper.make_node('Add', terms, [name], name)
 
-    def _each(self, node: NodeProto) -> Iterator[NodeProto]:
-        """The same for each half."""
-        maps = sum(self.layouts[node.output[0]])
-        for index, (name, own) in enumerate(self._parts(node.output[0], maps)):
-            copy = _copy(node, [self._half(node, v, index, own) for v in node.input], name)
+    def _channelwise(self, node: NodeProto) -> Iterator[NodeProto]:
+        """Write a channelwise node once per part."""
+        channels = sum(self.splits[node.output[0]])
+        for index, (name, own) in enumerate(self._slices(node.output[0], channels)):
+            copy = _copy(node, [self._part(node, v, index, own) for v in node.input], name)
             if node.op_type == 'Conv':
-                _group(copy).i = own.stop - own.start
-            elif node.op_type == 'Resize' and any(node.input[SIZES_OF_RESIZE:]):
-                sizes, copy.input[SIZES_OF_RESIZE] = node.input[SIZES_OF_RESIZE], f'{name}/sizes'
+                next(a for a in copy.attribute if a.name == 'group').i = own.stop - own.start
+            elif node.op_type == 'Resize' and any(node.input[RESIZE_SIZES_INPUT:]):
+                sizes, copy.input[RESIZE_SIZES_INPUT] = (
+                    node.input[RESIZE_SIZES_INPUT],
+                    f'{name}/sizes',
+                )
                 yield from self._sizes(sizes, own.stop - own.start, f'{name}/sizes')
             yield copy
 
-    def _half(self, node: NodeProto, value: str, index: int, own: slice) -> str:
-        """A half of an input, if it has halves; what has one value for all is for both."""
-        if value in self.layouts:
-            return self.halves[value][index]
+    def _part(self, node: NodeProto, value: str, index: int, own: slice) -> str:
+        """Return one part of an input; values with one channel broadcast to both parts."""
+        if value in self.splits:
+            return self.parts[value][index]
         held = self.graph.constants.get(value, np.array(0))
         axis = 0 if node.op_type == 'Conv' else held.ndim - 3
-        if axis < 0 or not held.ndim or held.shape[axis] != sum(self.layouts[node.output[0]]):
+        if axis < 0 or not held.ndim or held.shape[axis] != sum(self.splits[node.output[0]]):
             return value
         return self._constant(held[(slice(None),) * axis + (own,)], f'{value}/{own.start}')
 
     def _shape(self, node: NodeProto) -> Iterator[NodeProto]:
-        """The shape of the whole, from one half."""
+        """Write the shape of a split value, from the shape of its first part."""
         out = node.output[0]
-        yield _copy(node, self.halves[node.input[0]][:1], f'{out}/half')
-        yield from self._sizes(f'{out}/half', sum(self.layouts[node.input[0]]), out)
+        yield _copy(node, self.parts[node.input[0]][:1], f'{out}/part')
+        yield from self._sizes(f'{out}/part', sum(self.splits[node.input[0]]), out)
 
-    def _sizes(self, sizes: str, maps: int, out: str) -> Iterator[NodeProto]:
-        """Four sizes with another number of maps."""
+    def _sizes(self, sizes: str, channels: int, out: str) -> Iterator[NodeProto]:
+        """Write four sizes with another number of channels."""
         ends = [self._constant(np.array([end]), out) for end in (0, 1, 2, 4)]
-        parts = [f'{out}/batch', self._constant(np.array([maps]), out), f'{out}/sides']
+        parts = [f'{out}/batch', self._constant(np.array([channels]), out), f'{out}/image']
         yield helper.make_node('Slice', [sizes, *ends[:2]], parts[:1], parts[0])
         yield helper.make_node('Slice', [sizes, *ends[2:]], parts[2:], parts[2])
         yield helper.make_node('Concat', parts, [out], out, axis=0)
 
     def _pool(self, node: NodeProto) -> Iterator[NodeProto]:
-        """Each half alone, then both together."""
+        """Pool each part, then concatenate the results."""
         out = node.output[0]
-        pooled = [f'{half}/{out}' for half in self.halves[node.input[0]]]
-        for half, name in zip(self.halves[node.input[0]], pooled, strict=True):
-            yield _copy(node, [half, *node.input[1:]], name)
+        pooled = [f'{part}/{out}' for part in self.parts[node.input[0]]]
+        for part, name in zip(self.parts[node.input[0]], pooled, strict=True):
+            yield _copy(node, [part, *node.input[1:]], name)
         yield helper.make_node('Concat', pooled, [out], out, axis=1)
 
-    def _parts(self, value: str, maps: int) -> list[tuple[str, slice]]:
-        """Names and places of the halves of a value, or of the value itself."""
-        if value not in self.layouts:
-            return [(value, slice(0, maps))]
-        own = self.layouts[value]
-        names = self.halves.setdefault(value, [f'{value}/half{i}' for i in range(len(own))])
+    def _slices(self, value: str, channels: int) -> list[tuple[str, slice]]:
+        """Return names and channel ranges of the parts of a value, or of the value itself."""
+        if value not in self.splits:
+            return [(value, slice(0, channels))]
+        own = self.splits[value]
+        names = self.parts.setdefault(value, [f'{value}/part{i}' for i in range(len(own))])
         ends = pairwise(accumulate(own, initial=0))
         return [(name, slice(*span)) for name, span in zip(names, ends, strict=True)]
 
@@ -193,7 +209,3 @@ def _copy(node: NodeProto, inputs: Iterable[str], name: str) -> NodeProto:
     copy.name = name
     copy.input[:], copy.output[:] = list(inputs), [name]
     return copy
-
-
-def _group(conv: NodeProto) -> onnx.AttributeProto:
-    return next(a for a in conv.attribute if a.name == 'group')

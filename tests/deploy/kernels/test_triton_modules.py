@@ -206,8 +206,8 @@ def test_graphs_and_kernels_give_what_the_model_gives_at_other_sizes_too(backend
 @pytest.mark.skipif(DEVICE == 'cuda', reason='is about machines without a GPU')
 def test_without_a_gpu_its_backends_are_not_tried_and_refused_by_name(residual, monkeypatch):
     x = torch.randn(1, 3, 16, 16)
-    rows = {name: BACKENDS[name] for name in ('eager', 'fused', *ON_GPU)}
-    monkeypatch.setattr(optimizing, 'BACKENDS', rows)
+    rows = tuple(BACKENDS[name] for name in ('eager', 'fused', *ON_GPU))
+    monkeypatch.setattr(optimizing, 'ROWS', rows)
     report = gp.optimize(residual, x, dtypes=('float32', 'bfloat16'), rounds=1).report
     assert [trial.backend for trial in report.trials] == ['eager', 'fused']
     with pytest.raises(ValueError, match='triton-bf16 does not work here: runs on cuda only'):
