@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...layers.common import same_padding
-
 MAX_SOLVED_ELEMENTS = 2**17  # that are solved for at a time, for the cache
 RIDGE_SHARE = 1e-9  # of a channel's energy, keeps the small systems solvable
 PRIOR_POSITIONS = 32  # positions as which the moments of white input count beside those of images
@@ -81,19 +79,6 @@ def _overlap(
         here.append(slice(max(0, -taps), size - max(0, taps)))
         there.append(slice(max(0, taps), size + min(0, taps)))
     yield kernel[:, :, here[0], here[1]], kernel[:, :, there[0], there[1]]
-
-
-def pad(maps: torch.Tensor, size: int, mode: str) -> torch.Tensor:
-    """Add the border that a depthwise filter sees.
-
-    Args:
-        maps: (N, C, H, W).
-        size: Of the filter, pixels.
-        mode: As the ``padding_mode`` of ``nn.Conv2d``.
-    """
-    rows, columns = same_padding(size)
-    mode = 'constant' if mode == 'zeros' else mode
-    return F.pad(maps, (columns, columns, rows, rows), mode=mode) if rows else maps
 
 
 class ChannelMomentsCollector:
@@ -197,7 +182,9 @@ def shifted(
     first, end, _ = rows.indices(maps.shape[2])
     seen = maps[:, :, rows]
     height, width = seen.shape[2:]
-    padded = pad(maps, size, mode)[:, :, first : end + size - 1]
+    if size > 1:
+        maps = F.pad(maps, [size // 2] * 4, mode='constant' if mode == 'zeros' else mode)
+    padded = maps[:, :, first : end + size - 1]
     columns = padded.shape[3]
     step = sampling_step(seen, share)
     positions = torch.arange(0, seen[:, 0].numel(), step, device=maps.device)

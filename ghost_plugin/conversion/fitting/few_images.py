@@ -48,7 +48,7 @@ def _outputs(
 ) -> list[list[torch.Tensor]]:
     """Floating output tensors, for each batch, of the model with Ghosts, shifts and blocks."""
 
-    def override(name: str, forward: Forward) -> Forward:
+    def _override(name: str, forward: Forward) -> Forward:
         if name in results.blocks:
             return results.blocks[name]
         layer = task.ghosts.get(name, forward)
@@ -61,7 +61,7 @@ def _outputs(
         if not any(name.startswith(f'{block}.') for block in results.blocks)
     ]
     with (
-        forward_overrides(task.model, {**dict.fromkeys(outside), **results.blocks}, override),
+        forward_overrides(task.model, {**dict.fromkeys(outside), **results.blocks}, _override),
         eval_mode(task.model),
     ):
         return [

@@ -21,6 +21,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from queue import SimpleQueue
 from typing import Any, Generic
 
 import torch
@@ -115,11 +116,11 @@ class MicrobatchScheduler(Generic[Result]):
         self._drop_finished()
 
     def _drop_finished(self) -> None:
-        self.threads = [thread for thread in self.threads if not thread.finished]
+        self.threads = [thread for thread in self.threads if thread.paused_at is not None]
 
     def _visit(self) -> None:
         """Fit the module where threads are paused; all of them go on to the next one."""
-        name = self.threads[0].paused_at
+        name = self.threads[0].paused_at or ''
         limit = self._max_images(self.peaks[name])
         while self.images_left and sum(t.number for t in self.threads) + self.size <= limit:
             self._start()
@@ -172,12 +173,10 @@ class _ForwardThread:
         self.inputs: Arguments = as_arguments(
             concat_batches([clone_tensors(batch), clone_tensors(batch)])
         )
-        self.paused_at = ''
+        self.paused_at: str | None = None  # name of a module; None at the end
         self.pending_inputs: tuple[Any, ...] = ()
-        self.outputs: Any = None
-        self.finished = self.cancelled = False
-        self.error: BaseException | None = None
-        self.may_run, self.may_schedule = threading.Semaphore(0), threading.Semaphore(0)
+        self.outputs: SimpleQueue[Any] = SimpleQueue()  # of modules, to the thread
+        self.events: SimpleQueue[Any] = SimpleQueue()  # to the scheduler
 
     def start(self) -> None:
         """Run to the first pause."""
@@ -185,21 +184,16 @@ class _ForwardThread:
         self._wait()
 
     def resume(self, outputs: Any) -> None:
-        """Run on to the next pause.
-
-        Args:
-            outputs: Of the module where the thread is paused.
-        """
-        self.outputs = outputs
-        self.may_run.release()
+        """Run on to the next pause with the outputs of the module where the thread is paused."""
+        self.pending_inputs = ()
+        self.outputs.put(outputs)
         self._wait()
 
     def cancel(self) -> None:
         """End at the module where the thread is paused."""
-        if not self.finished:
-            self.cancelled = True
-            self.may_run.release()
-            self.may_schedule.acquire()
+        if self.paused_at is not None:
+            self.outputs.put(_Cancelled)
+            self.events.get()
 
     def pause(self, name: str, inputs: tuple[Any, ...]) -> Any:
         """Wait, in the thread itself, until the scheduler resumes it.
@@ -211,12 +205,10 @@ class _ForwardThread:
         Returns:
             The outputs of the module.
         """
-        self.paused_at, self.pending_inputs = name, inputs
-        self.may_schedule.release()
-        self.may_run.acquire()
-        if self.cancelled:
+        self.events.put((name, inputs))
+        outputs = self.outputs.get()
+        if outputs is _Cancelled:
             raise _Cancelled
-        outputs, self.outputs, self.pending_inputs = self.outputs, None, ()
         return outputs
 
     def _run(self) -> None:
@@ -224,18 +216,16 @@ class _ForwardThread:
         try:
             with torch.no_grad():
                 self.model(*args, **kwargs)
-        except _Cancelled:
-            pass
-        except BaseException as error:  # raised in the scheduler's thread
-            self.error = error
-        finally:
-            self.finished = True
-            self.may_schedule.release()
+            self.events.put((None, ()))
+        except BaseException as error:  # raised again in the scheduler's thread
+            self.events.put(error)
 
     def _wait(self) -> None:
-        self.may_schedule.acquire()
-        if self.error is not None:
-            raise self.error
+        event = self.events.get()
+        if isinstance(event, BaseException):
+            self.paused_at = None
+            raise event
+        self.paused_at, self.pending_inputs = event
 
 
 class _Cancelled(Exception):  # noqa: N818

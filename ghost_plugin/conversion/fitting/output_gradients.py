@@ -57,7 +57,8 @@ def backprop_projections(
             # In eval mode networks may write into activations that gradients need.
             with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
                 with gradients_everywhere(model):
-                    outputs = _differentiable(model(*args, **kwargs))
+                    leaves = tensors_in(model(*args, **kwargs))
+                outputs = [leaf for leaf in leaves if leaf.requires_grad and leaf.numel()]
                 for draw in range(draws if outputs else 0):  # a detector may find nothing
                     torch.autograd.backward(_projection(outputs), retain_graph=draw < draws - 1)
             connected = connected or bool(outputs)
@@ -78,13 +79,13 @@ def gradients_everywhere(model: nn.Module) -> Iterator[None]:
         model: The model that runs in the block.
     """
 
-    def switch_on(module: nn.Module, inputs: Any) -> None:
+    def _hook(module: nn.Module, inputs: Any) -> None:
         torch.set_grad_enabled(True)
 
     parts = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     before = torch.is_grad_enabled()
     try:
-        with removing_hooks(*(part.register_forward_pre_hook(switch_on) for part in parts)):
+        with removing_hooks(*(part.register_forward_pre_hook(_hook) for part in parts)):
             yield
     finally:
         torch.set_grad_enabled(before)
@@ -137,7 +138,7 @@ def channel_metrics(
 def _covariance_probe(
     name: str, sums: dict[str, torch.Tensor], positions: Counter[str]
 ) -> GradientProbe:
-    def probe(module: nn.Module, inputs: tuple[Any, ...], maps: torch.Tensor) -> GradientHandler:
+    def _probe(module: nn.Module, inputs: tuple[Any, ...], maps: torch.Tensor) -> GradientHandler:
         def add(gradient: torch.Tensor) -> None:
             if gradient.ndim == 4:
                 flat = gradient.float().transpose(0, 1).flatten(1)
@@ -146,11 +147,11 @@ def _covariance_probe(
 
         return add
 
-    return probe
+    return _probe
 
 
 def _hook(probe: GradientProbe) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def _probing(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         if not isinstance(output, torch.Tensor):
             return output
         handler = probe(module, inputs, output)
@@ -158,12 +159,7 @@ def _hook(probe: GradientProbe) -> Callable[[nn.Module, tuple[Any, ...], Any], A
         output.register_hook(handler)
         return output
 
-    return hook
-
-
-def _differentiable(output: Any) -> list[torch.Tensor]:
-    """The output tensors that are not empty and ask for a gradient."""
-    return [leaf for leaf in tensors_in(output) if leaf.requires_grad and leaf.numel()]
+    return _probing
 
 
 def _projection(outputs: list[torch.Tensor]) -> torch.Tensor:

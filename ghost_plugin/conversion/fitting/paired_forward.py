@@ -58,7 +58,12 @@ class ActivationBatch:
     def map(self, forward: Forward) -> Any:
         """Outputs of ``forward`` for all images, computed for a few at a time."""
         self._written.clear()
-        return concat_nested(*(self._call(forward, piece) for piece in self._pieces()))
+        outputs = []
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            for start in range(0, size, IMAGES_PER_CALL):
+                few = range(start, min(start + IMAGES_PER_CALL, size))
+                outputs.append(self._call(forward, take_samples(part, few, size)))
+        return concat_nested(*outputs)
 
     def _call(self, forward: Forward, piece: Arguments) -> Any:
         args, kwargs = copies = clone_tensors(piece)
@@ -75,11 +80,6 @@ class ActivationBatch:
         for original, copy in self._written:
             original.copy_(copy)
 
-    def _pieces(self) -> Iterator[Arguments]:
-        for part, size in zip(self.parts, self.sizes, strict=True):
-            for start in range(0, size, IMAGES_PER_CALL):
-                yield take_samples(part, range(start, min(start + IMAGES_PER_CALL, size)), size)
-
 
 Result = TypeVar('Result')
 # Takes the module's forward, the original's and the converted model's inputs, and the visitor's
@@ -92,12 +92,12 @@ ModuleVisitor = Callable[
 def paired_forward(
     model: nn.Module, inputs: Arguments, number: int, visitors: Mapping[str, ModuleVisitor[Result]]
 ) -> dict[str, Result]:
-    """Run a model on both halves of a batch.
+    """Run a model as the original and as the converted one.
 
     Args:
         model: The original model, or a block of it; it is left as it was.
         inputs: Arguments that hold every image twice.
-        number: Images of each half.
+        number: Images of each model.
         visitors: Called at each call of a module, by the module's name.
 
     Returns:
@@ -105,7 +105,7 @@ def paired_forward(
     """
     results: dict[str, Result] = {}
 
-    def override(name: str, forward: Forward) -> Forward:
+    def _override(name: str, forward: Forward) -> Forward:
         def run(*args: Any, **kwargs: Any) -> Any:
             pair = split_pair((args, kwargs), number)
             if pair is None:
@@ -118,7 +118,7 @@ def paired_forward(
         return run
 
     args, kwargs = clone_tensors(inputs)
-    with forward_overrides(model, visitors, override), eval_mode(model):
+    with forward_overrides(model, visitors, _override), eval_mode(model):
         model(*args, **kwargs)
     return results
 
@@ -140,7 +140,7 @@ def visit_module(
         result: Of the visitor's last call, if any.
 
     Returns:
-        Outputs of both halves, concatenated, and the visitor's result.
+        Outputs of both models, concatenated, and the visitor's result.
     """
     old, new = (ActivationBatch([arguments], [number]) for arguments in pair)
     *outputs, result = visitor(forward, old, new, result)
@@ -155,10 +155,10 @@ def forward_overrides(
 ) -> Iterator[None]:
     """Replace the forwards of some modules while the block runs.
 
-    Forward hooks cannot do this: the module must not run on both halves at once, it runs on a few
+    Forward hooks cannot do this: the module must not run on the whole batch at once, but on a few
     images at a time, without the autocast of the network that calls it, and a pre-hook can neither
     skip the module's own forward nor hold a context around it. Hooks that others have registered
-    see inputs and outputs of both halves, as without the override.
+    see inputs and outputs of both models, as without the override.
 
     Args:
         model: It is left as it was.
@@ -205,11 +205,11 @@ def observe_activations(model: nn.Module, observer: Callable[[int], Any]) -> Ite
         observer: Called with the bytes of each output tensor.
     """
 
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def _hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, torch.Tensor):
             observer(output.numel() * output.element_size())
 
     leaves = [m for m in model.modules() if not list(m.children())]
     leaves = [leaf for leaf in leaves if not isinstance(leaf, torch.jit.ScriptModule)]  # no hooks
-    with removing_hooks(*(leaf.register_forward_hook(hook) for leaf in leaves)):
+    with removing_hooks(*(leaf.register_forward_hook(_hook) for leaf in leaves)):
         yield

@@ -31,7 +31,7 @@ def assign_ghosts(errors: torch.Tensor, primary: int, copies: int) -> list[list[
     total = float('inf')
     for _ in range(MAX_ROUNDS):
         clusters = _assign(cost, sorted(clusters), copies)
-        clusters = dict(_best_primary(cost, [p, *ghosts]) for p, ghosts in clusters.items())
+        clusters = _swap_primaries(cost, clusters)
         now = sum(cost[p, j] for p, ghosts in clusters.items() for j in ghosts)
         if now >= total - MIN_GAIN * abs(total):
             break
@@ -89,7 +89,11 @@ def _assign(cost: Costs, primaries: list[int], copies: int) -> dict[int, list[in
     return clusters
 
 
-def _best_primary(cost: Costs, members: list[int]) -> tuple[int, list[int]]:
-    """The member of a cluster that predicts the others best, and the others."""
-    best = min(members, key=lambda p: sum(cost[p, j] for j in members if j != p))
-    return best, [j for j in members if j != best]
+def _swap_primaries(cost: Costs, clusters: dict[int, list[int]]) -> dict[int, list[int]]:
+    """Make the member of each cluster its primary that predicts the others best."""
+    swapped = {}
+    for members in ([p, *ghosts] for p, ghosts in clusters.items()):
+        errors = [sum(cost[p, j] for j in members if j != p) for p in members]
+        best = members[errors.index(min(errors))]
+        swapped[best] = [j for j in members if j != best]
+    return swapped

@@ -170,7 +170,7 @@ def _layer_visitor(
 ) -> ModuleVisitor[LayerFit]:
     fit_first = ghost_visitor(task, name, error)
 
-    def visit(
+    def _visit(
         forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
     ) -> tuple[Any, Any, LayerFit]:
         wanted, given, fitted = fit_first(forward, old, new, fit)
@@ -181,7 +181,7 @@ def _layer_visitor(
             given = add_shift(new.map(ghost), fitted.shift)
         return wanted, given, fitted
 
-    return visit
+    return _visit
 
 
 def _block_visitor(
@@ -196,7 +196,7 @@ def _block_visitor(
     # A copy made now, because the forward of the block itself will be overridden.
     student = deepcopy_detached(task.model.get_submodule(name), share=True).eval()
 
-    def visit(
+    def _visit(
         forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: BlockFit | None
     ) -> tuple[Any, Any, BlockFit]:
         wanted = old.map(forward)
@@ -206,7 +206,7 @@ def _block_visitor(
             reconstruct(student, new.first(number), wanted, number, steps, seed, metric)
         return wanted, new.map(fit.block), fit
 
-    return visit
+    return _visit
 
 
 def _insert_ghosts(

@@ -295,7 +295,7 @@ def mean_visitor(task: FitTask, name: str) -> ModuleVisitor[LayerFit]:
         name: Of the layer.
     """
 
-    def visit(
+    def _visit(
         forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
     ) -> tuple[Any, Any, LayerFit]:
         wanted, given = old.map(forward), new.map(forward)
@@ -306,7 +306,7 @@ def mean_visitor(task: FitTask, name: str) -> ModuleVisitor[LayerFit]:
             fit = LayerFit(shift=mean_gap(maps) if known else gap.new_zeros(1))
         return wanted, add_shift(given, fit.shift), fit
 
-    return visit
+    return _visit
 
 
 def ghost_visitor(
@@ -325,7 +325,7 @@ def ghost_visitor(
     ghost, conv = task.ghosts[name], task.conv(name)
     free = shift_norm and task.norm(name) is not None and ghost.primary_conv.bias is None
 
-    def visit(
+    def _visit(
         forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
     ) -> tuple[Any, Any, LayerFit]:
         wanted = old.map(forward)
@@ -336,7 +336,7 @@ def ghost_visitor(
             fit = _fit_layer(name, ghost, new, wanted, free, first)
         return wanted, new.map(lambda *given: add_shift(ghost(*given), fit.shift)), fit
 
-    return visit
+    return _visit
 
 
 def add_shift(maps: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
