@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash tools/setup_env.sh
-exec "$(bash tools/setup_env.sh --python)" tools/quickstart.py "$@"
+exec "$(bash tools/setup_env.sh --python)" tools/studies/quickstart.py "$@"

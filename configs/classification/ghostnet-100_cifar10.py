@@ -1,4 +1,4 @@
-# Ours: CIFAR-10 at 64 px from a zip or folder; first: tools/prepare_folder.py ZIP data/cifar10
+# Ours: CIFAR-10 at 64 px from a zip or folder; first: tools/data/prepare_folder.py ZIP data/cifar10
 _base_ = './ghostnet-050_digits.py'
 model = dict(backbone=dict(width=1.0), head=dict(in_channels=960))
 flip = dict(type='RandomFlip', prob=0.5)

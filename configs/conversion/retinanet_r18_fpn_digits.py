@@ -1,4 +1,4 @@
-# Ours: a dense network to convert, from scratch on digits; first: tools/make_digits.py data/digits
+# Ours: a dense network to convert, from scratch on digits; see tools/data/make_digits.py
 _base_ = [
     '../_base_/models/retinanet_small.py', '../_base_/datasets/digits_detection.py',
     '../_base_/schedules/adamw.py', '../_base_/runtime_detection.py'

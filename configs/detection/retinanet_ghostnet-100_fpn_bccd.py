@@ -1,4 +1,4 @@
-# Ours: GhostNet 1.0x from scratch on blood cells; first: tools/voc_to_coco.py ZIP data/bccd
+# Ours: GhostNet 1.0x from scratch on blood cells; first: tools/data/voc_to_coco.py ZIP data/bccd
 _base_ = [
     '../_base_/models/retinanet_small.py', '../_base_/datasets/voc_detection.py',
     '../_base_/schedules/adamw.py', '../_base_/runtime_detection.py'

@@ -106,7 +106,7 @@ class ImageFolder:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f'cannot read {name} of {self.source}: {error}; '
-                'tools/prepare_folder.py leaves broken images out'
+                'tools/data/prepare_folder.py leaves broken images out'
             ) from error
 
 

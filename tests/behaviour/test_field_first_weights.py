@@ -198,8 +198,8 @@ def test_few_steps_of_training_show_in_eval_mode(monkeypatch):
     """With timm's first weights this is 0.22 to 0.54, with those of earlier versions 0.1."""
     for name in ('timm', 'sklearn'):
         pytest.importorskip(name)
-    monkeypatch.setattr(sys, 'path', [str(Path(__file__).parents[2] / 'tools'), *sys.path])
-    import study_first_weights as study
+    monkeypatch.setattr(sys, 'path', [str(Path(__file__).parents[2] / 'tools/studies'), *sys.path])
+    import first_weights as study
 
     trained, held, exact = study.train('ghostnet_plugin_050', 0, [38], 'adamw', 1e-3)
     assert trained > 0.7

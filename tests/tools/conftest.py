@@ -1,6 +1,5 @@
-"""Tools run in this process, as their tests want it."""
+"""Scripts run in this process."""
 
-import functools
 import importlib
 import os
 import sys
@@ -8,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
+TOOLS = Path(__file__).parents[2] / 'tools'
+sys.path[:0] = [str(TOOLS / folder) for folder in ('', 'data', 'studies')]
 
 
 @pytest.fixture
 def in_process(monkeypatch, capsys):
-    """Run a tool in this process: exit status, standard output, standard error."""
+    """Run a script in this process: exit status, standard output, standard error."""
     monkeypatch.setattr(os, 'dup2', lambda *args: None)  # the error stream is pytest's
     monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
 
@@ -26,33 +26,5 @@ def in_process(monkeypatch, capsys):
         except SystemExit as leaving:
             status = leaving.code or 0
         return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def run(in_process):
-    """convert.py run so."""
-    return functools.partial(in_process, 'convert')
-
-
-@pytest.fixture
-def ok(run):
-    def call(*args):
-        status, out, err = run(*args)
-        assert status == 0, err
-        return out
-
-    return call
-
-
-@pytest.fixture
-def refused(run):
-    def call(*args):
-        status, out, err = run(*args)
-        lines = err.splitlines()
-        assert (status, out, len(lines)) == (2, '', 1), (status, out, err)
-        assert lines[0].startswith('error: ')
-        return lines[0]
 
     return call

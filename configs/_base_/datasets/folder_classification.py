@@ -1,4 +1,4 @@
-# Pictures in class folders, in one folder per split; any set that tools/prepare_folder.py wrote.
+# Images in one folder per class and split, as tools/data/prepare_folder.py writes them.
 _base_ = './loaders.py'
 data_root = 'data/digits/classification'
 num_classes = 10

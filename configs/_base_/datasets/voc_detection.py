@@ -1,4 +1,4 @@
-# A Pascal VOC folder that tools/voc_to_coco.py turned into COCO's format.
+# A Pascal VOC folder that tools/data/voc_to_coco.py turned into COCO's format.
 _base_ = './digits_detection.py'
 data_root = 'data/bccd/'
 metainfo = dict(classes=('Platelets', 'RBC', 'WBC'))

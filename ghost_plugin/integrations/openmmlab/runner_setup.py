@@ -129,7 +129,7 @@ def _check_data(cfg: Config, loader: str) -> None:
     if root and '://' not in root and (not os.path.isdir(root) or not os.listdir(root)):
         raise FileNotFoundError(
             f'{loader} reads data from {root!r}, which is missing or empty; '
-            'tools/make_digits.py, voc_to_coco.py and prepare_folder.py make such folders'
+            'the scripts in tools/data make such folders'
         )
 
 

@@ -1,5 +1,7 @@
 """Configs of runs: what they must have, which data they read, where they write."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -175,3 +177,15 @@ def test_a_lost_pointer_and_half_a_file_are_passed_over(tmp_path):
         if pointer is not None:
             (tmp_path / 'last_checkpoint').write_text(pointer)
         assert runner_setup.last_checkpoint(tmp_path).name == 'epoch_10.pth'
+
+
+def test_models_of_two_frameworks_are_built_in_turn_without_a_warning(capfd):
+    pytest.importorskip('mmdet')
+    pytest.importorskip('mmpretrain')
+    root = Path(__file__).parents[3]
+    detector = root / 'configs/detection/retinanet_ghostnet-100_fpn_bccd.py'
+    digits = root / 'configs/classification/ghostnet-050_digits.py'
+    for config in 2 * (detector, digits):
+        runner_setup.build_model(config)
+    out, err = capfd.readouterr()
+    assert 'WARNING' not in out + err

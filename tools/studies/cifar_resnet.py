@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet-20, 32, 44, 56 or deeper for pictures of 32 pixels.
+    """ResNet-20, 32, 44, 56 or deeper for images of 32 pixels.
 
     Args:
         depth: 6 n + 2.

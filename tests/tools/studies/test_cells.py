@@ -15,11 +15,11 @@ from ghost_plugin.integrations.openmmlab.runner_setup import build_model
 @pytest.fixture
 def study(monkeypatch, tmp_path):
     """The tool, in a folder of its own."""
-    import study_cells
+    import cells
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('sys.argv', ['study_cells.py', '--seeds', '0', '7'])
-    return study_cells
+    monkeypatch.setattr('sys.argv', ['cells.py', '--seeds', '0', '7'])
+    return cells
 
 
 def test_all_detectors_share_the_recipe_and_differ_by_the_backbone(study, tmp_path):

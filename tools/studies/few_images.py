@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Error of converted networks on new images by the number of calibration images.
 
-Example: python tools/study_few_images.py --networks resnet18 --sizes 64 --modes layers
+Example: python tools/studies/few_images.py --networks resnet18 --sizes 64 --modes layers
 """
 
 import argparse

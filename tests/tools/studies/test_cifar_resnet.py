@@ -6,7 +6,7 @@ import torch
 
 import ghost_plugin as gp
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
+sys.path.insert(0, str(Path(__file__).parents[3] / 'tools/studies'))
 
 from cifar_resnet import CifarResNet
 

@@ -1,41 +1,27 @@
-"""The conversion on digits, and the set-up."""
+"""The conversion on digits: table, budget, runtime."""
 
 import functools
 import importlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-pytest.importorskip('mmdet')
-pytest.importorskip('mmpretrain')
+pytest.importorskip('timm')
 pytest.importorskip('sklearn')
 
 import torch
 
 import ghost_plugin as gp
 from ghost_plugin.cli import model_loading
-from ghost_plugin.integrations.openmmlab.runner_setup import build_model
 from ghost_plugin.profiling import Timing
 
-ROOT = Path(__file__).parents[2]
-DIGITS = ROOT / 'configs/classification/ghostnet-050_digits.py'
-ENV = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
 
-
-def run(tool, *args, **options):
-    command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=ROOT, **options)
-
-
-@pytest.fixture(scope='module')
-def digits(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data') / 'digits'
-    assert run('make_digits.py', folder, '--train', 8, '--val', 4).returncode == 0
-    return folder
+@pytest.fixture
+def digits(tmp_path, in_process):
+    """The folder of make_digits.py."""
+    status, _, err = in_process('make_digits', tmp_path / 'digits', '--train', 1, '--val', 1)
+    assert status == 0, err
+    return tmp_path / 'digits'
 
 
 @pytest.mark.parametrize('met', [True, False])
@@ -95,21 +81,3 @@ def test_the_digits_are_timed_in_the_fastest_runtime_that_works(monkeypatch):
     monkeypatch.setattr(gp.deploy, 'ready', ready)
     monkeypatch.setattr(tool, 'time_together', time_together)
     assert tool.fastest(torch.nn.Identity(), torch.zeros(1, 3, 8, 8)) == 'channels-last'
-
-
-def test_models_of_two_frameworks_are_built_in_turn_without_a_warning(capfd):
-    detector = ROOT / 'configs/detection/retinanet_ghostnet-100_fpn_bccd.py'
-    for config in (detector, DIGITS, detector, DIGITS):
-        build_model(config)
-    out, err = capfd.readouterr()
-    assert 'WARNING' not in out + err
-
-
-def test_setup_checks_the_current_environment_without_changing_it():
-    env = {**ENV, 'GHOST_VENV': 'current', 'PYTHON': sys.executable}
-    script = ['bash', str(ROOT / 'tools/setup_env.sh')]
-    done = subprocess.run(script, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    env['PYTHON'] = '/nowhere/python'
-    done = subprocess.run(script, capture_output=True, text=True, env=env)
-    assert done.returncode == 2 and done.stderr.startswith('error: ')

@@ -3,7 +3,7 @@
 
 With several seeds each backbone is trained once by each; scores are their means, least and most.
 
-First: python tools/voc_to_coco.py BCCD_ZIP data/bccd
+First: python tools/data/voc_to_coco.py BCCD_ZIP data/bccd
 """
 
 import argparse
@@ -80,7 +80,7 @@ def _schedule(epochs: int) -> str:
 
 
 def latencies(studied: list[Task]) -> dict[str, float]:
-    """Median milliseconds of one picture through each detector, without what draws its boxes."""
+    """Median milliseconds of one image through each detector, without what draws its boxes."""
     configs = {task.model: task.config for task in studied}
     models = {name: build_model(config).eval() for name, config in configs.items()}
     given = dict(inputs=torch.randn(1, 3, SIDE, SIDE), mode='tensor')
@@ -113,7 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.resolve()
     if not DATA.is_dir():
-        fail(f'{DATA} is not there; make it with python tools/voc_to_coco.py BCCD_ZIP {DATA}')
+        fail(f'{DATA} is not there; make it with python tools/data/voc_to_coco.py BCCD_ZIP {DATA}')
     out.mkdir(parents=True, exist_ok=True)
     studied = tasks(out, args.seeds, args.only, args.epochs)
     found: dict[str, list[dict]] = {}

@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from _whole_folder import whole_folder
+from _files import whole_folder
 
 from ghost_plugin.cli.errors import needs, tool
 
@@ -20,11 +20,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from sklearn.datasets import load_digits
 
+DATA = load_digits()
 # Samples of the first ten writers train, those of the last ones validate; half a writer between.
 SPLITS = {'train': slice(0, 1382), 'val': slice(1451, 1797)}
-SIDE = 160  # of a detection picture, pixels
-CLASS_SIDE = 32  # of a classification picture, pixels
-DIGITS = (2, 6)  # per picture, least and most
+SIDE = 160  # of a detection image, pixels
+CLASS_SIDE = 32  # of a classification image, pixels
+DIGITS = (2, 6)  # per image, least and most
 SIZES = (26, 70)  # of a digit and its margin, pixels
 CONTRAST = (80, 220)  # grey levels between ink and paper
 
@@ -35,8 +36,8 @@ def paper(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
     coarse = (tint + rng.normal(0, 18, (6, 6, 1)) + rng.normal(0, 6, (6, 6, 3))).clip(0, 255)
     waves = Image.fromarray(coarse.astype('uint8')).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     noise = rng.normal(0, rng.uniform(2, 10), (SIDE, SIDE, 1))
-    picture = Image.fromarray((np.asarray(waves) + noise).clip(0, 255).astype('uint8'))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray((np.asarray(waves) + noise).clip(0, 255).astype('uint8'))
+    draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(3, 12)):
         corner, reach = rng.uniform(0, SIDE, 2), rng.uniform(6, 40, 2)
         box = [*corner, *(corner + reach)]
@@ -44,7 +45,7 @@ def paper(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
         (draw.line, draw.rectangle, draw.ellipse)[rng.integers(3)](
             box, ink if rng.integers(2) else None
         )
-    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.8))), tint
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.8))), tint
 
 
 def stamp(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -69,9 +70,9 @@ def overlaps(box: list[int], others: list[list[int]]) -> bool:
 
 
 def scene(pool: list[int], rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, list]]]:
-    """A picture and its (class, (x, y, w, h)) pairs."""
-    picture, tint = paper(rng)
-    canvas, found = np.asarray(picture, 'float32').copy(), []
+    """An image and its (class, (x, y, w, h)) pairs."""
+    image, tint = paper(rng)
+    canvas, found = np.asarray(image, 'float32').copy(), []
     wanted = rng.integers(DIGITS[0], DIGITS[1] + 1)
     for _ in range(20 * wanted):
         index = rng.choice(pool)
@@ -88,8 +89,8 @@ def scene(pool: list[int], rng: np.random.Generator) -> tuple[Image.Image, list[
     return Image.fromarray(canvas.clip(0, 255).astype('uint8')), found
 
 
-def make_detection(out: Path, split: str, pictures: int, seed: int) -> None:
-    """``pictures`` scenes of a split as JPEG, and their boxes in COCO's format."""
+def make_detection(out: Path, split: str, images: int, seed: int) -> None:
+    """``images`` scenes of a split as JPEG, and their boxes in COCO's format."""
     rng = np.random.default_rng([seed, len(split)])
     pool = range(len(DATA.target))[SPLITS[split]]
     (out / split).mkdir(parents=True)
@@ -98,10 +99,10 @@ def make_detection(out: Path, split: str, pictures: int, seed: int) -> None:
         'annotations': [],
         'categories': [{'id': i, 'name': str(i)} for i in range(10)],
     }
-    for number in range(pictures):
-        picture, found = scene(pool, rng)
+    for number in range(images):
+        image, found = scene(pool, rng)
         name = f'{number:05d}.jpg'
-        picture.save(out / split / name, quality=92)
+        image.save(out / split / name, quality=92)
         coco['images'].append({'id': number, 'file_name': name, 'width': SIDE, 'height': SIDE})
         coco['annotations'] += [
             {
@@ -132,20 +133,19 @@ def make_classification(out: Path, split: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out', type=Path, nargs='?', default=Path('data/digits'), help='folder')
-    parser.add_argument('--train', type=int, default=2000, help='detection pictures to train on')
-    parser.add_argument('--val', type=int, default=200, help='detection pictures to validate on')
+    parser.add_argument('--train', type=int, default=2000, help='detection images to train on')
+    parser.add_argument('--val', type=int, default=200, help='detection images to validate on')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--force', action='store_true', help='make a folder anew that is there')
     args = parser.parse_args()
     if args.train < 1 or args.val < 1:
-        raise ValueError(f'at least 1 picture each, got --train {args.train} --val {args.val}')
+        raise ValueError(f'at least 1 image each, got --train {args.train} --val {args.val}')
     with whole_folder(args.out, args.force) as out:
         for split in SPLITS:
             make_detection(out / 'detection', split, getattr(args, split), args.seed)
             make_classification(out / 'classification', split)
-    print(f'{args.train} + {args.val} detection pictures and 1728 digits in {args.out}')
+    print(f'{args.train} + {args.val} detection images and 1728 digits in {args.out}')
 
 
 if __name__ == '__main__':
-    DATA = load_digits()
     main()

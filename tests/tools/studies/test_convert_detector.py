@@ -11,11 +11,13 @@ import ghost_plugin as gp
 from ghost_plugin.integrations.openmmlab.runner_setup import build_model
 
 
-def test_the_distilled_config_learns_from_the_network_that_was_converted(run, tmp_path):
+def test_the_distilled_config_learns_from_the_network_that_was_converted(in_process, tmp_path):
     import convert_detector as study
 
     options = ('--ratio', 2, '--include', 'backbone', '--size', 64)
-    status, _, error = run('config', study.DENSE, '-o', tmp_path / 'converted.py', *options)
+    status, _, error = in_process(
+        'convert', 'config', study.DENSE, '-o', tmp_path / 'converted.py', *options
+    )
     assert status == 0, error
     teacher = tmp_path / 'teacher.pth'
     dense = build_model(study.DENSE)

@@ -1,22 +1,38 @@
 """The data tools as a user runs them."""
 
+import importlib
+import io
 import json
+import os
 import shutil
-import subprocess
 import sys
 import zipfile
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from PIL import Image
 
 pytest.importorskip('sklearn')
-TOOLS = Path(__file__).parents[2] / 'tools'
 
 
 def run(tool, *args):
-    command = [sys.executable, str(TOOLS / tool), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True)
+    """Run a script in this process; like a finished process."""
+    main = importlib.import_module(tool.removesuffix('.py')).main
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.object(sys, 'argv', [tool, *map(str, args)]),
+        mock.patch.object(os, 'dup2'),  # the error stream is pytest's
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as leaving:
+            status = leaving.code or 0
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def refused(done, said):
@@ -26,7 +42,7 @@ def refused(done, said):
     assert 'Traceback' not in done.stderr
 
 
-def picture(path, broken=False):
+def image(path, broken=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.effect_noise((60, 40), 50).convert('RGB').save(path)
     if broken:
@@ -45,10 +61,10 @@ def annotation(path, *boxes):
 
 @pytest.fixture
 def voc(tmp_path):
-    """One good pair, one with bad boxes, one broken picture, one without, one broken XML."""
+    """One good pair, one with bad boxes, one broken image, one without, one broken XML."""
     base = tmp_path / 'voc/VOCdevkit'
     for name, broken in {'good': False, 'edge': False, 'broken': True, 'odd': False}.items():
-        picture(base / f'JPEGImages/{name}.jpg', broken)
+        image(base / f'JPEGImages/{name}.jpg', broken)
     annotation(base / 'Annotations/good.xml', ('cat', 1, 1, 10, 20))
     annotation(base / 'Annotations/edge.xml', ('dog', 51, 31, 90, 90), ('dog', 100, 100, 120, 120))
     annotation(base / 'Annotations/broken.xml', ('dog', 1, 1, 5, 5))
@@ -66,8 +82,8 @@ def test_voc_is_mended_and_everything_is_said(voc, tmp_path):
     for said in (
         f'clipped: {xmls}/edge.xml',
         f'dropped: {xmls}/edge.xml',
-        'broken pictures, left out: VOCdevkit/JPEGImages/broken.jpg',
-        f'without a picture, left out: {xmls}/gone.xml',
+        'broken images, left out: VOCdevkit/JPEGImages/broken.jpg',
+        f'without an image, left out: {xmls}/gone.xml',
         'without a usable annotation, left out: VOCdevkit/JPEGImages/odd.jpg',
         f'cannot be read, left out: {xmls}/odd.xml (no element',
         '1 train, 1 val',
@@ -80,8 +96,8 @@ def test_voc_is_mended_and_everything_is_said(voc, tmp_path):
     assert (tmp_path / 'out/val/edge.jpg').is_file()
 
 
-def pictures_of(out, split):
-    """Content of each picture of a split by its name, and its class by its boxes."""
+def images_of(out, split):
+    """Content of each image of a split by its name, and its class by its boxes."""
     coco = json.loads((out / f'{split}.json').read_text())
     kinds = {c['id']: c['name'] for c in coco['categories']}
     boxes = {a['image_id']: kinds[a['category_id']] for a in coco['annotations']}
@@ -91,22 +107,22 @@ def pictures_of(out, split):
     }
 
 
-@pytest.mark.parametrize('pictures, xmls', [('', ''), ('images/', 'annotations/')])
-def test_annotations_find_the_picture_near_them(pictures, xmls, tmp_path):
+@pytest.mark.parametrize('images, xmls', [('', ''), ('images/', 'annotations/')])
+def test_annotations_find_the_image_near_them(images, xmls, tmp_path):
     made = {}
     for split, kind in (('train', 'cat'), ('val', 'dog')):
-        picture(tmp_path / f'in/{split}/{pictures}1.JPG')
+        image(tmp_path / f'in/{split}/{images}1.JPG')
         annotation(tmp_path / f'in/{split}/{xmls}1.XML', (kind, 1, 1, 10, 20))
-        made[split] = {'1.JPG': ((tmp_path / f'in/{split}/{pictures}1.JPG').read_bytes(), kind)}
+        made[split] = {'1.JPG': ((tmp_path / f'in/{split}/{images}1.JPG').read_bytes(), kind)}
     done = run('voc_to_coco.py', tmp_path / 'in', tmp_path / 'out')
     assert done.returncode == 0, done.stderr
-    assert {split: pictures_of(tmp_path / 'out', split) for split in made} == made
+    assert {split: images_of(tmp_path / 'out', split) for split in made} == made
 
 
-def test_pictures_of_one_name_in_a_split_are_all_kept(tmp_path):
+def test_images_of_one_name_in_a_split_are_all_kept(tmp_path):
     made = {}
     for name, folder, kind in (('1.jpg', 'a', 'cat'), ('1-2.jpg', 'b', 'dog')):
-        picture(tmp_path / f'in/{folder}/JPEGImages/1.jpg')
+        image(tmp_path / f'in/{folder}/JPEGImages/1.jpg')
         annotation(tmp_path / f'in/{folder}/Annotations/1.xml', (kind, 1, 1, 10, 20))
         made[name] = ((tmp_path / f'in/{folder}/JPEGImages/1.jpg').read_bytes(), kind)
     # A list is about the folder that it lies in.
@@ -115,12 +131,12 @@ def test_pictures_of_one_name_in_a_split_are_all_kept(tmp_path):
         (tmp_path / f'in/{folder}/ImageSets/Main/{split}.txt').write_text('1\n')
     done = run('voc_to_coco.py', tmp_path / 'in', tmp_path / 'out')
     assert 'renamed: train/1-2.jpg' in done.stdout, done.stderr
-    assert pictures_of(tmp_path / 'out', 'train') == made
+    assert images_of(tmp_path / 'out', 'train') == made
 
 
-def test_masks_are_no_pictures_and_what_fits_alike_is_refused(tmp_path):
+def test_masks_are_no_images_and_what_fits_alike_is_refused(tmp_path):
     for name in ('JPEGImages/1.jpg', 'SegmentationClass/1.png'):
-        picture(tmp_path / 'in' / name)
+        image(tmp_path / 'in' / name)
     annotation(tmp_path / 'in/Annotations/1.xml', ('cat', 1, 1, 10, 20))
     said = 'Annotations/1.xml fits JPEGImages/1.jpg and SegmentationClass/1.png alike'
     refused(run('voc_to_coco.py', tmp_path / 'in', tmp_path / 'out'), said)
@@ -131,7 +147,7 @@ def test_masks_are_no_pictures_and_what_fits_alike_is_refused(tmp_path):
     assert 'without a usable annotation, left out: SegmentationClass/1.png' in done.stdout, (
         done.stderr
     )
-    assert list(pictures_of(tmp_path / 'out', 'train')) == ['1.jpg']
+    assert list(images_of(tmp_path / 'out', 'train')) == ['1.jpg']
     shutil.copytree(xml.parent, tmp_path / 'in/old')
     said = 'JPEGImages/1.jpg fits Annotations/1.xml and old/1.xml alike'
     refused(run('voc_to_coco.py', tmp_path / 'in', tmp_path / 'out', '--force'), said)
@@ -164,7 +180,7 @@ def test_wrong_classes_are_refused(voc, tmp_path):
     refused(given('dgo'), 'no box is of --classes dgo; there are cat, dog')
     refused(given('cat', 'cat'), 'must be different')
     done = given('dog', 'cta', 'cat')
-    assert done.returncode == 0 and 'in no picture: cta; there are cat, dog' in done.stdout
+    assert done.returncode == 0 and 'in no image: cta; there are cat, dog' in done.stdout
     (voc / 'VOCdevkit/Annotations/good.xml').unlink()
     annotation(voc / 'VOCdevkit/Annotations/edge.xml', ('dog', 20, 20, 10, 10))
     refused(given('dog', '--force'), 'holds a usable box; 1 annotations that')
@@ -186,7 +202,7 @@ def test_what_is_there_is_kept_unless_forced(voc, tmp_path):
      ('in.partial', 'in')],
 )  # fmt: skip
 def test_a_source_is_never_replaced_nor_written_into(tool, source, out, tmp_path):
-    picture(tmp_path / 'in/raw/cat/1.jpg')
+    image(tmp_path / 'in/raw/cat/1.jpg')
     annotation(tmp_path / 'in/raw/cat/1.xml', ('cat', 1, 1, 10, 20))
     shutil.copytree(tmp_path / 'in', tmp_path / 'in.partial')
     shutil.make_archive(tmp_path / 'in/raw', 'zip', tmp_path / 'in/raw')
@@ -198,7 +214,7 @@ def test_a_source_is_never_replaced_nor_written_into(tool, source, out, tmp_path
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
 def test_a_run_that_fails_leaves_what_was_there_and_nothing_else(error, tmp_path):
-    from _whole_folder import whole_folder
+    from _files import whole_folder
 
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/mine.txt').write_text('x')
@@ -237,8 +253,8 @@ def test_bad_sources_are_refused(tool, tmp_path):
 )
 def test_class_folders(prefix, counts, tmp_path):
     for number in range(3):
-        picture(tmp_path / f'in/{prefix}cat/{number}.jpg', broken=False)
-    picture(tmp_path / f'in/{prefix}dog/bad.jpg', broken=True)
+        image(tmp_path / f'in/{prefix}cat/{number}.jpg', broken=False)
+    image(tmp_path / f'in/{prefix}dog/bad.jpg', broken=True)
     done = run('prepare_folder.py', tmp_path / 'in', tmp_path / 'out', '--every', 3)
     assert f'left out: {prefix}dog/bad.jpg' in done.stdout, done.stderr
     assert '1 classes: cat' in done.stdout
@@ -249,10 +265,10 @@ def zipped(folder):
     return Path(shutil.make_archive(folder, 'zip', folder))
 
 
-def test_pictures_of_one_name_are_all_kept(tmp_path):
+def test_images_of_one_name_are_all_kept(tmp_path):
     kept = set()
     for name in ('a/cat/1.png', 'a/dog/1.png', 'b/cat/1.png', 'c/cat/2.PNG'):
-        picture(tmp_path / 'in' / name)
+        image(tmp_path / 'in' / name)
         kept.add((tmp_path / 'in' / name).read_bytes())
     done = run('prepare_folder.py', tmp_path / 'in', tmp_path / 'out')
     made = [p for p in (tmp_path / 'out').rglob('*') if p.is_file()]
@@ -266,7 +282,7 @@ def test_pictures_of_one_name_are_all_kept(tmp_path):
 
 def test_a_folder_around_the_source_is_no_split(tmp_path):
     for number in range(4):
-        picture(tmp_path / f'test/cat/{number}.png')
+        image(tmp_path / f'test/cat/{number}.png')
     done = run('prepare_folder.py', tmp_path / 'test', tmp_path / 'out', '--every', 2)
     assert '2 train, 2 val' in done.stdout, done.stderr
 
@@ -280,14 +296,14 @@ def test_a_folder_around_the_source_is_no_split(tmp_path):
         (['train/cat/1.png', 'val/cat/1.png', 'extra/dog/1.png'], 'in none: extra/dog;'),
     ],
 )
-def test_pictures_without_class_or_split_are_refused_by_name(form, names, said, tmp_path):
+def test_images_without_class_or_split_are_refused_by_name(form, names, said, tmp_path):
     for name in names:
-        picture(tmp_path / 'in' / name)
+        image(tmp_path / 'in' / name)
     refused(run('prepare_folder.py', form(tmp_path / 'in'), tmp_path / 'out'), said)
 
 
 def test_what_is_passed_over_is_said(tmp_path):
-    picture(tmp_path / 'in/cat/1.JPG')
+    image(tmp_path / 'in/cat/1.JPG')
     for name in ('cat/2.tif', 'LICENSE', '.hidden/3.png', '__MACOSX/cat/._1.JPG'):
         (tmp_path / 'in' / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / 'in' / name).write_text('x')
@@ -315,7 +331,7 @@ def locked(content):
 @pytest.mark.parametrize('tool', ['voc_to_coco.py', 'prepare_folder.py'])
 @pytest.mark.parametrize('change', [cut, locked])
 def test_damaged_and_locked_zips_are_refused(tool, change, tmp_path):
-    picture(tmp_path / 'in/cat/1.png')
+    image(tmp_path / 'in/cat/1.png')
     archive = zipped(tmp_path / 'in')
     archive.write_bytes(change(archive.read_bytes()))
     refused(run(tool, archive, tmp_path / 'out'), 'cannot be unpacked')
@@ -323,9 +339,9 @@ def test_damaged_and_locked_zips_are_refused(tool, change, tmp_path):
 
 @pytest.mark.parametrize('tool', ['voc_to_coco.py', 'prepare_folder.py'])
 def test_nothing_usable_is_refused_with_the_reason(tool, tmp_path):
-    picture(tmp_path / 'in/cat/1.png', broken=True)
+    image(tmp_path / 'in/cat/1.png', broken=True)
     annotation(tmp_path / 'in/cat/1.xml', ('cat', 1, 1, 10, 20))
-    refused(run(tool, tmp_path / 'in', tmp_path / 'out'), '1 broken pictures, left out: cat/1.png')
+    refused(run(tool, tmp_path / 'in', tmp_path / 'out'), '1 broken images, left out: cat/1.png')
 
 
 def test_blood_cells(shared, tmp_path):

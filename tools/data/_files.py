@@ -1,16 +1,16 @@
-"""What the data tools share: opening a folder or zip, reading pictures, saying what was mended."""
+"""What the data tools share: opening a folder or zip, reading images, saying what was mended."""
 
 import argparse
 import lzma
+import shutil
 import tempfile
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-
-from _whole_folder import whole_folder
 
 from ghost_plugin.cli.errors import needs
 
@@ -18,12 +18,48 @@ needs('PIL')
 
 from PIL import Image
 
-PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 SPLITS = (
     'train', 'val', 'test', 'trainval', 'training', 'valid', 'validation', 'testing'
 )  # fmt: skip
 Problems = dict[str, list[str]]
 Making = Callable[[Path, Path, Problems], dict[str, int]]
+
+
+@contextmanager
+def whole_folder(target: Path, force: bool, source: Path | None = None) -> Iterator[Path]:
+    """A folder to write into that becomes ``target`` only when all of it was written.
+
+    Raises:
+        FileExistsError: ``target`` holds something and ``force`` is false.
+        ValueError: ``source``, which is read, is ``target``, or one holds the other.
+    """
+    place = target.resolve()  # a link to a folder stays, what it leads to is made anew
+    partial = place.with_name(f'{place.name}.partial')
+    for taken in (place, partial) if source else ():
+        _apart(source.resolve(), taken)
+    if place.exists() and any(place.iterdir()) and not force:
+        raise FileExistsError(f'{target} is there already; --force makes it anew')
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        with tempfile.TemporaryDirectory(prefix=f'.{place.name}.', dir=place.parent) as old:
+            if place.exists():
+                place.rename(Path(old) / place.name)
+            partial.rename(place)
+    except BaseException:  # Ctrl-C, too
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _apart(source: Path, taken: Path) -> None:
+    """Refuse to replace what is read, or to write among it."""
+    if source.is_relative_to(taken) or taken.is_relative_to(source):
+        raise ValueError(
+            f'{source} is read and {taken} written anew, so neither may be or hold the other; '
+            f'give another output, such as {source.with_name(source.stem + "_prepared")}'
+        )
 
 
 def unpack(source: Path, to: Path) -> Path:
@@ -78,7 +114,7 @@ def free(path: Path, problems: Problems) -> Path:
     if not path.exists():
         return path
     renamed = next(name for name in names if not name.exists())
-    problems['pictures of a name that another has, renamed'].append('/'.join(renamed.parts[-2:]))
+    problems['images of a name that another has, renamed'].append('/'.join(renamed.parts[-2:]))
     return renamed
 
 
@@ -87,7 +123,7 @@ def prepare(args: argparse.Namespace, make: Making, lacking: str) -> None:
 
     Args:
         args: Of the command line.
-        make: Takes an unpacked source, a folder to fill and what it notes; pictures by split.
+        make: Takes an unpacked source, a folder to fill and what it notes; images by split.
         lacking: What the source has not where there are none.
     """
     problems: Problems = defaultdict(list)
@@ -99,10 +135,10 @@ def prepare(args: argparse.Namespace, make: Making, lacking: str) -> None:
     report(args.out, counts, problems)
 
 
-def size_of(picture: Path) -> tuple[int, int] | None:
-    """(width, height) in pixels of a picture that can be read to its end, else None."""
+def size_of(image: Path) -> tuple[int, int] | None:
+    """(width, height) in pixels of an image that can be read to its end, else None."""
     try:
-        with Image.open(picture) as image:
+        with Image.open(image) as image:
             image.load()
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Check a folder or zip of pictures in class folders and lay it out as OUT/<split>/<class>/.
+"""Check a folder or zip of images in class folders and lay it out as OUT/<split>/<class>/.
 
-Pictures that cannot be read to their end are left out, counted and named; of several with one
+Images that cannot be read to their end are left out, counted and named; of several with one
 name in a class the later ones get another.
 """
 
@@ -11,8 +11,8 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from _pictures import (
-    PICTURES,
+from _files import (
+    IMAGES,
     SPLITS,
     Problems,
     files_in,
@@ -27,14 +27,14 @@ from ghost_plugin.cli.errors import tool
 
 
 def folder(source: Path, out: Path, problems: Problems, every: int) -> dict[str, int]:
-    """Copy the pictures that can be read; without split folders every n-th one validates."""
+    """Copy the images that can be read; without split folders every n-th one validates."""
     counts: dict[str, int] = defaultdict(int)
     classes: set[str] = set()
-    pictures = pictures_in(source, problems)
-    check(pictures)
-    for number, path in enumerate(pictures):
+    images = images_in(source, problems)
+    check(images)
+    for number, path in enumerate(images):
         if size_of(source / path) is None:
-            problems['broken pictures, left out'].append(str(path))
+            problems['broken images, left out'].append(str(path))
             continue
         split = split_above(path) or ('val' if number % every == every - 1 else 'train')
         target = out / split / path.parent.name / path.name
@@ -46,30 +46,30 @@ def folder(source: Path, out: Path, problems: Problems, every: int) -> dict[str,
     return counts
 
 
-def pictures_in(source: Path, problems: Problems) -> list[Path]:
-    """Relative paths of all pictures, sorted; other files are noted."""
+def images_in(source: Path, problems: Problems) -> list[Path]:
+    """Relative paths of all images, sorted; other files are noted."""
     files = files_in(source, problems)
-    others = [str(path) for path in files if path.suffix.lower() not in PICTURES]
+    others = [str(path) for path in files if path.suffix.lower() not in IMAGES]
     if others:
-        problems[f'files that are none of {", ".join(PICTURES)}, left out'] = others
-    return [path for path in files if path.suffix.lower() in PICTURES]
+        problems[f'files that are none of {", ".join(IMAGES)}, left out'] = others
+    return [path for path in files if path.suffix.lower() in IMAGES]
 
 
-def split_above(picture: Path) -> str:
-    """The split folder above a picture's class folder, or ''."""
-    return split_in(picture.parent.parent)
+def split_above(image: Path) -> str:
+    """The split folder above an image's class folder, or ''."""
+    return split_in(image.parent.parent)
 
 
-def check(pictures: list[Path]) -> None:
-    """Refuse pictures without a class, and splits for some of them only."""
-    bare = [p for p in pictures if p.parent.name.lower() in ('', *SPLITS) and not split_above(p)]
+def check(images: list[Path]) -> None:
+    """Refuse images without a class, and splits for some of them only."""
+    bare = [p for p in images if p.parent.name.lower() in ('', *SPLITS) and not split_above(p)]
     if bare:
         raise ValueError(
-            f'pictures without a class folder: {some(bare)}; put all into CLASS/ or SPLIT/CLASS/ '
+            f'images without a class folder: {some(bare)}; put all into CLASS/ or SPLIT/CLASS/ '
             f'(SPLIT is one of {", ".join(SPLITS)})'
         )
-    splits = {split_above(path) for path in pictures} - {''}
-    outside = sorted({path.parent for path in pictures if splits and not split_above(path)})
+    splits = {split_above(path) for path in images} - {''}
+    outside = sorted({path.parent for path in images if splits and not split_above(path)})
     if outside:
         raise ValueError(
             f'beside the splits {", ".join(sorted(splits))} there are classes in none: '
@@ -87,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.every < 2:
         raise ValueError(f'--every must be 2 or more, got {args.every}')
-    prepare(args, partial(folder, every=args.every), 'usable pictures in class folders')
+    prepare(args, partial(folder, every=args.every), 'usable images in class folders')
 
 
 if __name__ == '__main__':

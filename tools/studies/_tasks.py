@@ -14,7 +14,7 @@ import ghost_plugin as gp
 from ghost_plugin.cli.errors import fail
 from ghost_plugin.integrations.openmmlab.runner_setup import build_model, last_checkpoint
 
-TOOLS = Path(__file__).parent
+TOOLS = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Task:
     name: str
     model: str
     config: Path
-    side: int  # of the pictures, pixels
+    side: int  # of the images, pixels
     metric: str
     unit: str
 

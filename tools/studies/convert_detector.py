@@ -36,7 +36,7 @@ def task(name: str, config: Path) -> Task:
 def study(out: Path) -> dict[str, dict]:
     """AP and costs: the original, converted, and distilled."""
     if not DATA.is_dir():
-        run(out / 'data.log', TOOLS / 'make_digits.py', DATA)
+        run(out / 'data.log', TOOLS / 'data/make_digits.py', DATA)
     found = {'original': train(task('original', DENSE), out / 'original')}
     teacher = Path(found['original']['checkpoint']).resolve()
     config = out / 'converted.py'

@@ -6,20 +6,27 @@ import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from _digits_detector import arguments
 from _tasks import TOOLS, Task, run, train
 
 from ghost_plugin.cli.errors import tool
 from ghost_plugin.integrations.openmmlab.plots import draw_curves, draw_detections
 
 CLASSIFIER = Path('configs/classification/ghostnet-050_digits.py')
+RETINANET = 'models/retinanet_small.py'
+PARTS = ('datasets/digits_detection.py', 'schedules/adamw.py', 'runtime_detection.py')
+
+
+def arguments(out: Path) -> list[object]:
+    """What ``swap_backbone.py`` is called with to write the config ``out``."""
+    source, *parts = [f'configs/_base_/{part}' for part in (RETINANET, *PARTS)]
+    return [source, '--width', 0.5, '--with', *parts, '-o', out]
 
 
 def converted(out: Path) -> list[str]:
     """timm's ResNet-18 converted by :file:`convert_digits.py`; its table."""
     done = out / 'table.md'
     if not done.is_file():
-        run(out / 'log.txt', TOOLS / 'convert_digits.py', 'data/digits/classification', out)
+        run(out / 'log.txt', TOOLS / 'studies/convert_digits.py', 'data/digits/classification', out)
     return done.read_text().splitlines()
 
 
@@ -38,7 +45,7 @@ def report(results: dict[Task, dict], conversion: list[str], out: Path) -> None:
         )
     lines += ['', "timm's ResNet-18 on the digits, converted:", '', *conversion]
     (out / 'table.md').write_text('\n'.join(lines) + '\n')
-    print('\n'.join(['', *lines, '', f'pictures, logs and this table: {out}']))
+    print('\n'.join(['', *lines, '', f'images, logs and this table: {out}']))
 
 
 @tool
@@ -54,9 +61,9 @@ def main() -> None:
     detector = Task('detection', 'RetinaNet, GhostNet 0.5x, FPN 64', out / 'retinanet_ghostnet.py',
                     160, 'coco/bbox_mAP', 'AP')  # fmt: skip
     classifier = Task('classification', 'GhostNet 0.5x', CLASSIFIER, 64, 'accuracy/top1', 'top-1 %')
-    print('1/5 the data: handwritten digits, in pictures of their own and in cluttered scenes')
+    print('1/5 the data: handwritten digits, in images of their own and in cluttered scenes')
     if not Path('data/digits').is_dir():
-        run(out / 'data.log', TOOLS / 'make_digits.py', 'data/digits')
+        run(out / 'data.log', TOOLS / 'data/make_digits.py', 'data/digits')
     print("2/5 GhostNet into MMDetection's RetinaNet")
     log = detector.config.with_suffix('.log')
     run(log, TOOLS / 'swap_backbone.py', *arguments(detector.config))
@@ -64,8 +71,8 @@ def main() -> None:
     results = {task: train(task, out / task.name) for task in (detector, classifier)}
     print("4/5 timm's ResNet-18 trained, converted to 70 % of its latency, tuned: 3 minutes")
     conversion = converted(out / 'conversion')
-    print('5/5 pictures and the table')
-    with (out / 'pictures.log').open('w') as log, redirect_stdout(log), redirect_stderr(log):
+    print('5/5 images and the table')
+    with (out / 'images.log').open('w') as log, redirect_stdout(log), redirect_stderr(log):
         draw_detections(detector.config, results[detector]['checkpoint'], out / 'detections.png')
         draw_curves({t.name: (out / t.name, t.metric) for t in results}, out / 'curves.png')
     report(results, conversion, out)

@@ -86,7 +86,7 @@ def study(
 
     Args:
         data: Class folders with ``train`` and ``val``.
-        out: Folder for weights, plan and its picture.
+        out: Folder for weights, plan and its image.
         epochs: Of the original.
         meter: Shows progress.
 
@@ -134,7 +134,7 @@ def study(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('data', type=Path, help='class folders with train and val')
-    parser.add_argument('out', type=Path, help='folder for plan, picture, weights and table')
+    parser.add_argument('out', type=Path, help='folder for plan, image, weights and table')
     parser.add_argument('--epochs', type=float, default=12, help='of the original (%(default)s)')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
