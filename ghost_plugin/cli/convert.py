@@ -268,10 +268,12 @@ def _save(model: torch.nn.Module, path: Path) -> None:
     if path.suffix != '.safetensors':
         save(model.state_dict(), path)
         return
-    from safetensors.torch import save_model  # it comes with timm
+    from safetensors.torch import save as to_bytes  # it comes with timm
 
+    # Shared tensors are stored once each.
+    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     with atomic_write(path) as partial_file:
-        save_model(model, str(partial_file))
+        partial_file.write_bytes(to_bytes(tensors))
 
 
 def add_finetune(parser: Parser) -> None:

@@ -161,8 +161,12 @@ def _built(name: str, build: Callable[[], nn.Module], published: bool = False) -
         return build()
     except Exception as error:
         reason = ' '.join(str(error).split())
-        hint = '; give a local file as checkpoint (--checkpoint) instead of pretrained'
-        hint = hint if published else ''  # downloads fail with errors of many types
+        hint = ''
+        if published:  # downloads fail with errors of many types
+            hint = (
+                '; give a local file as checkpoint (--checkpoint) instead of pretrained, or '
+                'neither for random weights'
+            )
         raise ValueError(f'cannot build {name}: {type(error).__name__}: {reason}{hint}') from error
 
 
