@@ -10,8 +10,11 @@ from typing import Any
 
 from ._version import __version__
 from .backbones import GGhostRegNet, GhostNet, GhostNetV2, GhostNetV3
-from .conversion import ConversionPlan, convert, plan
+from .conversion import ConversionPlan, convert
+from .conversion import layer_latency as _layer_latency
+from .conversion.api import plan
 from .deploy import ExportReport, export, export_onnx, fuse, optimize, quantize
+from .deploy import backends as _backends
 from .distillation import Distiller
 from .layers.ghost import GhostConv2d, GhostModule
 from .profiling import Complexity, count
@@ -20,6 +23,10 @@ from .utils import old_paths, optional
 from .weights import load_weights
 
 old_paths.install()
+# conversion does not import deploy, so its backends are registered here
+_layer_latency.LATENCY_BACKENDS.update(
+    {name: _backends.layer_timer(name) for name in _backends.TIMED if name != 'eager'}
+)
 
 if optional.usable('timm'):
     from .integrations.timm import ghostnet_plugin as _timm_ghost  # noqa: F401

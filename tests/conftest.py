@@ -122,7 +122,7 @@ def assert_lossless():
         model = model.eval()
         options = {'keep_first': False, 'keep_last': False, **options}
         converted, plan = gp.convert(model, x, **options)
-        assert {row.decision for row in plan.rows} == {'convert'}, plan.report()
+        assert {row.decision for row in plan.layers} == {'convert'}, plan.report()
         torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-4)
         return converted
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..conversion import ConversionPlan, plan
+from ..conversion import ConversionPlan
+from ..conversion.api import plan
 from ..deploy import fuse
 from ..deploy.backends import TIMED
 from ..profiling import Timing, time_together

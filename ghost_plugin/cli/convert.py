@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ..conversion import ConversionPlan
-from ..conversion import plan as make_plan
+from ..conversion import ConversionPlan, apply_plan
+from ..conversion.api import plan as make_plan
+from ..conversion.layer_latency import LATENCY_BACKENDS
 from ..conversion.restore import converted
-from ..deploy.backends import TIMED, layer_timer
 from ..training import evaluation
 from ..training.config import OPTIMIZERS, Recipe
 from ..training.image_folder import ImageFolder, read_labels
@@ -68,7 +68,7 @@ def _add_choices(parser: Parser) -> None:
     add('--macs', type=amount, help='multiply-adds at most: share (0.6) or number (240M)')
     add('--params', type=amount, help='parameters at most: share or number')
     add('--latency', type=milliseconds, help='time at most: share or milliseconds (12ms)')
-    add('--latency-backend', choices=list(TIMED), metavar='NAME',
+    add('--latency-backend', choices=list(LATENCY_BACKENDS), metavar='NAME',
         help='backend that is timed (eager)')  # fmt: skip
     parser.rename('--latency-by', '--latency-backend')
 
@@ -139,7 +139,7 @@ def _plan(args: argparse.Namespace, source: LoadedModel, meter: Meter) -> Conver
     if any(name in options for name in BUDGETS):
         options |= _calibration(args, source, 256, meter)
     if args.latency_backend is not None:
-        options['ready'] = layer_timer(args.latency_backend)
+        options['latency_backend'] = args.latency_backend
     options |= {'keep_first': not args.no_keep_first, 'keep_last': not args.no_keep_last}
     return make_plan(source.model, source.example(), seed=args.seed, **options)
 
@@ -214,7 +214,9 @@ def convert(args: argparse.Namespace) -> None:
         model = None
         if not to_config or args.checkpoint:
             options = _calibration(args, source, number, meter)
-            model = made.apply(source.model, **options, **_given(args, ('reconstruct', 'steps')))
+            options |= _given(args, ('reconstruct', 'steps'))
+            result = apply_plan(made, source.model, **options)
+            model, made = result.model, result.plan
     if to_config:
         _write_config(args, made, model)
     else:

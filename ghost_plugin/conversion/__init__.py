@@ -1,6 +1,7 @@
-"""Networks that somebody already has, with Ghost convs that inherit their weights."""
+"""Conversion of trained networks: Ghost convs that inherit the weights of dense convs."""
 
-from .api import convert, plan
-from .plan import ConversionPlan
+from .api import convert
+from .apply import ConversionResult, apply_plan
+from .plan import ConversionPlan, LayerPlan
 
-__all__ = ['ConversionPlan', 'convert', 'plan']
+__all__ = ['ConversionPlan', 'ConversionResult', 'LayerPlan', 'apply_plan', 'convert']

@@ -1,19 +1,22 @@
-"""From a model to a plan: selection, scores and a budget."""
+"""Plan and convert a model: inspect, select, score, allocate, fit, replace."""
 
-import inspect
+import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..profiling import count
 from ..utils.modules import plain_forward
-from .budget import meet_budget, open_rows, ratios_of
+from .apply import apply_plan
+from .budget import candidate_ratios, meet_budget, undecided_layers
 from .fitting.batches import as_batches, batch_size
+from .inspection import inspect_convs
 from .latency_budget import meet_latency
-from .layer_latency import Ready, eager
-from .layer_plan import LayerPlan
-from .plan import ConversionPlan, fingerprint
+from .layer_latency import PrepareFn, latency_backend_fn
+from .plan import SETTINGS, STEPS, ConversionPlan, fingerprint
 from .selection import select
 from .sensitivity import score
 
@@ -26,103 +29,167 @@ def plan(
     macs: float | str | None = None,
     params: float | str | None = None,
     latency: float | str | None = None,
-    ready: Ready = eager,
+    latency_backend: str | PrepareFn = 'eager',
     calibration: Iterable[Any] | None = None,
+    ratio: float = SETTINGS['ratio'],
+    dw_size: int = SETTINGS['dw_size'],
+    cheap: str = SETTINGS['cheap'],
+    include: Any = None,
+    exclude: Any = None,
+    keep_first: bool = True,
+    keep_last: bool = True,
     seed: int = 0,
-    **options: Any,
+    ready: PrepareFn | None = None,
 ) -> ConversionPlan:
     """Plan a conversion; the model is not touched, and no data is needed.
 
     Args:
-        model, example_input: A network, and what to call it with once: a tensor, a tuple of
-            arguments or a mapping of keyword arguments.
+        model, example_input: A network and its input: a tensor, a tuple of arguments or a mapping
+            of keyword arguments.
         macs, params: Budgets, as a share of the model's (0.6) or an amount (``'240M'``): ratios
-            are then chosen per conv, from :data:`~ghost_plugin.conversion.budget.RATIOS`, those
-            that harm the output least. Never exceeded.
-        latency: As a share of the model's own on this machine, or an amount (``'5ms'``): convs are
-            timed, those whose Ghost is slower stay, and the plan is measured at the end. Beside
-            another budget it only raises the ratios that this has chosen.
-        ready: What is timed for ``latency``: takes a module and its input, gives a call. The module
-            itself without it; ``gp.deploy.ready('onnxruntime')`` times what ONNX Runtime makes of
-            it, and so on for the backends of :func:`ghost_plugin.optimize` that run single layers.
+            with the least estimated change of the output are then chosen per conv, from
+            :data:`~ghost_plugin.conversion.budget.RATIOS`. Never exceeded.
+        latency: A budget as a share of the model's own on this machine, or an amount (``'5ms'``):
+            convs are timed, those whose Ghost is slower stay, and the plan is measured at the end.
+            Beside another budget it only raises the ratios that this has chosen.
+        latency_backend: Runs the modules that ``latency`` times: ``'eager'``, ``'onnxruntime'``
+            and so on, the backends of :func:`ghost_plugin.optimize` that run single layers; or a
+            function that takes a module and its input and gives a call.
         calibration: Batches to score convs on for a budget; noise of the example's kind without,
             and beside fewer than eight images.
-        seed: Of fresh weights, and of labels drawn for scores.
-        options: ``ratio=2``, ``dw_size=3``, ``cheap='depthwise'`` of all Ghost convs; ``include``,
-            ``exclude``, ``keep_first=True``, ``keep_last=True`` as
+        ratio, dw_size, cheap: Settings of all Ghost convs where ``include`` gives no others:
+            output channels per primary channel, size of the cheap kernels in pixels, and
+            ``'depthwise'``, ``'shift'`` or ``'linear'``.
+        include, exclude, keep_first, keep_last: Patterns of convs to convert or keep, as in
             :func:`ghost_plugin.conversion.selection.select`.
+        seed: Seed of fresh weights, and of random projections for scores.
+        ready: Deprecated, use ``latency_backend``.
 
     Returns:
-        The plan. With a budget its rows hold scores, so that
+        The plan. With a budget its layers have scores, so that
         :meth:`ConversionPlan.rebudget` finds plans for other targets without measuring again.
 
     Raises:
         ValueError: A pattern matches no conv; a budget cannot be met; ``calibration`` without a
-            batch; ``ready`` without ``latency``.
-        TypeError: An option that does not exist, or a model wrapped in another.
+            batch; ``latency_backend`` without ``latency``, or an unknown one.
+        TypeError: A setting of a wrong type, or a model wrapped in another.
     """
-    if latency is None and ready is not eager:
+    if ready is not None:
+        warnings.warn('ready= is deprecated, use latency_backend=', FutureWarning, stacklevel=3)
+        latency_backend = ready
+    prepare = latency_backend_fn(latency_backend)
+    if latency is None and latency_backend != 'eager':
         raise ValueError(
-            'ready (--latency-by) is what latency (--latency) is measured with, and no latency was '
-            'given; give one, such as 0.8, or leave ready out'
+            'latency_backend (--latency-backend) runs what latency (--latency) measures, and no '
+            'latency was given; give one, such as 0.8, or leave latency_backend out'
         )
     if isinstance(example_input, list):
         example_input = tuple(example_input)
-    found = select(model, example_input, **options)
-    number = max(1, batch_size(example_input))
-    whole = count(model, example_input)
+    selection = select(
+        model,
+        inspect_convs(model, example_input),
+        ratio=ratio,
+        dw_size=dw_size,
+        cheap=cheap,
+        include=include,
+        exclude=exclude,
+        keep_first=keep_first,
+        keep_last=keep_last,
+    )
+    cost = count(model, example_input)
     made = ConversionPlan(
-        type(model).__name__,
-        fingerprint(model),
-        [LayerPlan.of(f) for f in found],
-        whole.params,
-        whole.macs // number,
+        model=type(model).__name__,
+        fingerprint=fingerprint(model),
+        layers=selection.layers,
+        params=cost.params,
+        macs=cost.macs // max(1, batch_size(example_input)),
         seed=seed,
     )
     if macs is None and params is None and latency is None:
         return made
-    fixed = {f.name for f in found if f.fixed}
-    ratios = {row.name: ratios_of(row, row.name in fixed) for row in open_rows(made.rows)}
-    ratios = {name: own for name, own in ratios.items() if own}
+    ratios = candidate_ratios(made.layers, selection.fixed)
     batches = None if calibration is None else as_batches(calibration, model)
-    _close(made.rows, ratios)
+    without = {layer.name for layer in undecided_layers(made.layers)} - ratios.keys()
+    layers = tuple(
+        layer.keep('no_gain') if layer.name in without else layer for layer in made.layers
+    )
     if ratios:
-        score(model, made.rows, ratios, example_input, batches, seed)
+        layers = score(model, layers, ratios, example_input, batches, seed)
     if macs is None and params is None:
         macs = 1.0  # all stay, before time decides
-    meet_budget(made.rows, {'macs': made.macs, 'params': made.params}, macs=macs, params=params)
+    made = meet_budget(replace(made, layers=layers), macs=macs, params=params)
     if latency is not None:
-        meet_latency(model, example_input, made, latency, ready)
+        made = meet_latency(model, example_input, made, latency, prepare)
     return made
-
-
-def _close(rows: list[LayerPlan], ratios: dict[str, list[float]]) -> None:
-    """Rows that no ratio gains anything for stay."""
-    for row in open_rows(rows):
-        if row.name not in ratios:
-            row.decision, row.reason = 'keep', 'no_gain'
 
 
 @plain_forward()
 def convert(
-    model: nn.Module, example_input: Any, **options: Any
+    model: nn.Module,
+    example_input: Any,
+    *,
+    macs: float | str | None = None,
+    params: float | str | None = None,
+    latency: float | str | None = None,
+    latency_backend: str | PrepareFn = 'eager',
+    calibration: Iterable[Any] | None = None,
+    ratio: float = SETTINGS['ratio'],
+    dw_size: int = SETTINGS['dw_size'],
+    cheap: str = SETTINGS['cheap'],
+    include: Any = None,
+    exclude: Any = None,
+    keep_first: bool = True,
+    keep_last: bool = True,
+    seed: int = 0,
+    reconstruct: str | None = None,
+    steps: int = STEPS,
+    inherit: bool = True,
+    inplace: bool = False,
+    optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+    ready: PrepareFn | None = None,
 ) -> tuple[nn.Module, ConversionPlan]:
-    """:func:`plan` and :meth:`ConversionPlan.apply` in one.
+    """Plan a conversion and apply it.
 
     Args:
-        model, example_input: As in :func:`plan`.
-        options: Of both.
+        model, example_input, macs, params, latency, latency_backend, ratio, dw_size, cheap,
+            include, exclude, keep_first, keep_last, seed, ready: As in :func:`plan`.
+        calibration: Batches for both.
+        reconstruct, steps, inherit, inplace, optimizers: As in :meth:`ConversionPlan.apply`.
 
     Returns:
-        The converted model and its plan.
+        The converted model, and its plan with the error of each layer.
 
     Raises:
         ValueError: As both; where no conv can be converted at all, it counts the reasons.
+        TypeError: As both.
     """
-    known = set(inspect.signature(ConversionPlan.apply).parameters) - {'self', 'model'}
-    applied = {name: value for name, value in options.items() if name in known}
-    if options.get('calibration') is not None:
-        options['calibration'] = applied['calibration'] = as_batches(options['calibration'], model)
-    planned = {n: v for n, v in options.items() if n not in applied or n == 'calibration'}
-    made = plan(model, example_input, **planned)
-    return made.apply(model, **applied), made
+    batches = None if calibration is None else as_batches(calibration, model)
+    made = plan(
+        model,
+        example_input,
+        macs=macs,
+        params=params,
+        latency=latency,
+        latency_backend=latency_backend,
+        calibration=batches,
+        ratio=ratio,
+        dw_size=dw_size,
+        cheap=cheap,
+        include=include,
+        exclude=exclude,
+        keep_first=keep_first,
+        keep_last=keep_last,
+        seed=seed,
+        ready=ready,
+    )
+    result = apply_plan(
+        made,
+        model,
+        calibration=batches,
+        reconstruct=reconstruct,
+        steps=steps,
+        inherit=inherit,
+        inplace=inplace,
+        optimizers=optimizers,
+    )
+    return result.model, result.plan

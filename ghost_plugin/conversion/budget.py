@@ -1,14 +1,14 @@
-"""Which convs and which ratios, for a budget: the least harm to the output that meets it."""
+"""Stage 4: choose convs and ratios for a budget with the least estimated change of the output."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .layer_plan import LayerPlan, kept
+from .plan import ConversionPlan, LayerPlan, count_reasons
 
 RATIOS = (1.0625, 1.125, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 _UNITS = {'k': 1e3, 'M': 1e6, 'G': 1e9}
-_PLACE = {'params': 0, 'macs': 1}  # in what Shape gives
+_COSTS = {'params': 0, 'macs': 1}  # index into the costs of a ConvSpec
 
 
 @dataclass(frozen=True)
@@ -17,22 +17,22 @@ class Choice:
 
     Attributes:
         ratio: 1 keeps the conv.
-        cost: In the unit of the budget.
-        harm: Score of the ratio; 0 for the conv as it is.
+        cost: Cost in the unit of the budget.
+        loss_increase: Score of the ratio; 0 for the conv as it is.
     """
 
     ratio: float
     cost: float
-    harm: float
+    loss_increase: float
 
 
-def target(budget: float | str, before: float, what: str) -> float:
-    """A budget as a number.
+def target(budget: float | str, before: float, name: str) -> float:
+    """Convert a budget to an amount.
 
     Args:
         budget: A share of ``before`` within 0..1, or an amount such as ``'240M'``.
-        before: Of the model as it is.
-        what: For the message.
+        before: Cost of the model as it is.
+        name: Name of the budget, for the message.
 
     Raises:
         ValueError: Neither.
@@ -41,116 +41,141 @@ def target(budget: float | str, before: float, what: str) -> float:
         text, unit, most = budget[:-1], _UNITS[budget[-1]], sys.float_info.max
     else:
         text, unit, most = budget, before, 1
-    number = _number(text, budget, what)
+    try:
+        number = float(text)
+    except (TypeError, ValueError):
+        number = 0
     if not 0 < number <= most:
-        raise ValueError(_wrong(budget, what))
+        raise ValueError(
+            f"{name} must be a share within 0..1 of the model's, or an amount such as '240M' "
+            f'({", ".join(_UNITS)}), got {budget!r}'
+        )
     return number * unit
 
 
-def _number(text: float | str, budget: float | str, what: str) -> float:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        raise ValueError(_wrong(budget, what)) from None
+def undecided_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
+    """Return the layers that a budget may decide about."""
+    return [layer for layer in layers if layer.converts or layer.reason in ('budget', 'slower')]
 
 
-def _wrong(budget: float | str, what: str) -> str:
-    return (
-        f"{what} must be a share within 0..1 of the model's, or an amount such as '240M' "
-        f'({", ".join(_UNITS)}), got {budget!r}'
-    )
+def candidate_ratios(
+    layers: Sequence[LayerPlan], fixed: frozenset[str]
+) -> dict[str, tuple[float, ...]]:
+    """Return the ratios of each undecided layer that would save something, by name.
 
-
-def open_rows(rows: Sequence[LayerPlan]) -> list[LayerPlan]:
-    """Rows that a budget may decide about."""
-    return [row for row in rows if row.converts or row.reason in ('budget', 'slower')]
-
-
-def ratios_of(row: LayerPlan, fixed: bool) -> list[float]:
-    """Ratios that would gain something for a conv, the row's own only where it is fixed."""
-    wanted = (row.ratio,) if fixed else RATIOS
-    settings = [{**row.settings, 'ratio': ratio} for ratio in wanted]
-    return [s['ratio'] for s in settings if row.shape.splits(s) and row.shape.gains(s)]
+    Args:
+        layers: Layers of a plan.
+        fixed: Names of layers that have their only ratio already.
+    """
+    found = {}
+    for layer in undecided_layers(layers):
+        ratios = (layer.ratio,) if layer.name in fixed else RATIOS
+        settings = [{**layer.settings, 'ratio': ratio} for ratio in ratios]
+        shape = layer.shape
+        saving = [s['ratio'] for s in settings if shape.groups_divide(s) and shape.ghost_saves(s)]
+        if saving:
+            found[layer.name] = tuple(saving)
+    return found
 
 
 def meet_budget(
-    rows: Sequence[LayerPlan],
-    before: Mapping[str, int],
-    *,
-    macs: float | str | None = None,
-    params: float | str | None = None,
-) -> None:
-    """Decide all open rows so that both budgets are met, in place.
+    plan: ConversionPlan, *, macs: float | str | None = None, params: float | str | None = None
+) -> ConversionPlan:
+    """Decide all undecided layers so that both budgets are met.
+
+    Args:
+        plan: A plan with scores.
+        macs, params: As in :func:`ghost_plugin.plan`.
 
     Raises:
         ValueError: No scores; a budget that no ratios reach.
     """
+    before = {'macs': plan.macs, 'params': plan.params}
     wanted = {'macs': macs, 'params': params}
     budgets = {k: target(b, before[k], k) for k, b in wanted.items() if b is not None}
-    for number, (what, limit) in enumerate(budgets.items()):
-        place = _PLACE[what]
-        fixed = before[what] - sum(row.shape.dense()[place] for row in open_rows(rows))
-        options = {row.name: choices(row, _cost(row, place)) for row in open_rows(rows)}
+    layers = plan.layers
+    for number, (name, limit) in enumerate(budgets.items()):
+        undecided, index = undecided_layers(layers), _COSTS[name]
+        fixed = before[name] - sum(layer.shape.dense()[index] for layer in undecided)
+        options = {layer.name: choices(layer, _cost(layer, index)) for layer in undecided}
         if number:
-            options = {row.name: no_lower(options[row.name], row) for row in open_rows(rows)}
-        decide(rows, greedy_select(options, limit - fixed, what, fixed, rows))
+            options = {
+                layer.name: keep_min_ratio(options[layer.name], layer) for layer in undecided
+            }
+        layers = decide(layers, greedy_select(options, limit - fixed, name, fixed, layers))
+    return replace(plan, layers=layers)
 
 
-def no_lower(options: list[Choice], row: LayerPlan) -> list[Choice]:
-    """Those choices that keep what another budget has decided."""
-    floor = row.ratio if row.converts else 1.0
+def keep_min_ratio(options: list[Choice], layer: LayerPlan) -> list[Choice]:
+    """Return the choices with at least the ratio that another budget has chosen.
+
+    Args:
+        options: Choices of the layer.
+        layer: The layer as that budget left it.
+    """
+    floor = layer.ratio if layer.converts else 1.0
     return [choice for choice in options if choice.ratio >= floor]
 
 
-def _cost(row: LayerPlan, place: int) -> Callable[[float], float]:
+def _cost(layer: LayerPlan, index: int) -> Callable[[float], float]:
     def cost(ratio: float) -> float:
-        shape = row.shape
+        shape = layer.shape
         if ratio == 1:
-            return shape.dense()[place]
-        return shape.ghost({**row.settings, 'ratio': ratio})[place]
+            return shape.dense()[index]
+        return shape.ghost({**layer.settings, 'ratio': ratio})[index]
 
     return cost
 
 
-def choices(row: LayerPlan, cost: Callable[[float], float]) -> list[Choice]:
-    """What can be chosen for a row: the conv as it is, and every ratio that was scored."""
-    if not row.scores:
+def choices(layer: LayerPlan, cost: Callable[[float], float]) -> list[Choice]:
+    """Return what can be chosen for a layer: the conv as it is, and every ratio with a score.
+
+    Args:
+        layer: A layer with scores.
+        cost: Gives the cost of a ratio.
+
+    Raises:
+        ValueError: No scores.
+    """
+    if not layer.scores:
         raise ValueError(
-            f'{row.name!r} has no scores; they come with a plan that was made for a budget '
+            f'{layer.name!r} has no scores; they come with a plan that was made for a budget '
             '(macs=, params= or latency= of gp.plan)'
         )
-    harms = {1.0: 0.0, **{float(ratio): harm for ratio, harm in row.scores.items()}}
-    return [Choice(ratio, cost(ratio), harm) for ratio, harm in sorted(harms.items())]
+    increases = {1.0: 0.0, **{float(ratio): score for ratio, score in layer.scores.items()}}
+    return [Choice(ratio, cost(ratio), increase) for ratio, increase in sorted(increases.items())]
 
 
 def greedy_select(
     options: Mapping[str, list[Choice]],
     limit: float,
-    what: str,
+    budget: str,
     fixed: float = 0.0,
-    rows: Sequence[LayerPlan] = (),
+    layers: Sequence[LayerPlan] = (),
 ) -> dict[str, Choice]:
-    """One choice for every name with a total cost of at most ``limit`` and little harm.
+    """Select one choice for every name, with a total cost of at most ``limit``.
 
-    The step that does least harm for what it saves is taken until the limit is met; then steps
-    are taken back, the most harmful first, where the limit allows.
+    The step with the least loss increase for what it saves is taken until the limit is met; then
+    steps are taken back, the largest loss increase first, where the limit allows.
 
     Args:
-        options: What can be chosen for each name.
-        limit: Of all chosen costs.
-        what: The budget's name, for the message.
+        options: Choices for each name.
+        limit: Upper bound of the sum of chosen costs.
+        budget: The budget's name, for the message.
         fixed: Cost of all else, for the message.
-        rows: Of the plan, whose reasons the message counts.
+        layers: Layers of the plan, whose reasons the message counts.
 
     Raises:
         ValueError: Even the smallest choices cost more.
     """
     least = sum(min(c.cost for c in own) for own in options.values())
     if least > limit:
+        kept = [layer for layer in layers if layer.reason not in ('', 'budget')]
+        said = f'of {len(layers)} convolutions stay: {count_reasons(kept)}; ' if kept else ''
         raise ValueError(
-            f'{what} can be brought to {_readable(least + fixed)} at the least, the budget is '
+            f'{budget} can be brought to {_readable(least + fixed)} at the least, the budget is '
             f'{_readable(limit + fixed)}; allow more, or convert more nn.Conv2d (include, '
-            f'keep_first, keep_last); {_stay(rows)}the plan without a budget says why each stays'
+            f'keep_first, keep_last); {said}the plan without a budget says why each stays'
         )
     chosen = {name: own[0] for name, own in options.items()}
     total = sum(choice.cost for choice in chosen.values())
@@ -167,41 +192,45 @@ def greedy_select(
     return _relax_selection(options, chosen, limit - total)
 
 
-def _stay(rows: Sequence[LayerPlan]) -> str:
-    stays = [row for row in rows if row.reason not in ('', 'budget')]
-    return f'of {len(rows)} convolutions stay: {kept(stays)}; ' if stays else ''
-
-
 def _price(now: Choice, other: Choice) -> float:
-    return (other.harm - now.harm) / (now.cost - other.cost)
+    """Loss increase per saved cost."""
+    return (other.loss_increase - now.loss_increase) / (now.cost - other.cost)
 
 
 def _relax_selection(
-    options: Mapping[str, list[Choice]], chosen: dict[str, Choice], room: float
+    options: Mapping[str, list[Choice]], chosen: dict[str, Choice], spare: float
 ) -> dict[str, Choice]:
+    """Take steps back while their cost is at most ``spare``."""
     while True:
         steps = [
-            (chosen[name].harm - other.harm, name, other)
+            (chosen[name].loss_increase - other.loss_increase, name, other)
             for name, own in options.items()
             for other in own
-            if other.harm < chosen[name].harm and other.cost - chosen[name].cost <= room
+            if other.loss_increase < chosen[name].loss_increase
+            and other.cost - chosen[name].cost <= spare
         ]
         if not steps:
             return chosen
         _, name, other = max(steps, key=lambda step: step[:2])
-        room -= other.cost - chosen[name].cost
+        spare -= other.cost - chosen[name].cost
         chosen[name] = other
 
 
-def decide(rows: Sequence[LayerPlan], chosen: Mapping[str, Choice]) -> None:
-    """Write choices into the rows, in place."""
-    for row in rows:
-        if row.name not in chosen:
-            continue
-        ratio = chosen[row.name].ratio
-        row.decision = 'keep' if ratio == 1 else 'convert'
-        row.reason = 'budget' if ratio == 1 else ''
-        row.ratio = ratio if ratio != 1 else row.ratio
+def decide(layers: Sequence[LayerPlan], chosen: Mapping[str, Choice]) -> tuple[LayerPlan, ...]:
+    """Return the layers with their chosen ratios.
+
+    Args:
+        layers: Layers of a plan.
+        chosen: The choice by name; other layers stay as they are.
+    """
+    return tuple(
+        layer
+        if layer.name not in chosen
+        else layer.keep('budget')
+        if chosen[layer.name].ratio == 1
+        else replace(layer, decision='convert', reason='', ratio=chosen[layer.name].ratio)
+        for layer in layers
+    )
 
 
 def _readable(amount: float) -> str:

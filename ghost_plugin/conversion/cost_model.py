@@ -1,4 +1,4 @@
-"""What a conv costs, and what its Ghost would."""
+"""Parameters and multiply-adds of a conv and of its Ghost."""
 
 import math
 from collections.abc import Mapping
@@ -9,18 +9,17 @@ import torch
 from torch import nn
 
 from ..layers.ghost import num_ghosted_channels, split_channels
-from .inspection import ConvRecord
 
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """A conv in numbers.
+    """The sizes of a conv that its cost depends on.
 
     Attributes:
         in_channels, out_channels, groups, bias: As in ``nn.Conv2d``.
-        kernel_size: One number per dimension.
-        pixels: Of an output channel in one forward pass, all calls, per picture; of an input
-            channel where the conv is transposed.
+        kernel_size: One size per dimension.
+        pixels: Positions of an output channel in one forward pass, all calls, per image; of an
+            input channel where the conv is transposed.
     """
 
     in_channels: int
@@ -31,67 +30,63 @@ class ConvSpec:
     pixels: int
 
     @classmethod
-    def of(cls, found: ConvRecord) -> 'ConvSpec':
-        """Of a conv that was watched."""
-        conv = found.conv
+    def from_conv(cls, conv: nn.Module, pixels: int) -> 'ConvSpec':
+        """Read the sizes of a convolution, also of one from another library.
+
+        Args:
+            conv: Any convolution.
+            pixels: As in :class:`ConvSpec`.
+        """
+        size: Any = conv.kernel_size
+        bias: Any = getattr(conv, 'bias', None)
+        bias = bias() if callable(bias) else bias  # quantized convs have a method
         return cls(
-            conv.in_channels,
-            conv.out_channels,
-            _sizes(conv.kernel_size),
-            getattr(conv, 'groups', 1),
-            _has_bias(conv),
-            found.pixels,
+            in_channels=conv.in_channels,  # type: ignore[arg-type]
+            out_channels=conv.out_channels,  # type: ignore[arg-type]
+            kernel_size=(size,) * 2 if isinstance(size, int) else tuple(size),
+            groups=getattr(conv, 'groups', 1),
+            bias=isinstance(bias, torch.Tensor),
+            pixels=pixels,
         )
 
     @property
     def kind(self) -> str:
-        """In words."""
+        """The sizes in words."""
         sizes = 'x'.join(map(str, self.kernel_size))
         groups = f' groups {self.groups}' if self.groups > 1 else ''
         return f'{self.in_channels} to {self.out_channels}, {sizes}{groups}'
 
     @property
     def taps(self) -> int:
-        """Weights of one output map."""
+        """Weights of one output channel."""
         return self.in_channels // self.groups * math.prod(self.kernel_size)
 
     def dense(self) -> tuple[int, int]:
-        """(parameters, multiply-adds per picture) of the conv."""
+        """(parameters, multiply-adds per image) of the conv."""
         weights = self.out_channels * self.taps
         return weights + self.out_channels * self.bias, self.pixels * weights
 
     def ghost(self, settings: Mapping[str, Any]) -> tuple[int, int]:
-        """(parameters, multiply-adds per picture) of its Ghost."""
+        """(parameters, multiply-adds per image) of its Ghost."""
         primary, ghosts, weights = self._ghost(settings)
         biased = {'depthwise': self.bias, 'linear': True, 'shift': False}[settings['cheap']]
         return weights + primary * self.bias + ghosts * biased, self.pixels * weights
 
     def _ghost(self, settings: Mapping[str, Any]) -> tuple[int, int, int]:
-        """Primary maps and ghost maps that are computed, and the weights behind both."""
+        """Return the numbers of primary channels, of computed ghost channels and of weights."""
         split = self.out_channels, settings['ratio'], self.groups
         primary, copies = split_channels(*split)
         ghosts = num_ghosted_channels(*split) * copies
-        side = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[settings['cheap']]
-        return primary, ghosts, primary * self.taps + ghosts * side
+        taps = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[settings['cheap']]
+        return primary, ghosts, primary * self.taps + ghosts * taps
 
-    def gains(self, settings: Mapping[str, Any]) -> bool:
-        """Whether the Ghost has maps to spare and costs fewer multiply-adds."""
+    def ghost_saves(self, settings: Mapping[str, Any]) -> bool:
+        """Say if the Ghost has ghost channels and costs fewer multiply-adds."""
         # By weights, because a head may have had no box to run on.
         _, ghosts, weights = self._ghost(settings)
         return ghosts > 0 and weights < self.out_channels * self.taps
 
-    def splits(self, settings: Mapping[str, Any]) -> bool:
-        """Whether ghosts can stay in the group of their primary map."""
+    def groups_divide(self, settings: Mapping[str, Any]) -> bool:
+        """Say if ghosts can stay in the group of their primary channel."""
         primary = split_channels(self.out_channels, settings['ratio'], self.groups)[0]
         return self.groups == 1 or self.out_channels % primary == 0 == primary % self.groups
-
-
-def _sizes(kernel_size: Any) -> tuple[int, ...]:
-    """A kernel size per dimension; convs of other libraries may hold one number."""
-    return (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
-
-
-def _has_bias(conv: nn.Module) -> bool:
-    bias = getattr(conv, 'bias', None)
-    bias = bias() if callable(bias) else bias  # quantized convs have a method
-    return isinstance(bias, torch.Tensor)

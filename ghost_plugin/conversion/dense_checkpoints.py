@@ -1,4 +1,4 @@
-"""Weights of the dense network into the converted one, while they load."""
+"""Weights of the dense network, converted while they load into the converted one."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ def convert_dense_weights(ghost: GhostConv2d, weights: dict[str, Any], prefix: s
     """Replace a dense conv's tensors in a state dict by those of its Ghost, fitted without data.
 
     Args:
-        ghost: Of a converted network; it is left as it is.
+        ghost: A Ghost of a converted network; it is left as it is.
         weights: A state dict, changed in place.
-        prefix: Of the conv's names in it.
+        prefix: Prefix of the conv's names in it.
 
     Raises:
         ValueError: The dense conv has another shape, or a bias more or less.
@@ -36,18 +36,27 @@ def convert_dense_weights(ghost: GhostConv2d, weights: dict[str, Any], prefix: s
 adopt = convert_dense_weights  # the name in pickles of version 0.1
 
 
-def _twin(ghost: GhostConv2d, weight: torch.Tensor) -> GhostConv2d:
-    """A copy to be filled, where the weight lies, as assigned tensors stay there."""
-    like = deepcopy_detached(ghost, share=True)
-    if like.primary_conv.weight.is_meta:
-        like.to_empty(device=weight.device)
-        like.order = torch.arange(like.out_channels)
-    return like.to(weight)
+def _twin(ghost: GhostConv2d, weight: torch.Tensor) -> Any:
+    """A copy to be filled, on the device of ``weight``, as assigned tensors stay there."""
+    twin: Any = deepcopy_detached(ghost, share=True)
+    if twin.primary_conv.weight.is_meta:
+        twin.to_empty(device=weight.device)
+        twin.order = torch.arange(twin.out_channels)
+    return twin.to(weight)
 
 
 def dense_like(ghost: GhostConv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
-    """The dense conv that a Ghost stands for, with given weights."""
-    like = ghost.primary_conv
+    """Build the dense conv that a Ghost stands for.
+
+    Args:
+        ghost: The Ghost.
+        weight: (out_channels, in_channels / groups, height, width).
+        bias: (out_channels,), if the conv has one.
+
+    Raises:
+        ValueError: A weight of another shape, or a bias more or less.
+    """
+    primary = ghost.primary_conv
     conv = nn.Conv2d(
         ghost.in_channels,
         ghost.out_channels,
@@ -56,8 +65,8 @@ def dense_like(ghost: GhostConv2d, weight: torch.Tensor, bias: torch.Tensor | No
         ghost.padding,
         ghost.dilation,
         ghost.groups,
-        like.bias is not None,
-        like.padding_mode,
+        primary.bias is not None,
+        primary.padding_mode,
     ).to(weight)
     if conv.weight.shape != weight.shape or (bias is None) != (conv.bias is None):
         raise ValueError(
@@ -67,6 +76,6 @@ def dense_like(ghost: GhostConv2d, weight: torch.Tensor, bias: torch.Tensor | No
         )
     with torch.no_grad():
         conv.weight.copy_(weight)
-        if bias is not None:
+        if conv.bias is not None and bias is not None:
             conv.bias.copy_(bias)
     return conv

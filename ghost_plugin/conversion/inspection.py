@@ -1,9 +1,20 @@
-"""One forward pass of a network, watched: which convs run, on what, and which norm follows each."""
+"""Stage 1: observe one forward pass to find convs, their costs and the norm behind each.
+
+The network runs eagerly, so any network can be inspected, also one that torch.fx cannot trace.
+Two observers are needed for that:
+
+- :class:`_WatchedParameters` notes when other code reads a conv's weight. The read of the
+  attribute counts, not an operation on the tensor, because a Ghost conv has no ``weight`` and
+  ``conv.weight.dtype`` or ``conv.bias is None`` would fail or change there.
+- :class:`_TensorProvenance` follows tensors by identity through the operations that PyTorch
+  dispatches. It finds outputs that a head reshapes before it returns them, and feature maps that
+  anything besides the norm reads.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -17,8 +28,9 @@ from ..layers.common import check_module
 from ..layers.ghost import GhostConv2d
 from ..utils.modules import as_copies, eval_mode, removing_hooks, tensors_in
 from .fitting.batches import batch_size
+from .reasons import other_conv
 
-# Wrappers that hide the network inside; what to hand over instead.
+# Wrappers that hide the network inside, and the module to give instead.
 _WRAPPERS = {
     'DataParallel': 'model.module',
     'DistributedDataParallel': 'model.module',
@@ -27,7 +39,7 @@ _WRAPPERS = {
     'RecursiveScriptModule': 'the model before it was scripted',
 }
 
-# What heads do with a conv's maps before they return them, with weights, the input or each other.
+# Operations that heads apply to a conv's output, with weights, the input or each other.
 _FINISHING = frozenset(
     getattr(torch.ops.aten, name)
     for name in (
@@ -38,33 +50,42 @@ _FINISHING = frozenset(
 )
 
 
-# Convolutions of torch that are no nn.Conv2d, and their codes of REASONS.
-_OTHERS = {
-    nn.Conv1d: '1d',
-    nn.Conv3d: '3d',
-    nn.ConvTranspose1d: 'transposed',
-    nn.ConvTranspose2d: 'transposed',
-    nn.ConvTranspose3d: 'transposed',
-}
-
-
-@dataclass
+@dataclass(frozen=True)
 class ConvRecord:
-    """A conv of a network and what one forward pass told about it."""
+    """A conv of a network and what one forward pass showed about it.
+
+    Attributes:
+        name, conv: The module, by its first name.
+        aliases: Its other names.
+        blocker: Code of ``REASONS`` that its class or its place gives, or ``''``.
+        norm: Name of the norm that is the only reader of the conv's output, or ``''``.
+        pixels: Positions where its kernels are applied in all calls, per image.
+        calls: Number of calls.
+        min_output_size: The smallest height or width of its outputs, pixels.
+        weight_accessed: Other code reads its weight or bias.
+        referenced_outside_modules: A list or dictionary that is no module holds it, too.
+        makes_output: Its feature maps are outputs of the network.
+    """
 
     name: str
     conv: nn.Module
-    aliases: tuple[str, ...] = ()
-    norm: str = ''  # the norm that takes this conv's maps, and nobody else's
-    pixels: int = 0  # where its kernels are applied in all calls, per picture of the example
-    calls: int = 0
-    smallest: int = 0  # side of its smallest map, pixels
-    read: bool = False  # somebody but the conv itself looked at its weight or bias
-    held: bool = False  # a list or dictionary that is no module holds it too
-    last: bool = False  # its maps are outputs of the network
-    settings: dict[str, Any] = field(default_factory=dict)
-    fixed: bool = False  # the ratio was asked for, a budget may not choose another
-    reason: str = ''  # code of REASONS, '' for a conv that is converted
+    aliases: tuple[str, ...]
+    blocker: str
+    norm: str
+    pixels: int
+    calls: int
+    min_output_size: int
+    weight_accessed: bool
+    referenced_outside_modules: bool
+    makes_output: bool
+
+
+class _Observation:
+    """Counters of one conv while the network runs."""
+
+    def __init__(self) -> None:
+        self.calls = self.pixels = self.min_output_size = self.running = 0
+        self.weight_accessed = False
 
 
 def check_root(model: nn.Module) -> None:
@@ -87,157 +108,176 @@ def check_root(model: nn.Module) -> None:
         raise ValueError(f'{kind} has lazy modules; call the model once before it is converted')
 
 
-def other_conv(module: nn.Module) -> str | None:
-    """The reason code of a convolution that is no ``nn.Conv2d``.
+def inspect_convs(model: nn.Module, example_input: Any) -> tuple[ConvRecord, ...]:
+    """Find all convs and observe them in one forward pass.
 
     Args:
-        module: Any module.
+        model: A network; it is left as it was.
+        example_input: A tensor, a tuple of arguments or a mapping of keyword arguments.
 
     Returns:
-        A code of ``REASONS``; ``''`` for an ``nn.Conv2d``; None where it is no convolution.
-    """
-    if isinstance(module, nn.Conv2d):
-        return ''
-    for kind, code in _OTHERS.items():
-        if isinstance(module, kind):
-            return code
-    # Deformable, sparse and quantized convs, those with weights per input, and so on. Blocks such
-    # as mmcv's ConvModule describe themselves like a conv, too, but the weight is that of a part.
-    channels = [getattr(module, name, None) for name in ('in_channels', 'out_channels')]
-    described = all(isinstance(number, int) and number > 0 for number in channels)
-    described = described and isinstance(getattr(module, 'kernel_size', None), int | list | tuple)
-    scripted = isinstance(module, torch.jit.ScriptModule)  # takes no hooks
-    return 'custom' if described and _has_weight(module) and not scripted else None
-
-
-def _has_weight(module: nn.Module) -> bool:
-    """Whether a module has a weight of its own; a computed one is not computed for that."""
-    own = 'weight' in module._parameters or 'weight' in vars(module)
-    return own or hasattr(type(module), 'weight')
-
-
-def inspect_convs(model: nn.Module, example_input: Any) -> list[ConvRecord]:
-    """All convs in the order in which the forward pass calls them, those never called last.
-
-    Convolutions that are no ``nn.Conv2d`` have their reason already.
+        A record per conv in the order of the first calls; those never called come last.
     """
     check_root(model)
-    found: dict[int, ConvRecord] = {}
-    ghosts = [m for m in model.modules() if isinstance(m, GhostConv2d)]
-    inside = {id(part) for ghost in ghosts for part in ghost.modules()}
+    names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        code = other_conv(module)
-        if code is None:
-            continue
-        if id(module) in found:
-            found[id(module)].aliases += (name,)
-        else:
-            found[id(module)] = ConvRecord(name, module, reason=code)
-        if id(module) in inside:
-            found[id(module)].reason = 'converted'
-    _find_held(model, found)
-    order = _run(model, example_input, found)
-    number = max(1, batch_size(example_input))
-    for record in found.values():
-        record.pixels //= number
-    return sorted(found.values(), key=lambda f: order.get(id(f.conv), len(order)))
+        if other_conv(module) is not None:
+            names.setdefault(module, []).append(name)
+    ghosts = [m for m in model.modules() if isinstance(m, GhostConv2d)]
+    inside_ghosts = {part for ghost in ghosts for part in ghost.modules()}
+    referenced = _referenced_outside_modules(model, names)
+    observed: dict[nn.Module, _Observation] = {conv: _Observation() for conv in names}
+    order: dict[nn.Module, None] = {}
+    outputs, norms = _observe(model, example_input, observed, order)
+    images = max(1, batch_size(example_input))
+    return tuple(
+        ConvRecord(
+            name=names[conv][0],
+            conv=conv,
+            aliases=tuple(names[conv][1:]),
+            blocker='converted' if conv in inside_ghosts else other_conv(conv) or '',
+            norm=norms.get(conv, ''),
+            pixels=observed[conv].pixels // images,
+            calls=observed[conv].calls,
+            min_output_size=observed[conv].min_output_size,
+            weight_accessed=observed[conv].weight_accessed,
+            referenced_outside_modules=conv in referenced,
+            makes_output=conv in outputs,
+        )
+        for conv in {**order, **names}
+    )
 
 
-def _find_held(model: nn.Module, found: dict[int, ConvRecord]) -> None:
-    """Mark convs that are, or whose weights are, in attributes that a swap would miss."""
-    holders = {id(p): record for record in found.values() for p in record.conv.parameters()}
-    holders |= found
+def _referenced_outside_modules(model: nn.Module, convs: Iterable[nn.Module]) -> set[nn.Module]:
+    """Return convs that are, or whose weights are, in attributes that a replacement would miss."""
+    owners = {id(p): conv for conv in convs for p in conv.parameters()}
+    owners |= {id(conv): conv for conv in convs}
+    found = set()
     for module in model.modules():
         for name, value in vars(module).items():
             parts = value.values() if isinstance(value, dict) else value
             parts = parts if isinstance(value, dict | list | tuple | set) else (value,)
-            for part in parts if name not in ('_modules', '_parameters') else ():
-                if id(part) in holders:
-                    holders[id(part)].held = True
+            if name not in ('_modules', '_parameters'):
+                found |= {owners[id(part)] for part in parts if id(part) in owners}
+    return found
 
 
-def _run(model: nn.Module, example_input: Any, found: dict[int, ConvRecord]) -> dict[int, int]:
-    """Fill in what one forward pass tells; the order of the first calls."""
-    order: dict[int, int] = {}
+def _observe(
+    model: nn.Module,
+    example_input: Any,
+    observed: dict[nn.Module, _Observation],
+    order: dict[nn.Module, None],
+) -> tuple[set[nn.Module], dict[nn.Module, str]]:
+    """Run the network once, count in ``observed``, and note the order of the first calls.
+
+    Returns:
+        Convs that make outputs, and the name of the norm behind a conv.
+    """
     args, kwargs = as_copies(example_input)
+    given = [*model.parameters(), *model.buffers(), *pytree.tree_flatten((args, kwargs))[0]]
+    provenance = _TensorProvenance(given)
+    norm_inputs: dict[str, list[nn.Module | None]] = {}
     with ExitStack() as stack:
-        for record in found.values():
-            stack.enter_context(_watched(record, order))
-        given = [*model.parameters(), *model.buffers(), *pytree.tree_flatten((args, kwargs))[0]]
-        maps = stack.enter_context(_norms(model, list(found.values()), given))
+        for conv, observation in observed.items():
+            stack.enter_context(_counting(conv, observation, order))
+        stack.enter_context(_following(model, observed, provenance, norm_inputs))
         stack.enter_context(eval_mode(model))
-        for leaf in pytree.tree_flatten(model(*args, **kwargs))[0]:
-            for record in maps.makers_of(leaf) or ():
-                record.last = True
-    return order
+        leaves = pytree.tree_flatten(model(*args, **kwargs))[0]
+    outputs = {conv for leaf in leaves for conv in provenance.makers_of(leaf) or ()}
+    uses = {conv: provenance.uses[key] for key, (conv, _) in provenance.makers.items()}
+    norms = {}
+    for name, convs in norm_inputs.items():
+        conv = convs[0]
+        if len(convs) > 1 or conv is None or observed[conv].calls > 1 or conv in outputs:
+            continue
+        if uses[conv] == 1:
+            norms[conv] = name
+    return outputs, norms
 
 
 @contextmanager
-def _watched(record: ConvRecord, order: dict[int, int]) -> Iterator[None]:
-    conv = record.conv
-
-    def seen(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        order.setdefault(id(module), len(order))
+def _counting(
+    conv: nn.Module, observation: _Observation, order: dict[nn.Module, None]
+) -> Iterator[None]:
+    def count(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        order.setdefault(module)
         # A transposed conv applies its kernel to every pixel of its input.
         transposed = getattr(module, 'transposed', False)
         maps = (tensors_in((args, kwargs)) if transposed else tensors_in(output))[:1]
         channels = module.in_channels if transposed else module.out_channels
-        # Not the map's size alone: boxes or windows may stand where the pictures stood. Sparse
-        # tensors of other libraries have no pixels.
-        record.pixels += sum(each.numel() for each in maps) // channels
+        # Not the size alone: boxes or windows may stand on the batch axis. Sparse tensors of other
+        # libraries have no pixels.
+        observation.pixels += sum(each.numel() for each in maps) // channels
         if isinstance(module, nn.Conv2d):
-            side = min(output.shape[-2:])
-            record.smallest = side if not record.calls else min(side, record.smallest)
-        record.calls += 1
+            size = min(output.shape[-2:])
+            first = not observation.calls
+            observation.min_output_size = size if first else min(size, observation.min_output_size)
+        observation.calls += 1
 
-    seeing = conv.register_forward_hook(seen, with_kwargs=True)
-    with _spied(conv, record), removing_hooks(seeing):
+    counting = conv.register_forward_hook(count, with_kwargs=True)
+    with _watch_weight_access(conv, observation), removing_hooks(counting):
         yield
 
 
 @contextmanager
-def _spied(conv: nn.Module, record: ConvRecord) -> Iterator[None]:
-    """Note when somebody reads the conv's weight while the conv itself is not running."""
+def _watch_weight_access(conv: nn.Module, observation: _Observation) -> Iterator[None]:
+    """Note when other code reads the conv's weight while the conv itself is not running."""
     if type(conv) is not nn.Conv2d:
-        yield  # left alone by its class, or known to read no other conv
+        yield  # kept because of its class, or known to read no other conv
         return
-    running = []
-    conv.__class__ = _Spied
-    vars(conv)['_on_read'] = lambda: running or setattr(record, 'read', True)
-    enter = conv.register_forward_pre_hook(lambda *args: running.append(True))
-    leave = conv.register_forward_hook(lambda *args: running.pop() and None, always_call=True)
+
+    def enter(*args: Any) -> None:
+        observation.running += 1
+
+    def leave(*args: Any) -> None:
+        observation.running -= 1
+
+    handles = (
+        conv.register_forward_pre_hook(enter),
+        conv.register_forward_hook(leave, always_call=True),
+    )
+    own = conv._parameters
+    watched = _WatchedParameters(own)
+    watched.observation = observation
+    conv._parameters = watched
     try:
-        with removing_hooks(enter), removing_hooks(leave):
+        with removing_hooks(*handles):
             yield
     finally:
-        del vars(conv)['_on_read']
-        conv.__class__ = nn.Conv2d
+        conv._parameters = own
+        own.update(watched)
 
 
-class _Spied(nn.Conv2d):
-    """A conv that tells when its weight or bias is asked for."""
+class _WatchedParameters(dict[str, Any]):
+    """The parameters of a conv; notes which of them other code asks for by name."""
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ('weight', 'bias') and '_on_read' in self.__dict__:
-            self.__dict__['_on_read']()
-        return super().__getattr__(name)
+    observation: _Observation
+
+    def __getitem__(self, name: str) -> Any:
+        if name in ('weight', 'bias') and not self.observation.running:
+            self.observation.weight_accessed = True
+        return super().__getitem__(name)
 
 
-class _Maps(TorchDispatchMode):
-    """Who made which map, and how many operations took it."""
+class _TensorProvenance(TorchDispatchMode):
+    """Follows which conv made which tensor, and how many operations read it.
+
+    Args:
+        given: Tensors that no conv made: parameters, buffers and inputs.
+    """
 
     def __init__(self, given: Iterable[Any]) -> None:
         super().__init__()
-        # With the maps themselves, so that no id comes twice.
-        self.makers: dict[int, tuple[ConvRecord, torch.Tensor]] = {}
-        # Made of these as outputs are; of none, what is given.
-        self.finished: dict[int, tuple[tuple[ConvRecord, ...], Any]] = {
+        # With the tensors themselves, so that no id comes twice.
+        self.makers: dict[int, tuple[nn.Module, Any]] = {}
+        # Tensors that finishing operations made of given ones and of outputs of these convs.
+        self.finished: dict[int, tuple[tuple[nn.Module, ...], Any]] = {
             id(x): ((), x) for x in given
         }
         self.uses: Counter[int] = Counter()
 
-    def makers_of(self, leaf: Any) -> tuple[ConvRecord, ...] | None:
-        """The convs whose maps a tensor holds, finished or not; None where others made it, too."""
+    def makers_of(self, leaf: Any) -> tuple[nn.Module, ...] | None:
+        """Return the convs that alone made a tensor, finished or not; None if others did, too."""
         if id(leaf) in self.makers:
             return (self.makers[id(leaf)][0],)
         return self.finished.get(id(leaf), (None, None))[0]
@@ -251,42 +291,40 @@ class _Maps(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func.overloadpacket in _FINISHING:
             parts = [self.makers_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
-            if None not in parts:
-                once = {id(record): record for record in chain(*parts)}
-                self.finished[id(result)] = tuple(once.values()), result
+            makers = [part for part in parts if part is not None]
+            if len(makers) == len(parts):
+                self.finished[id(result)] = tuple(dict.fromkeys(chain(*makers))), result
         return result
 
 
 @contextmanager
-def _norms(model: nn.Module, records: list[ConvRecord], given: Iterable[Any]) -> Iterator[_Maps]:
-    """Find the norm that takes a conv's very output, where nothing else takes it."""
-    maps = _Maps(given)
-    takers: dict[str, list[ConvRecord | None]] = {}
+def _following(
+    model: nn.Module,
+    convs: Iterable[nn.Module],
+    provenance: _TensorProvenance,
+    norm_inputs: dict[str, list[nn.Module | None]],
+) -> Iterator[None]:
+    """Give ``provenance`` the outputs of convs, and ``norm_inputs`` the maker of each norm's input.
 
-    def made(record: ConvRecord) -> Callable:
-        return lambda module, inputs, output: maps.makers.update({id(output): (record, output)})
+    ``norm_inputs`` has the conv of every call of a norm, None where no conv made the input.
+    """
+
+    def made(conv: nn.Module, inputs: Any, output: Any) -> None:
+        provenance.makers[id(output)] = conv, output
 
     def taken(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple) -> None:
-            record, _ = maps.makers.get(id(inputs[0]), (None, None)) if inputs else (None, None)
-            takers.setdefault(name, []).append(record)
+            conv = provenance.makers.get(id(inputs[0]), (None,))[0] if inputs else None
+            norm_inputs.setdefault(name, []).append(conv)
 
         return hook
 
     with ExitStack() as stack:
-        for record in records:
-            stack.enter_context(removing_hooks(record.conv.register_forward_hook(made(record))))
+        stack.enter_context(removing_hooks(*(c.register_forward_hook(made) for c in convs)))
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # takes no hooks
             if isinstance(getattr(module, 'running_mean', None), torch.Tensor):
                 stack.enter_context(removing_hooks(module.register_forward_pre_hook(taken(name))))
-        stack.enter_context(maps)
-        yield maps
-    uses = {id(record): maps.uses[key] for key, (record, _) in maps.makers.items()}
-    for name, given in takers.items():
-        record = given[0]
-        if len(given) > 1 or record is None or record.calls > 1 or record.last:
-            continue
-        if uses[id(record)] == 1:
-            record.norm = name
+        stack.enter_context(provenance)
+        yield

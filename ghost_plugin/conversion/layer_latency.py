@@ -1,6 +1,6 @@
-"""Milliseconds of convs and their Ghosts, alone and in the network, as inheritance leaves them."""
+"""Milliseconds of convs and their Ghosts, alone and in the network, permuted as inherited ones."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,76 +17,129 @@ from ..utils.modules import (
     preserving_inputs,
     removing_hooks,
 )
-from .layer_plan import LayerPlan
-from .plan import ConversionPlan, check_forwards
-from .surgery import build_ghost, build_ghosts, replace_modules
+from .plan import ConversionPlan, LayerPlan
+from .surgery import build_ghost, build_ghosts, check_forwards, replace_modules
 
-WHOLE, SINGLE = 15, 3  # turns of a network, of one conv
+NETWORK_ROUNDS, LAYER_ROUNDS = 15, 3  # timed rounds of a network, of one conv
 WARMUP = 3  # untimed calls of each
 
-# Takes a module and what to call it with; gives a call without arguments.
-Ready = Callable[[nn.Module, Any], Callable[[], Any]]
+# Takes a module and its example input; gives a call without arguments.
+PrepareFn = Callable[[nn.Module, Any], Callable[[], Any]]
 
 
-def eager(module: nn.Module, example_input: Any) -> Callable[[], Any]:
-    """A call of a module as it is, with the same values each time."""
+def prepare_eager(module: nn.Module, example_input: Any) -> Callable[[], Any]:
+    """Prepare a call of a module as it is, with the same values each time.
+
+    Args:
+        module: A module in eval mode.
+        example_input: A tensor, a tuple of arguments or a mapping of keyword arguments.
+    """
     args, kwargs = as_arguments(example_input)
-    kept = preserving_inputs(module)
+    call = preserving_inputs(module)
 
     def run() -> None:
         with torch.no_grad():
-            kept(*args, **kwargs)
+            call(*args, **kwargs)
 
     return run
 
 
-def measure(
+# The package registers the backends of ``deploy`` here, which conversion does not import.
+LATENCY_BACKENDS: dict[str, PrepareFn] = {'eager': prepare_eager}
+
+
+def latency_backend_fn(backend: str | PrepareFn) -> PrepareFn:
+    """Return the function of a backend.
+
+    Raises:
+        ValueError: No such backend.
+    """
+    if not isinstance(backend, str):
+        return backend
+    if backend not in LATENCY_BACKENDS:
+        raise ValueError(
+            f'latency_backend must be one of {list(LATENCY_BACKENDS)}, got {backend!r}'
+        )
+    return LATENCY_BACKENDS[backend]
+
+
+def measure_latencies(
     nets: Mapping[str, nn.Module],
     example_input: Any,
-    ready: Ready,
-    turns: int = WHOLE,
+    prepare: PrepareFn,
+    rounds: int = NETWORK_ROUNDS,
 ) -> dict[str, float]:
-    """Median milliseconds of each, in turns."""
+    """Measure the median milliseconds of several modules, which take turns.
+
+    Args:
+        nets: Modules by name.
+        example_input: Input of all.
+        prepare: Function of the backend.
+        rounds: Timed rounds.
+    """
     tasks = {
-        name: ready(deepcopy_detached(net, share=True).eval(), example_input)
+        name: prepare(deepcopy_detached(net, share=True).eval(), example_input)
         for name, net in nets.items()
     }
-    timings = time_together(tasks, turns, WARMUP, ready is not eager, MIN_ROUND_MS)
+    timings = time_together(tasks, rounds, WARMUP, prepare is not prepare_eager, MIN_ROUND_MS)
     return {t.name: t.median for t in timings}
 
 
-def converted(model: nn.Module, plan: ConversionPlan) -> nn.Module:
-    """The plan's network with fresh weights, and with orders as inheritance would leave them."""
+def converted_copy(model: nn.Module, plan: ConversionPlan) -> nn.Module:
+    """Build the plan's network with fresh weights, permuted as inheritance would leave them.
+
+    Args:
+        model: The original.
+        plan: A plan that converts at least one conv.
+    """
     check_forwards(model)
-    net = plan.apply(
-        deepcopy_detached(model, share=True), inherit=False, inplace=True, optimizers=[]
-    )
-    _shuffle(net.get_submodule(row.name) for row in plan.rows if row.converts)
-    return net
+    net = deepcopy_detached(model, share=True)
+    settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
+    ghosts = build_ghosts(net, settings, plan.seed)
+    _randomize_permutations(ghosts.values())
+    return replace_modules(net, ghosts)
 
 
-def _shuffle(ghosts: Iterable[GhostConv2d]) -> None:
-    """Give each an order of its own; fresh ones change nothing, so runtimes leave them out."""
+def _randomize_permutations(ghosts: Iterable[GhostConv2d]) -> None:
+    """Give each a permutation; fresh ones change nothing, so runtimes leave them out."""
     random = torch.Generator().manual_seed(0)
     for ghost in ghosts:
-        ghost.order = torch.randperm(ghost.num_computed(), generator=random)[: ghost.out_channels]
+        permutation = torch.randperm(ghost.num_computed(), generator=random)
+        ghost.order = permutation[: ghost.out_channels]
 
 
-def time_rows(model: nn.Module, example_input: Any, rows: list[LayerPlan], ready: Ready) -> None:
-    """Fill in ``latencies``: milliseconds of each conv and of its Ghosts, for all its calls."""
-    inputs = _inputs(model, example_input, [row.name for row in rows])
-    settled = set() if ready is eager else _settled(model, rows)
+def time_layers(
+    model: nn.Module, example_input: Any, layers: Sequence[LayerPlan], prepare: PrepareFn
+) -> dict[str, dict[str, float]]:
+    """Measure the milliseconds of each conv and of its Ghosts, for all its calls.
+
+    Args:
+        model: The original.
+        example_input: Its input.
+        layers: Layers with scores.
+        prepare: Function of the backend.
+
+    Returns:
+        Milliseconds by name and ratio; ``'1'`` is the conv as it is.
+    """
+    inputs = _inputs(model, example_input, [layer.name for layer in layers])
+    absorbed = set() if prepare is prepare_eager else _absorbed(model, layers)
     known: dict[str, dict[str, float]] = {}
-    for row in rows:
-        conv, x = model.get_submodule(row.name), inputs[row.name]
-        ghosts = {ratio: {**row.settings, 'ratio': float(ratio)} for ratio in row.scores}
+    found = {}
+    for layer in layers:
+        conv: Any = model.get_submodule(layer.name)
+        x = inputs[layer.name]
+        ghosts = {ratio: {**layer.settings, 'ratio': float(ratio)} for ratio in layer.scores}
         # A conv's text has all its settings, and two of the same take the same time.
-        kind = repr((conv, x.shape, x.stride(), x.dtype, ghosts, row.name in settled))
+        kind = repr((conv, x.shape, x.stride(), x.dtype, ghosts, layer.name in absorbed))
         if kind not in known:
-            nets = {r: _single(conv, own, row.name in settled) for r, own in ghosts.items()}
-            known[kind] = measure({'1': conv, **nets}, x, ready, SINGLE)
-        calls = row.shape.pixels / max(1, _pixels(conv, x))
-        row.latencies = {ratio: time * calls for ratio, time in known[kind].items()}
+            nets = {r: _single(conv, own, layer.name in absorbed) for r, own in ghosts.items()}
+            known[kind] = measure_latencies({'1': conv, **nets}, x, prepare, LAYER_ROUNDS)
+        with torch.no_grad():
+            pixels = conv(x)[0, 0].numel()
+        calls = layer.shape.pixels / max(1, pixels)
+        found[layer.name] = {ratio: time * calls for ratio, time in known[kind].items()}
+    return found
 
 
 def _inputs(model: nn.Module, example_input: Any, names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -101,25 +154,21 @@ def _inputs(model: nn.Module, example_input: Any, names: Iterable[str]) -> dict[
     return inputs
 
 
-def _settled(model: nn.Module, rows: list[LayerPlan]) -> set[str]:
-    """Convs whose Ghosts lose their order in a network that is fused, all of them converted."""
+def _absorbed(model: nn.Module, layers: Sequence[LayerPlan]) -> set[str]:
+    """Convs whose Ghosts lose their permutation in a fused network with all of them converted."""
     net = deepcopy_detached(model, share=True)
-    ghosts = build_ghosts(net, {row.name: {**row.settings, 'ratio': 2} for row in rows}, seed=0)
-    _shuffle(ghosts.values())
+    settings = {layer.name: {**layer.settings, 'ratio': 2} for layer in layers}
+    ghosts = build_ghosts(net, settings, seed=0)
+    _randomize_permutations(ghosts.values())
     absorb_permutations(replace_modules(net, ghosts))
     return {name for name, ghost in ghosts.items() if ghost.order is None}
 
 
-def _single(conv: nn.Module, settings: Mapping[str, Any], settled: bool) -> GhostConv2d:
+def _single(conv: nn.Conv2d, settings: Mapping[str, Any], absorbed: bool) -> GhostConv2d:
     ghost = build_ghost(conv, settings)
-    # Where more maps are made than taken, an order picks them and stays.
-    if settled and ghost.num_computed() == ghost.out_channels:
+    # Where more channels are computed than returned, a permutation selects them and stays.
+    if absorbed and ghost.num_computed() == ghost.out_channels:
         ghost.order = None
     else:
-        _shuffle([ghost])
+        _randomize_permutations([ghost])
     return ghost
-
-
-def _pixels(conv: nn.Module, x: torch.Tensor) -> int:
-    with torch.no_grad():
-        return conv(x)[0, 0].numel()

@@ -1,34 +1,31 @@
-"""A plan as a table and as a picture."""
+"""A plan as a table and as a drawing."""
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from ..utils import optional
-from .layer_plan import LayerPlan
-from .selection import REASONS
+from .plan import ConversionPlan, LayerPlan
+from .reasons import REASONS
 
 
-def table(rows: Sequence[LayerPlan], totals: Mapping[str, int]) -> str:
-    """In Markdown, with the whole model's totals and what the reasons mean.
-
-    Args:
-        rows: Of a plan.
-        totals: Of the whole model.
+def table(plan: ConversionPlan) -> str:
+    """Write a table in Markdown.
 
     Returns:
-        The table; below it the reasons, and which share of the multiply-adds no row has.
+        A line per layer and the totals; below them the meaning of the reasons, and the share of
+        the multiply-adds that are in no layer.
     """
+    layers, totals = plan.layers, plan.totals
     lines = [
         '| Conv | Kind | Decision | Ratio | Params (k) | MACs (M) | Error |',
         '| --- | --- | --- | --- | --- | --- | --- |',
-        *map(_line, rows),
+        *map(_line, layers),
     ]
     params, macs = _change(totals, 'params', 1e3), _change(totals, 'macs', 1e6)
     lines.append(f'| whole model | | | | {params} | {macs} | |')
-    codes = sorted({row.reason for row in rows if row.reason})
+    codes = sorted({layer.reason for layer in layers if layer.reason})
     lines += [f'{code}: {REASONS.get(code, code)}' for code in codes]
-    elsewhere = totals['macs_before'] - sum(row.costs['macs_before'] for row in rows)
+    elsewhere = totals['macs_before'] - sum(layer.costs['macs_before'] for layer in layers)
     if elsewhere > 0.0005 * totals['macs_before']:
         lines.append(
             f'{100 * elsewhere / totals["macs_before"]:.1f} % of the multiply-adds stand in no '
@@ -37,23 +34,27 @@ def table(rows: Sequence[LayerPlan], totals: Mapping[str, int]) -> str:
     return '\n'.join(lines)
 
 
-def _change(numbers: Mapping[str, Any], what: str, unit: float) -> str:
-    before, after = (numbers[f'{what}_{when}'] / unit for when in ('before', 'after'))
+def _change(costs: Mapping[str, int], name: str, unit: float) -> str:
+    before, after = (costs[f'{name}_{when}'] / unit for when in ('before', 'after'))
     return f'{before:.2f}' if before == after else f'{before:.2f} to {after:.2f}'
 
 
-def _line(row: LayerPlan) -> str:
-    decision = 'convert' if row.converts else f'keep ({row.reason or "edited"})'
-    ratio = f'{row.ratio:g}' if row.converts else ''
-    error = '' if row.error is None else f'{row.error:.3f}'
+def _line(layer: LayerPlan) -> str:
+    decision = 'convert' if layer.converts else f'keep ({layer.reason or "edited"})'
+    ratio = f'{layer.ratio:g}' if layer.converts else ''
+    error = '' if layer.error is None else f'{layer.error:.3f}'
     return (
-        f'| {row.name} | {row.shape.kind} | {decision} | {ratio} | '
-        f'{_change(row.costs, "params", 1e3)} | {_change(row.costs, "macs", 1e6)} | {error} |'
+        f'| {layer.name} | {layer.shape.kind} | {decision} | {ratio} | '
+        f'{_change(layer.costs, "params", 1e3)} | {_change(layer.costs, "macs", 1e6)} | {error} |'
     )
 
 
-def draw(rows: Sequence[LayerPlan], title: str, path: str | os.PathLike) -> None:
-    """Multiply-adds before and after of each conv, and its error below, as a PNG.
+def draw(plan: ConversionPlan, path: str | os.PathLike) -> None:
+    """Draw multiply-adds before and after of each conv, and its error below.
+
+    Args:
+        plan: A plan, applied or not.
+        path: PNG file to write.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -64,18 +65,21 @@ def draw(rows: Sequence[LayerPlan], title: str, path: str | os.PathLike) -> None
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    places = range(len(rows))
-    width = max(6.0, 0.22 * len(rows))
+    layers, totals = plan.layers, plan.totals
+    share = totals['macs_after'] / max(1, totals['macs_before'])
+    title = f'{100 * share:.1f} % of {totals["macs_before"] / 1e6:.1f} M multiply-adds'
+    places = range(len(layers))
+    width = max(6.0, 0.22 * len(layers))
     figure, (above, below) = plt.subplots(
         2, 1, sharex=True, figsize=(width, 5.2), height_ratios=(3, 1)
     )
     for when, colour in (('before', 'lightgray'), ('after', 'tab:blue')):
-        above.bar(places, [r.costs[f'macs_{when}'] / 1e6 for r in rows], color=colour, label=when)
-    above.set(title=title, ylabel='multiply-adds (M)')
+        above.bar(places, [r.costs[f'macs_{when}'] / 1e6 for r in layers], color=colour, label=when)
+    above.set(title=f'{plan.model}: {title}', ylabel='multiply-adds (M)')
     above.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=8)
-    below.bar(places, [row.error or 0 for row in rows], color='tab:orange')
+    below.bar(places, [layer.error or 0 for layer in layers], color='tab:orange')
     below.set(ylabel='relative error')
-    below.set_xticks(list(places), [row.name for row in rows], rotation=90, fontsize=6)
+    below.set_xticks(list(places), [layer.name for layer in layers], rotation=90, fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

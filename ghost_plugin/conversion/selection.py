@@ -1,158 +1,143 @@
-"""Which convs of a network a plan converts, and why it leaves the others alone."""
+"""Stage 2: decide for each conv if it is converted, with which settings, or why it is kept."""
 
 import difflib
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
-from ..layers.bn_folding import is_standard_conv
-from ..layers.cheap_ops import build_cheap
-from ..layers.ghost import split_channels
 from .cost_model import ConvSpec
-from .inspection import ConvRecord, inspect_convs, other_conv
+from .inspection import ConvRecord
+from .plan import SETTINGS, LayerPlan, validate_settings
+from .reasons import conversion_blocker
 
 Pattern = str | type[nn.Module] | Callable[[str, nn.Module], bool]
-# What a pattern may set for the convs that it matches, and the default of each.
-SETTINGS = {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}
 
-# Reason codes of kept convs, as a plan shows them.
-REASONS = {
-    'first': 'the first conv of the network (keep_first)',
-    'last': 'the last conv of the network, or one that makes its output (keep_last)',
-    'not_included': 'no pattern of include matches',
-    'excluded': 'a pattern of exclude matches',
-    'subclass': 'not a plain nn.Conv2d',
-    '1d': 'an nn.Conv1d, and Ghost convs stand for nn.Conv2d only',
-    '3d': 'an nn.Conv3d, and Ghost convs stand for nn.Conv2d only',
-    'transposed': 'a transposed conv, and Ghost convs stand for nn.Conv2d only',
-    'custom': 'a convolution of a class of its own (deformable, sparse, quantized, with weights '
-    'per input)',
-    'no_gain': 'its Ghost would cost as much or more',
-    'groups': 'its groups do not divide the convolved maps',
-    'parametrized': 'its weight is computed (parametrize, weight norm, pruning): remove that first',
-    'hooks': 'hooks of others hang on it: remove them first',
-    'tied': 'its weight is also that of another layer',
-    'weight_read': 'somebody else reads its weight or bias in the forward pass',
-    'held': 'a list or dictionary that is no module holds it or its weight (use nn.ModuleList, '
-    'nn.ModuleDict; look a weight up when it is used)',
-    'padding': 'its maps are too small for a depthwise filter with its padding mode',
-    'budget': 'the budget is met without it',
-    'no_gradient': 'the output does not depend on it by gradients, so a budget cannot score it',
-    'slower': 'its Ghost measured slower here',
-    'unused': 'the example input never reached it',
-    'converted': 'it is a part of a Ghost conv already',
-}
-# Of these no edit of a plan can make a Ghost conv.
-FINAL = (
-    'subclass', '1d', '3d', 'transposed', 'custom', 'groups', 'parametrized', 'hooks', 'tied',
-    'weight_read', 'held', 'padding', 'converted',
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Selection:
+    """The layers of a plan before a budget.
+
+    Attributes:
+        layers: One per conv, in the order of the forward pass.
+        fixed: Names of convs whose ratio the user gave, so that a budget may not choose another.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    fixed: frozenset[str]
 
 
 def select(
     model: nn.Module,
-    example_input: Any,
+    records: Sequence[ConvRecord],
     *,
+    ratio: float = SETTINGS['ratio'],
+    dw_size: int = SETTINGS['dw_size'],
+    cheap: str = SETTINGS['cheap'],
     include: Any = None,
     exclude: Any = None,
     keep_first: bool = True,
     keep_last: bool = True,
-    **settings: Any,
-) -> list[ConvRecord]:
-    """Find all convs and give each its settings, or the reason why it stays.
+) -> Selection:
+    """Give each conv its settings, or the reason why it is kept.
 
     Args:
-        model, example_input: A network, and what to call it with once.
+        model: The network.
+        records: All its convs, as :func:`inspect_convs` found them.
+        ratio, dw_size, cheap: Settings where no pattern says otherwise.
         include, exclude: A pattern, several, or (include only) a mapping from patterns to
             settings; later ones win. A pattern is a module's name (a container stands for all
             inside), a glob, a regular expression behind ``re:`` that fits the whole name, a type
             or a function of name and module.
         keep_first, keep_last: Leave the first and the last conv of the forward pass, and those
-            whose maps are the output, alone, unless include names them.
-        settings: ``ratio``, ``dw_size``, ``cheap`` where no pattern says otherwise.
+            whose feature maps are the output, alone, unless include names them.
 
     Raises:
         ValueError: A pattern matches no conv; the error names the nearest modules.
         TypeError: A setting that does not exist.
     """
-    convs = inspect_convs(model, example_input)
-    defaults = validate_settings({**SETTINGS, **settings})
-    wanted = _patterns(include)
-    for pattern, _ in (*wanted, *_patterns(exclude)):
-        _check_matches(pattern, model, convs)
-    called = [f for f in convs if f.calls]
-    ends = {id(f.conv): code for f, code in _ends(called, keep_first, keep_last)}
+    defaults = validate_settings({'ratio': ratio, 'dw_size': dw_size, 'cheap': cheap})
+    wanted, unwanted = _patterns(include), _patterns(exclude)
+    for pattern, _ in (*wanted, *unwanted):
+        _check_matches(pattern, model, records)
+    ends = _ends(records, keep_first, keep_last)
     owners = Counter(
         id(p) for m in model.modules() for p in m._parameters.values() if p is not None
     )
-    for f in convs:
-        matching = [own for pattern, own in wanted if _matches(pattern, f)]
-        f.settings = defaults if not matching else validate_settings({**defaults, **matching[-1]})
-        f.fixed = bool(matching) and 'ratio' in matching[-1]
-        if f.reason:
-            continue
-        if any(_matches(pattern, f) for pattern, _ in _patterns(exclude)):
-            f.reason = 'excluded'
+    layers, fixed = [], set()
+    for record in records:
+        matching = [own for pattern, own in wanted if _matches(pattern, record)]
+        settings = validate_settings({**defaults, **matching[-1]}) if matching else defaults
+        if matching and 'ratio' in matching[-1]:
+            fixed.add(record.name)
+        if record.blocker:
+            reason = record.blocker
+        elif any(_matches(pattern, record) for pattern, _ in unwanted):
+            reason = 'excluded'
         elif wanted and not matching:
-            f.reason = 'not_included'
-        elif id(f.conv) in ends and not matching:
-            f.reason = ends[id(f.conv)]
-        elif owners[id(f.conv._parameters.get('weight'))] > 1:
-            f.reason = 'tied'
+            reason = 'not_included'
+        elif record.name in ends and not matching:
+            reason = ends[record.name]
+        elif owners[id(record.conv._parameters.get('weight'))] > 1:
+            reason = 'tied'
         else:
-            f.reason = skip_reason(f)
-    return convs
+            reason = skip_reason(record, settings)
+        layers.append(
+            LayerPlan(
+                name=record.name,
+                decision='keep' if reason else 'convert',
+                reason=reason,
+                shape=ConvSpec.from_conv(record.conv, record.pixels),
+                norm=record.norm,
+                **settings,
+            )
+        )
+    return Selection(tuple(layers), frozenset(fixed))
 
 
-def conversion_blocker(conv: nn.Module) -> str:
-    """Why a conv cannot be replaced, as it stands; '' if it can."""
-    if not isinstance(conv, nn.Conv2d):
-        return other_conv(conv) or 'subclass'
-    if is_parametrized(conv) or 'weight' not in conv._parameters:
-        return 'parametrized'
-    if not is_standard_conv(conv):
-        return 'subclass'
-    if any(hooks for key, hooks in vars(conv).items() if key.endswith('_hooks') and key in _HOOKS):
-        return 'hooks'
-    return ''
+def skip_reason(record: ConvRecord, settings: Mapping[str, Any]) -> str:
+    """Return the reason why a conv cannot be converted or would not gain, '' if neither.
 
-
-def skip_reason(f: ConvRecord) -> str:
-    """Why a conv cannot be converted or would not gain, '' if neither."""
-    conv = f.conv
-    if conversion_blocker(conv):
-        return conversion_blocker(conv)
-    if f.held:
+    Args:
+        record: An ``nn.Conv2d``.
+        settings: Settings of its Ghost.
+    """
+    conv: Any = record.conv
+    if blocker := conversion_blocker(conv):
+        return blocker
+    if record.referenced_outside_modules:
         return 'held'
-    if not f.calls:
+    if not record.calls:
         return 'unused'
-    if f.read:
+    if record.weight_accessed:
         return 'weight_read'
-    reach = f.settings['dw_size'] // 2
-    if f.smallest < {'reflect': reach + 1, 'circular': reach}.get(conv.padding_mode, 0):
+    padding = settings['dw_size'] // 2
+    least = {'reflect': padding + 1, 'circular': padding}.get(conv.padding_mode, 0)
+    if record.min_output_size < least:
         return 'padding'
-    shape = ConvSpec.of(f)
-    if not shape.splits(f.settings):
+    shape = ConvSpec.from_conv(conv, record.pixels)
+    if not shape.groups_divide(settings):
         return 'groups'
-    return '' if shape.gains(f.settings) else 'no_gain'
+    return '' if shape.ghost_saves(settings) else 'no_gain'
 
 
-_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-
-
-def _ends(called: list[ConvRecord], first: bool, last: bool) -> Iterator[tuple[ConvRecord, str]]:
+def _ends(records: Sequence[ConvRecord], first: bool, last: bool) -> dict[str, str]:
+    """Reason codes of the first and the last convs, by name."""
+    called = [record for record in records if record.calls]
+    ends = {}
     if called and last:
-        yield from ((f, 'last') for f in called if f.last or f is called[-1])
+        ends = {r.name: 'last' for r in called if r.makes_output or r is called[-1]}
     if called and first:
-        yield called[0], 'first'
+        ends[called[0].name] = 'first'
+    return ends
 
 
 def _patterns(given: Any) -> list[tuple[Pattern, dict[str, Any]]]:
+    """Pairs of a pattern and its settings."""
     if given is None:
         return []
     if isinstance(given, Mapping):
@@ -168,30 +153,12 @@ def _patterns(given: Any) -> list[tuple[Pattern, dict[str, Any]]]:
     return [(given, {})]
 
 
-def validate_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that a Ghost conv takes.
-
-    Raises:
-        ValueError: A value that cannot be. TypeError: A name or a type that cannot.
-    """
-    unknown = settings.keys() - SETTINGS.keys()
-    if unknown:
-        raise TypeError(
-            f'unknown settings {sorted(unknown)}, known are {sorted(SETTINGS)}; other arguments '
-            'of plan, convert and apply are in their docstrings'
-        )
-    # The layers know what they allow; nothing is built, so no random number is drawn.
-    split_channels(1, settings['ratio'])
-    build_cheap(settings['cheap'], 1, 0, settings['dw_size'])
-    return settings
-
-
-def _matches(pattern: Pattern, f: ConvRecord) -> bool:
+def _matches(pattern: Pattern, record: ConvRecord) -> bool:
     if isinstance(pattern, str):
-        return any(_fits(pattern, name) for name in (f.name, *f.aliases))
+        return any(_fits(pattern, name) for name in (record.name, *record.aliases))
     if isinstance(pattern, type):
-        return isinstance(f.conv, pattern)
-    return bool(pattern(f.name, f.conv))
+        return isinstance(record.conv, pattern)
+    return bool(pattern(record.name, record.conv))
 
 
 def _fits(pattern: str, name: str) -> bool:
@@ -200,10 +167,10 @@ def _fits(pattern: str, name: str) -> bool:
     return name == pattern or name.startswith(f'{pattern}.') or fnmatch.fnmatchcase(name, pattern)
 
 
-def _check_matches(pattern: Pattern, model: nn.Module, convs: list[ConvRecord]) -> None:
-    if any(_matches(pattern, f) for f in convs):
+def _check_matches(pattern: Pattern, model: nn.Module, records: Sequence[ConvRecord]) -> None:
+    if any(_matches(pattern, record) for record in records):
         return
-    modules = dict(model.named_modules())
+    modules: dict[Any, nn.Module] = dict(model.named_modules())
     if pattern in modules:
         raise ValueError(
             f'{pattern!r} is a {type(modules[pattern]).__name__} without any convolution; '

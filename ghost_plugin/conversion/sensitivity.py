@@ -1,20 +1,22 @@
-"""What each conv's Ghost would do to the network's output: scores for a budget.
+"""Stage 3: sensitivity analysis, a score per conv and ratio that a budget can add up.
 
-The harm of a ratio for a conv is c e^p, where e is the relative error of the conv's maps, and c is
-how much the output moves for that error when only this conv changes: E[(g d)^2] / e, with the error
-d of the maps and the gradient g of a random projection of the output, which one backward pass gives
-for all convs at once. What a fit can mend differs by conv, so with pictures one Ghost of each conv
-is refitted to the original's maps first, and the others' errors are taken to fall as its did.
+The loss increase of a ratio for a conv is c e^p, where e is the relative error of the conv's
+output, and c is how much the network's output changes for that error when only this conv changes:
+E[(g d)^2] / e, with the error d of the feature maps and the gradient g of a random projection of
+the output, which one backward pass gives for all convs at once. How much of an error a fit removes
+differs by conv, so with images one Ghost of each conv is fitted to the original's feature maps
+first, and the other ratios' errors are assumed to fall by the same factor.
 
-Harms are added up, and the power above 1 is for what they do together: later convs are fitted to
-what they get, which mends small errors and not large ones. Measured on EfficientNet-Lite0 at 90 %
-of its multiply-adds, 350 calibration pictures, before any training, as divergence from the
+Scores are added up, and the power above 1 is for their joint effect: later convs are fitted to the
+inputs that they get, which removes small errors and not large ones. Measured on EfficientNet-Lite0
+at 90 % of its multiply-adds, 350 calibration images, before any training, as divergence from the
 original's predictions on 150 others: 0.07 to 0.09 with p = 1.25, 0.08 with 1.5, 0.11 with 1 and
-0.12 with 2; without the refit 0.12. ResNet-20 is alike with 1.25 and 1.5, and worse with 1.
+0.12 with 2; without the fit 0.12. ResNet-20 is alike with 1.25 and 1.5, and worse with 1.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,127 +44,128 @@ from .fitting.sequential import (
     collect_moments,
     ghost_visitor,
 )
-from .layer_plan import LayerPlan
+from .plan import LayerPlan
 from .surgery import build_ghosts
 
-POWER = 1.25  # of the error
-DRAWS = 32  # of projections, over all images, and at least
-MIN_DRAWS = 4  # for each image
-PICTURES = 64  # looked at for the output at the most
-NOISE_IMAGES = 8  # that stand for images where there are none, or stand beside few
-TINY = 1e-12  # error of a Ghost that loses nothing
-REFERENCE = 2.0  # ratio at which the output is looked at, or the one next to it
+POWER = 1.25  # exponent of the error
+NUM_PROJECTIONS = 32  # random projections of the output over all images, at least
+MIN_PROJECTIONS = 4  # for each image
+MAX_IMAGES = 64  # images that the output is observed on, at most
+NOISE_IMAGES = 8  # noise in place of images, or beside few
+MIN_ERROR = 1e-12  # error of a Ghost that loses nothing
+REFERENCE = 2.0  # the ratio nearest to this is the one whose effect on the output is measured
 
 
 def score(
     model: nn.Module,
-    rows: Sequence[LayerPlan],
+    layers: Sequence[LayerPlan],
     ratios: Mapping[str, Sequence[float]],
     example_input: Any,
     calibration: Sequence[Any] | None,
     seed: int,
-) -> None:
-    """Fill in the scores of ``rows``; those that the output does not depend on stay.
+) -> tuple[LayerPlan, ...]:
+    """Score the ratios of layers.
 
     Args:
         model: The original; it is left as it was.
-        rows: Of a plan.
-        ratios: To score, by the row's name.
-        example_input: What the model is called with; noise of its kind stands for data.
-        calibration: Batches of pictures, if there are any.
-        seed: Of projections and noise.
+        layers: Layers of a plan.
+        ratios: Ratios to score, by the layer's name.
+        example_input: Input of the model; noise of its kind stands for data.
+        calibration: Batches of images, if there are any.
+        seed: Seed of projections and noise.
+
+    Returns:
+        The layers with scores; those that the output does not depend on are kept.
     """
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         batches = None if calibration is None else _with_noise(calibration, example_input)
-        tasks, first = _initialize(model, rows, ratios, batches, seed)
-        parts = list(_parts(batches or _noise(example_input)))
-        errors = {
-            name: {ratio: first[ratio][name] or TINY for ratio in sorted(own)}
-            for name, own in ratios.items()
-        }
         reference = {
             name: min((abs(r - REFERENCE), r) for r in own)[1] for name, own in ratios.items()
         }
-        after = {name: first[ratio][name] or TINY for name, ratio in reference.items()}
+        scored = [layer for layer in layers if layer.name in ratios]
+        settings = {row.name: {**row.settings, 'ratio': reference[row.name]} for row in scored}
+        norms = {layer.name: layer.norm for layer in layers}
+        task = FitTask(model, build_ghosts(model, settings, seed), norms)
+        errors = _initialize(task, scored, ratios, batches, seed)
+        fitted = {name: errors[name][ratio] for name, ratio in reference.items()}
+        parts = list(_parts(batches or _noise(example_input)))
         if batches and can_concat(parts):
-            after |= _refit(model, tasks, first, reference, parts)
-        ghosts = {name: tasks[ratio].ghosts[name] for name, ratio in reference.items()}
-        moved = _moved(model, rows, ghosts, parts)
-    for row in rows:
-        if row.name in ratios and row.name not in moved:
-            row.decision, row.reason = 'keep', 'no_gradient'
-        elif row.name in ratios:
-            ratio = reference[row.name]
-            mended = after[row.name] / errors[row.name][ratio]
-            row.scores = _scores(errors[row.name], mended, moved[row.name] / after[row.name])
+            visitors = {
+                name: _on_original_inputs(ghost_visitor(task, name, error))
+                for name, error in fitted.items()
+            }
+            fits = run_microbatches(model, parts, visitors, ACTIVATION_BYTES)
+            fitted |= {name: fit.error or MIN_ERROR for name, fit in fits.items()}
+        changes = _output_changes(task, parts)
+
+    def with_scores(layer: LayerPlan) -> LayerPlan:
+        name = layer.name
+        if name not in ratios:
+            return layer
+        if name not in changes:
+            return layer.keep('no_gradient')
+        remaining = fitted[name] / errors[name][reference[name]]
+        return replace(layer, scores=_scores(errors[name], remaining, changes[name] / fitted[name]))
+
+    return tuple(map(with_scores, layers))
 
 
-def _scores(errors: Mapping[float, float], mended: float, weight: float) -> dict[str, float]:
-    """By ratio; a higher ratio never has the lower score."""
-    scores, worst = {}, 0.0
+def _scores(errors: Mapping[float, float], remaining: float, weight: float) -> dict[str, float]:
+    """Scores by ratio; a higher ratio never has the lower score.
+
+    Args:
+        errors: Errors before a fit, by ratio, sorted.
+        remaining: Share of an error that a fit leaves.
+        weight: Change of the output per error.
+    """
+    scores: dict[str, float] = {}
+    worst = 0.0
     for ratio, error in errors.items():
-        worst = max(worst, weight * (mended * error) ** POWER)
+        worst = max(worst, weight * (remaining * error) ** POWER)
         scores[f'{ratio:g}'] = worst
     return scores
 
 
 def _initialize(
-    model: nn.Module,
-    rows: Sequence[LayerPlan],
+    task: FitTask,
+    layers: Sequence[LayerPlan],
     ratios: Mapping[str, Sequence[float]],
     batches: Sequence[Any] | None,
     seed: int,
-) -> tuple[dict[float, FitTask], dict[float, dict[str, float]]]:
-    """All Ghosts of every ratio with their first weights, and the errors of these by name."""
-    norms = {row.name: row.norm for row in rows}
-    tasks = {}
-    for ratio in sorted({ratio for own in ratios.values() for ratio in own}):
-        settings = {
-            row.name: {**row.settings, 'ratio': ratio}
-            for row in rows
-            if ratio in ratios.get(row.name, ())
-        }
-        tasks[ratio] = FitTask(model, build_ghosts(model, settings, seed), norms)
-    sizes = {n: filter_size(ghost) for task in tasks.values() for n, ghost in task.ghosts.items()}
-    errors: dict[float, dict[str, float]] = {ratio: {} for ratio in tasks}
-    for name, moments in _statistics(model, sizes, batches):
-        for ratio, task in tasks.items():
-            if name in task.ghosts:
-                errors[ratio][name] = task.initialize(name, moments)
-    return tasks, errors
+) -> dict[str, dict[float, float]]:
+    """Give the Ghosts of ``task`` first weights, and return the errors of all ratios by name.
+
+    Ghosts of the other ratios are built one at a time, and only their errors are kept.
+    """
+    sizes = {layer.name: filter_size(task.ghosts[layer.name]) for layer in layers}
+    settings = {layer.name: layer.settings for layer in layers}
+    errors: dict[str, dict[float, float]] = {}
+    for name, moments in _statistics(task.model, sizes, batches):
+        errors[name] = {}
+        for ratio in sorted(ratios[name]):
+            trial = task
+            if ratio != task.ghosts[name].ratio:
+                other = {name: {**settings[name], 'ratio': ratio}}
+                trial = FitTask(task.model, build_ghosts(task.model, other, seed), task.norms)
+            errors[name][ratio] = trial.initialize(name, moments) or MIN_ERROR
+    return errors
 
 
-def _refit(
-    model: nn.Module,
-    tasks: Mapping[float, FitTask],
-    first: Mapping[float, Mapping[str, float]],
-    reference: Mapping[str, float],
-    parts: list[Any],
-) -> dict[str, float]:
-    """Fit one Ghost of each conv to the original's output, on the original's own inputs."""
-    visitors = {
-        name: _dense(ghost_visitor(tasks[ratio], name, first[ratio][name]))
-        for name, ratio in reference.items()
-    }
-    fits = run_microbatches(model, parts, visitors, ACTIVATION_BYTES)
-    return {name: fit.error or TINY for name, fit in fits.items()}
-
-
-def _dense(fitted: ModuleVisitor[LayerFit]) -> ModuleVisitor[LayerFit]:
-    """Visitor that fits, and returns the original's output for both models."""
+def _on_original_inputs(visitor: ModuleVisitor[LayerFit]) -> ModuleVisitor[LayerFit]:
+    """A visitor that fits to the original's inputs, and gives both networks its outputs."""
 
     def visit(
         forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
     ) -> tuple[Any, Any, LayerFit]:
-        wanted, _, fit = fitted(forward, old, old, fit)
+        wanted, _, fit = visitor(forward, old, old, fit)
         return wanted, wanted, fit
 
     return visit
 
 
 def _statistics(
-    model: nn.Module, sizes: Mapping[str, int], batches: Sequence[Any] | None
+    model: Any, sizes: Mapping[str, int], batches: Sequence[Any] | None
 ) -> Iterator[tuple[str, ChannelMoments]]:
     if batches:
         return collect_moments(model, sizes, list(batches))
@@ -173,7 +176,7 @@ def _statistics(
 
 
 def _with_noise(calibration: Sequence[Any], example_input: Any) -> list[Any]:
-    """Batches, and beside few images so much noise that a plan does not hang on one of them."""
+    """Batches, and beside few images so much noise that no plan depends on one of them."""
     batches = list(calibration)
     for noise in _noise(example_input):
         if sum(map(batch_size, batches)) >= NOISE_IMAGES or not can_concat([*batches, noise]):
@@ -192,40 +195,33 @@ def _noise(example_input: Any) -> list[Any]:
     return [pytree.tree_map(noise, example_input) for _ in range(NOISE_IMAGES)]
 
 
-def _moved(
-    model: nn.Module,
-    rows: Sequence[LayerPlan],
-    ghosts: Mapping[str, nn.Module],
-    parts: Sequence[Any],
-) -> dict[str, float]:
-    """Mean square of what each Ghost alone moves in the output, to first order; by gradients."""
+def _output_changes(task: FitTask, parts: Sequence[Any]) -> dict[str, float]:
+    """Mean squared change of the output by each Ghost alone, to first order, by gradients."""
     totals: dict[str, float] = {}
-    ghosts = {name: ghost.eval() for name, ghost in ghosts.items()}
-    number = sum(map(batch_size, parts))
-    draws = max(MIN_DRAWS, -(-DRAWS // number))
-    means = _mean_gaps(model, {row.name: ghosts[row.name] for row in rows if row.norm
-                               and row.name in ghosts}, parts)  # fmt: skip
-    listeners = {
-        name: _listener(name, ghost, totals, means.get(name)) for name, ghost in ghosts.items()
-    }
+    ghosts = {name: ghost.eval() for name, ghost in task.ghosts.items()}
+    images = sum(map(batch_size, parts))
+    projections = max(MIN_PROJECTIONS, -(-NUM_PROJECTIONS // images))
+    with_norm = {name: ghost for name, ghost in ghosts.items() if task.norms[name]}
+    means = _mean_gaps(task.model, with_norm, parts)
+    probes = {name: _probe(name, ghost, totals, means.get(name)) for name, ghost in ghosts.items()}
     try:
-        backprop_projections(model, listeners, parts, draws)
+        backprop_projections(task.model, probes, parts, projections)
     except UnconnectedError as error:
         raise ValueError(
             f'{error}, so a budget cannot score them: give a part of the model, or ratios by '
             'pattern'
         ) from error
-    return {name: value / (number * draws) for name, value in totals.items()}
+    return {name: value / (images * projections) for name, value in totals.items()}
 
 
 def _mean_gaps(
     model: nn.Module, ghosts: Mapping[str, nn.Module], parts: Sequence[Any]
 ) -> dict[str, torch.Tensor]:
-    """What the norm behind each conv can take back of what its Ghost changes.
+    """The part of each Ghost's change that the norm behind can take back.
 
     Args:
         model: The original.
-        ghosts: By the names of convs with a norm behind.
+        ghosts: Ghosts by the names of convs with a norm behind.
         parts: Batches.
 
     Returns:
@@ -234,10 +230,10 @@ def _mean_gaps(
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def hook(name: str) -> Callable:
-        def seen(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> None:
+        def observe(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> None:
             found[name].append((ghosts[name](inputs[0]) - maps).mean((2, 3)))
 
-        return seen
+        return observe
 
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in ghosts]
     with removing_hooks(*handles), eval_mode(model):
@@ -247,18 +243,18 @@ def _mean_gaps(
 
 
 def _parts(batches: Sequence[Any]) -> Iterator[Any]:
-    """A few pictures at a time, not too many in all, of every batch its share."""
-    share = max(1, -(-PICTURES // len(batches)))
+    """A few images at a time, at most ``MAX_IMAGES`` or one of each batch, of every batch alike."""
+    share = max(1, -(-MAX_IMAGES // len(batches)))
     for batch in batches:
         yield from rebatch([slice_batch(batch, slice(share))], IMAGES_PER_CALL)
 
 
-def _listener(
+def _probe(
     name: str, ghost: nn.Module, totals: dict[str, float], mean: torch.Tensor | None
 ) -> GradientProbe:
     """Adds (g d)^2 of each image when the gradient comes; d is less ``mean``, (C, 1, 1)."""
 
-    def listener(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> GradientHandler:
+    def probe(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> GradientHandler:
         with torch.no_grad():
             gap = ghost(inputs[0]) - maps - (0 if mean is None else mean)
 
@@ -269,4 +265,4 @@ def _listener(
 
         return add
 
-    return listener
+    return probe

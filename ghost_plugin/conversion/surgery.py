@@ -1,5 +1,10 @@
-"""Ghost convs in the place of convs: built, put in, and everything that hung on a conv kept."""
+"""Stage 6: build Ghost convs, put them in place of convs, and keep what belonged to these.
 
+This module knows neither plans nor how weights are fitted.
+"""
+
+import functools
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -8,21 +13,25 @@ from torch import nn
 
 from ..layers.cheap_ops import build_cheap
 from ..layers.ghost import GhostConv2d
-from .dense_checkpoints import convert_dense_weights
-from .selection import REASONS, conversion_blocker
+from .reasons import REASONS, conversion_blocker
 
 _OWN = frozenset(vars(nn.Conv2d(1, 1, 1)))
 
 
 def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
-    """A fresh Ghost of a conv, with its flags, dtype, device and memory format."""
+    """Build a fresh Ghost of a conv, with its flags, dtype, device and memory format.
+
+    Args:
+        conv: The conv that it stands for.
+        settings: ``ratio``, ``dw_size`` and ``cheap``.
+    """
     ghost = GhostConv2d(
         conv.in_channels,
         conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
         conv.groups,
         conv.bias is not None,
         conv.padding_mode,
@@ -36,10 +45,11 @@ def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
     for name, parameter in ghost.named_parameters():
         like = conv.bias if name.endswith('bias') and conv.bias is not None else conv.weight
         parameter.requires_grad_(like.requires_grad)
-    if _channels_last(conv.weight):
+    # By stride: kernels of one pixel, or of one input channel, are contiguous in either sense.
+    strides = torch.empty_like(conv.weight, memory_format=torch.channels_last).stride()
+    if conv.weight.stride() == strides and conv.weight[0].numel() > 1:
         ghost.to(memory_format=torch.channels_last)
-    ghost.convert_dense_weights = convert_dense_weights
-    for name, value in vars(conv).items():  # what others have noted on the conv
+    for name, value in vars(conv).items():  # attributes that other code has set on the conv
         if name not in _OWN and not hasattr(ghost, name):
             setattr(ghost, name, value)
     return ghost
@@ -54,8 +64,13 @@ def _draw(primary: nn.Conv2d, conv: nn.Conv2d) -> None:
         primary.bias.zero_()
 
 
-def fits(ghost: GhostConv2d, settings: Mapping[str, Any]) -> bool:
-    """Whether a Ghost conv has these settings."""
+def has_settings(ghost: GhostConv2d, settings: Mapping[str, Any]) -> bool:
+    """Say if a Ghost conv was built with these settings.
+
+    Args:
+        ghost: A Ghost conv.
+        settings: ``ratio``, ``dw_size`` and ``cheap``.
+    """
     conv = ghost.primary_conv
     cheap = build_cheap(
         settings['cheap'],
@@ -68,21 +83,20 @@ def fits(ghost: GhostConv2d, settings: Mapping[str, Any]) -> bool:
     return (ghost.ratio, repr(ghost.cheap_operation)) == (settings['ratio'], repr(cheap))
 
 
-def _channels_last(weight: torch.Tensor) -> bool:
-    # By stride: kernels of one pixel, or of one input map, are contiguous in either sense.
-    strides = torch.empty_like(weight, memory_format=torch.channels_last).stride()
-    return weight.stride() == strides and weight[0].numel() > 1
-
-
 def build_ghosts(
     model: nn.Module, settings: Mapping[str, Mapping[str, Any]], seed: int
 ) -> dict[str, GhostConv2d]:
-    """Fresh Ghosts of the named convs; the random state of the process stays.
+    """Build fresh Ghosts of convs; the random state of the process stays.
+
+    Args:
+        model: The network.
+        settings: ``ratio``, ``dw_size`` and ``cheap`` by the conv's name.
+        seed: Seed of the weights.
 
     Raises:
         ValueError: A name is not a conv that can be converted.
     """
-    convs = {name: model.get_submodule(name) for name in settings}
+    convs: dict[str, Any] = {name: model.get_submodule(name) for name in settings}
     for name, conv in convs.items():
         if code := conversion_blocker(conv):
             kind = type(conv).__name__
@@ -95,8 +109,35 @@ def build_ghosts(
     return ghosts
 
 
+def check_forwards(model: nn.Module) -> None:
+    """Raise when a module has a forward of its own that would go on calling the original."""
+    for name, module in model.named_modules():
+        if _binds_original(vars(module).get('forward')):
+            raise ValueError(
+                f'{name!r} ({type(module).__name__}) has a forward of its own, which a copy would '
+                'share with the original; use inplace=True, or give it the forward in a subclass'
+            )
+
+
+def _binds_original(function: Any) -> bool:
+    """Say if a function holds references that copies of it would go on holding."""
+    if isinstance(function, functools.partial):
+        return any(
+            map(_binds_original, (function.func, *function.args, *function.keywords.values()))
+        )
+    return bool(isinstance(function, weakref.ref) or getattr(function, '__closure__', None))
+
+
 def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
-    """Put modules in by name, wherever the old ones stand, in place; a root is handed back."""
+    """Replace modules in place, wherever the old ones stand.
+
+    Args:
+        model: The network.
+        new: New modules by the names of the old ones.
+
+    Returns:
+        The network, or the new module that replaces it as a whole.
+    """
     by_id = {id(model.get_submodule(name)): module for name, module in new.items()}
     if id(model) in by_id:
         return by_id[id(model)]
@@ -108,8 +149,14 @@ def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module
 
 
 def shift_running_mean(norm: nn.Module, shift: torch.Tensor) -> None:
-    """Let a norm add ``shift``, (channels,), to the maps that it gets."""
-    norm.running_mean -= shift.to(norm.running_mean)
+    """Let a norm add a shift to its input.
+
+    Args:
+        norm: A norm with running statistics, changed in place.
+        shift: (channels,).
+    """
+    mean: Any = norm.running_mean
+    mean -= shift.to(mean)
 
 
 def update_optimizers(
@@ -133,13 +180,11 @@ def update_optimizers(
             group['params'] = kept
 
 
-def _successors(
-    conv: nn.Module, ghost: nn.Module
-) -> Iterator[tuple[nn.Parameter, list[nn.Parameter]]]:
-    """Old parameters and the new ones that stand for each; groups may treat biases apart."""
+def _successors(conv: Any, ghost: nn.Module) -> Iterator[tuple[nn.Parameter, list[nn.Parameter]]]:
+    """Pairs of an old parameter and its new ones; groups may treat biases in another way."""
     named = list(ghost.named_parameters())
     biases = [p for name, p in named if name.endswith('bias') and conv.bias is not None]
-    apart = {id(p) for p in biases}
-    yield conv.weight, [p for _, p in named if id(p) not in apart]
+    separate = {id(p) for p in biases}
+    yield conv.weight, [p for _, p in named if id(p) not in separate]
     if conv.bias is not None:
         yield conv.bias, biases

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
+from ghost_plugin.conversion import apply_plan
 from ghost_plugin.conversion.fitting import sequential
 from ghost_plugin.conversion.fitting.sequential import collect_moments
 from ghost_plugin.utils.modules import call_model
@@ -112,9 +113,10 @@ def test_batches_of_every_form_calibrate(form, reconstruct):
     model, example = form
     plan = gp.plan(model, example(), **ALL)
     calibration = [example() for _ in range(3)]
-    converted = plan.apply(model, calibration=calibration, reconstruct=reconstruct, steps=3)
-    assert shapes(call_model(converted, example())) == shapes(call_model(model, example()))
-    assert all(0 <= row.error < 1 for row in plan.rows)
+    result = apply_plan(plan, model, calibration=calibration, reconstruct=reconstruct, steps=3)
+    assert shapes(call_model(result.model, example())) == shapes(call_model(model, example()))
+    assert all(0 <= layer.error < 1 for layer in result.plan.layers)
+    assert all(layer.error is None for layer in plan.layers)
 
 
 def test_costs_are_per_image_whatever_the_form(form):
@@ -137,7 +139,7 @@ def test_batches_of_several_sizes_calibrate(caplog):
     sizes = [torch.randn(2, 3, side, side) for side in (12, 16, 20)]
     converted, plan = gp.convert(model, sizes[0], calibration=sizes, **ALL)
     assert converted(sizes[2]).shape == model(sizes[2]).shape
-    assert all(row.error is not None for row in plan.rows)
+    assert all(row.error is not None for row in plan.layers)
 
 
 @pytest.mark.parametrize('options', [{}, {'macs': 0.8}])
@@ -145,7 +147,7 @@ def test_scenes_with_images_of_several_sizes_calibrate(options, caplog):
     model = Scenes().eval()
     scenes = [([torch.randn(3, side, 12) for side in sides],) for sides in ((12, 16), (20, 14))]
     plan = gp.convert(model, scenes[0], calibration=scenes, **options, **ALL)[1]
-    assert all(row.error is not None for row in plan.rows if row.converts)
+    assert all(row.error is not None for row in plan.layers if row.converts)
     assert any('do not fit together' in message for message in caplog.messages)
     with pytest.raises(ValueError, match='images of one size'):
         plan.apply(model, calibration=scenes, reconstruct='block')
@@ -154,7 +156,7 @@ def test_scenes_with_images_of_several_sizes_calibrate(options, caplog):
 def test_a_generator_of_batches_is_enough():
     model = One().eval()
     _, plan = gp.convert(model, batch(), calibration=(batch() for _ in range(2)), **ALL)
-    assert all(row.error is not None for row in plan.rows)
+    assert all(row.error is not None for row in plan.layers)
 
 
 def test_nothing_leaks_from_one_plan_to_the_next():
@@ -163,10 +165,11 @@ def test_nothing_leaks_from_one_plan_to_the_next():
     first = gp.plan(One(), batch(), include=include, ratio=4)
     assert include == given
     second = gp.plan(One(), batch(), **ALL)
-    assert [row.ratio for row in second.rows] == [2, 2]
-    assert [row.ratio for row in first.rows] == [3, 4]
-    first.rows[0].ratio = 5
-    assert first.rows[1].ratio == 4
+    assert [row.ratio for row in second.layers] == [2, 2]
+    assert [row.ratio for row in first.layers] == [3, 4]
+    edited = first.replace_layer(first.layers[0].name, ratio=5)
+    assert [row.ratio for row in edited.layers] == [5, 4]
+    assert [row.ratio for row in first.layers] == [3, 4]
 
 
 def test_one_plan_converts_several_models_alike():
@@ -207,7 +210,7 @@ def test_convs_that_few_images_reach_are_initialized_from_all(monkeypatch, memor
     monkeypatch.setattr(sequential, 'collect_moments', watched)
     plan = gp.plan(model, batch(), **ALL)
     plan.apply(model, calibration=[batch(), batch()])
-    assert seen == ({row.name: 8 for row in plan.rows} if passes else {})
+    assert seen == ({row.name: 8 for row in plan.layers} if passes else {})
 
 
 class Grid(One):
@@ -271,7 +274,7 @@ def test_images_in_which_nothing_is_found_calibrate(options, caplog):
     dark, bright = torch.randn(2, 4, 3, 12, 12).unbind()
     batches = [([*images],) for images in (dark, bright + 9, torch.cat((dark, bright + 9)))]
     plan = gp.convert(Finds().eval(), batches[0], calibration=batches, **options, **ALL)[1]
-    assert {row.reason for row in plan.rows} <= {'', 'budget'} and not caplog.messages
+    assert {row.reason for row in plan.layers} <= {'', 'budget'} and not caplog.messages
     with pytest.raises(ValueError, match='the output is empty'):
         gp.plan(Finds().eval(), batches[0], macs=0.8, calibration=batches[:1], **ALL)
 
@@ -286,5 +289,5 @@ def test_few_images_do_not_make_outputs_of_one_pixel_seem_costly(number):
     x = torch.randn(number, 3, 7, 7)
     options = {'macs': 0.95, 'calibration': [x], 'dw_size': 1, **ALL}
     plan = gp.convert(model, x, **options)[1]
-    assert all(row.scores['2'] < 10 for row in plan.rows)
-    assert all(row.error is None or row.error < 10 for row in plan.rows)
+    assert all(row.scores['2'] < 10 for row in plan.layers)
+    assert all(row.error is None or row.error < 10 for row in plan.layers)

@@ -104,9 +104,9 @@ def x():
 def test_a_budget_gives_the_same_plan(how, frozen, x):
     wanted = gp.plan(Net(plain, frozen).eval(), x, macs=0.7, calibration=[x])
     got = gp.plan(Net(HOWS[how], frozen).eval(), x, macs=0.7, calibration=[x])
-    assert got.rows == wanted.rows
-    assert gp.plan(Net(HOWS[how]).eval(), x, params=0.7).rows == (
-        gp.plan(Net(plain).eval(), x, params=0.7).rows
+    assert got.layers == wanted.layers
+    assert gp.plan(Net(HOWS[how]).eval(), x, params=0.7).layers == (
+        gp.plan(Net(plain).eval(), x, params=0.7).layers
     )
 
 
@@ -133,7 +133,7 @@ def test_functions_of_other_packages_are_heard_in_the_backward_pass(x):
         gp.plan(Behind(how).eval(), x, macs=0.7, calibration=[x], keep_first=False)
         for how in (plain, Foreign.apply)
     )
-    for row, same in zip(got.rows, wanted.rows, strict=True):
+    for row, same in zip(got.layers, wanted.layers, strict=True):
         assert row.ratio == same.ratio and row.scores.keys() == same.scores.keys()
         for ratio, score in row.scores.items():
             assert score == pytest.approx(same.scores[ratio], rel=1e-4)
@@ -211,5 +211,5 @@ def test_with_cp_of_openmmlab(kind):
         model = registry.MODELS.build(dict(type=kind, with_cp=with_cp, **NARROW[kind]))
         model.eval()
         made = gp.plan(model, torch.zeros(2, 3, 32, 32), macs=0.95)
-        plans.append([(row.name, row.ratio, row.scores) for row in made.rows])
+        plans.append([(row.name, row.ratio, row.scores) for row in made.layers])
     assert plans[0] == plans[1]

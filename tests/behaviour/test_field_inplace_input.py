@@ -143,7 +143,7 @@ def test_conversion_is_that_of_the_twin(kind, mode, images):
         gp.convert(model, given[0][:1], calibration=given, **MODES[mode]) for model in twins(kind)
     ]
     (model, plan), (writes, other) = results
-    assert [row.as_dict() for row in plan.rows] == [row.as_dict() for row in other.rows]
+    assert [row.as_dict() for row in plan.layers] == [row.as_dict() for row in other.layers]
     torch.testing.assert_close(model.state_dict(), writes.state_dict(), rtol=0, atol=0)
     assert all(torch.equal(*pair) for pair in zip(given, images, strict=True))
 
@@ -151,7 +151,7 @@ def test_conversion_is_that_of_the_twin(kind, mode, images):
 @pytest.mark.parametrize('kind', KINDS)
 def test_scores_without_images_are_those_of_the_twin(kind, images):
     plans = [gp.plan(model, images[0][:2], params=0.7) for model in twins(kind)]
-    assert plans[0].rows == plans[1].rows
+    assert plans[0].layers == plans[1].layers
 
 
 @dataclass

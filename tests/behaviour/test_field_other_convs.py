@@ -2,13 +2,14 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.conversion.selection import FINAL, REASONS
+from ghost_plugin.conversion.reasons import FINAL, REASONS
 
 ENDS = {'keep_first': False, 'keep_last': False}
 
@@ -57,12 +58,12 @@ def test_every_convolution_has_a_row_with_its_costs(build):
     net, shape = build()
     x = torch.randn(shape)
     plan = gp.plan(net, x)
-    assert [row.reason for row in plan.rows] == NETS[build]
+    assert [row.reason for row in plan.layers] == NETS[build]
     counted = {row.name: row.macs // len(x) for row in gp.count(net, x).rows}
-    assert {row.name: row.costs['macs_before'] for row in plan.rows} == counted
+    assert {row.name: row.costs['macs_before'] for row in plan.layers} == counted
     assert plan.totals['macs_after'] == plan.totals['macs_before'] == sum(counted.values())
     params = {n: sum(p.numel() for p in m.parameters()) for n, m in net.named_modules()}
-    assert all(row.costs['params_before'] == params[row.name] for row in plan.rows)
+    assert all(row.costs['params_before'] == params[row.name] for row in plan.layers)
     assert all(f'keep ({code})' in plan.report() for code in NETS[build])
     assert set(NETS[build]) <= set(REASONS) & set(FINAL)
 
@@ -81,17 +82,20 @@ def test_where_nothing_can_be_converted_convert_raises(build, options):
 
 
 def test_a_plan_is_saved_and_read_again_and_its_rows_cannot_be_edited_in(tmp_path):
-    net, shape = video()
-    gp.plan(net, torch.randn(shape)).save(tmp_path / 'plan.json')
+    net, size = video()
+    gp.plan(net, torch.randn(size)).save(tmp_path / 'plan.json')
     plan = gp.ConversionPlan.load(tmp_path / 'plan.json')
-    assert plan.rows[1].shape.kernel_size == (1, 3, 3) and plan.rows[1].shape.kind.endswith('1x3x3')
+    assert plan.layers[1].shape.kernel_size == (1, 3, 3) and plan.layers[1].shape.kind.endswith(
+        '1x3x3'
+    )
     assert list(json.loads((tmp_path / 'plan.json').read_text())['rows'][0]['shape']) == [
         'in_channels', 'out_channels', 'kernel_size', 'groups', 'bias', 'pixels'
     ]  # fmt: skip
     for reason in ('3d', ''):
-        plan.rows[1].decision, plan.rows[1].reason = 'convert', reason
+        layer = replace(plan.layers[1], decision='convert', reason=reason)
+        edited = replace(plan, layers=(plan.layers[0], layer, *plan.layers[2:]))
         with pytest.raises(ValueError, match=r"'1'.* cannot be converted .3d."):
-            plan.apply(net)
+            edited.apply(net)
 
 
 def test_rows_stand_in_the_order_of_the_forward_pass_and_the_ends_are_those_of_all_convs():
@@ -101,7 +105,7 @@ def test_rows_stand_in_the_order_of_the_forward_pass_and_the_ends_are_those_of_a
     )  # fmt: skip
     x = torch.randn(1, 3, 9, 9)
     converted, plan = gp.convert(net, x)
-    assert [row.reason for row in plan.rows] == ['transposed', '', '', '1d']
+    assert [row.reason for row in plan.layers] == ['transposed', '', '', '1d']
     assert gp.count(converted, x).macs == plan.totals['macs_after']
 
 
@@ -130,7 +134,7 @@ def test_keeping_everything_by_choice_is_an_answer_and_is_said(options, caplog):
     x = torch.randn(1, 3, 16, 16)
     with caplog.at_level(logging.WARNING):
         converted, plan = gp.convert(net, x, **options)
-    assert not any(row.converts for row in plan.rows)
+    assert not any(row.converts for row in plan.layers)
     assert torch.equal(converted(x), net(x))
     assert 'of the 3 convolutions of Sequential none is converted' in caplog.text
 
@@ -138,7 +142,7 @@ def test_keeping_everything_by_choice_is_an_answer_and_is_said(options, caplog):
 def test_a_plan_edited_to_keep_everything_is_applied(caplog):
     net, x = nn.Sequential(nn.Conv2d(3, 16, 3)), torch.randn(1, 3, 9, 9)
     plan = gp.plan(net, x, **ENDS)
-    plan.rows[0].decision = 'keep'
+    plan = plan.replace_layer('0', decision='keep')
     assert torch.equal(plan.apply(net)(x), net(x))
     assert '1 x edited' in caplog.text
 
@@ -181,7 +185,7 @@ def test_convs_of_other_libraries_have_rows():
             x = self.standard(self.mixed(x))
             return self.conditional(x, torch.ones(len(x), 4))
 
-    rows = gp.plan(Net(), torch.randn(2, 16, 9, 9), **ENDS).rows
+    rows = gp.plan(Net(), torch.randn(2, 16, 9, 9), **ENDS).layers
     assert {row.name: row.reason for row in rows} == {
         'mixed.0': '', 'mixed.1': '', 'standard': 'subclass', 'conditional': 'custom'
     }  # fmt: skip
@@ -199,13 +203,13 @@ def test_deformable_and_quantized_convs_have_rows():
             return self.conv(x, self.offset(x))
 
     x = torch.randn(1, 3, 9, 9)
-    assert [r.reason for r in gp.plan(Deformed(), x, **ENDS).rows] == ['', 'custom']
+    assert [r.reason for r in gp.plan(Deformed(), x, **ENDS).layers] == ['', 'custom']
     quantization = torch.ao.quantization
     net = nn.Sequential(quantization.QuantStub(), nn.Conv2d(3, 8, 3), quantization.DeQuantStub())
     net.qconfig = quantization.default_qconfig
     ready = quantization.prepare(net.eval())
     ready(x)
-    rows = gp.plan(quantization.convert(ready), x).rows
+    rows = gp.plan(quantization.convert(ready), x).layers
     assert [(row.name, row.reason) for row in rows] == [('1', 'custom')]
     assert rows[0].shape.kernel_size == (3, 3) and rows[0].shape.bias
 
@@ -215,5 +219,5 @@ def test_blocks_that_describe_themselves_like_a_conv_have_no_row_of_their_own():
     net = nn.Sequential(
         cnn.ConvModule(3, 16, 3), cnn.ConvModule(16, 8, 3, conv_cfg=dict(type='Conv'))
     )
-    rows = gp.plan(net, torch.randn(1, 3, 9, 9), **ENDS).rows
+    rows = gp.plan(net, torch.randn(1, 3, 9, 9), **ENDS).layers
     assert [row.name for row in rows] == ['0.conv', '1.conv']

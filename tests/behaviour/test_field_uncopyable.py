@@ -88,7 +88,7 @@ def test_a_copy_is_refused_by_the_name_of_what_it_would_hold(held, place, x):
             gp.convert(model, x)
     with pytest.raises(ValueError, match=f"'{name}"):
         gp.fuse(model, x)
-    assert gp.plan(model, x, macs=0.7).rows == gp.plan(Net().eval(), x, macs=0.7).rows
+    assert gp.plan(model, x, macs=0.7).layers == gp.plan(Net().eval(), x, macs=0.7).layers
 
 
 def test_other_doors(tmp_path, x):

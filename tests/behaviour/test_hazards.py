@@ -13,7 +13,9 @@ ALL = {'keep_first': False, 'keep_last': False}
 
 
 def decided(model, x=X, **options):
-    return {row.name: row.reason or 'converted' for row in gp.plan(model, x, **ALL, **options).rows}
+    return {
+        row.name: row.reason or 'converted' for row in gp.plan(model, x, **ALL, **options).layers
+    }
 
 
 def reason(conv, x=X, **options):
@@ -138,14 +140,14 @@ def test_few_inputs_pay_with_a_smaller_cheap_kernel():
 def test_one_to_one_everywhere_is_bit_identical():
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 8, 1)).eval()
     converted, plan = gp.convert(model, X, ratio=1, **ALL)
-    assert not any(row.converts for row in plan.rows)
+    assert not any(row.converts for row in plan.layers)
     assert torch.equal(converted(X), model(X))
 
 
 def test_a_row_edited_to_one_is_bit_identical():
     model = nn.Sequential(nn.Conv2d(8, 16, 3)).eval()
     plan = gp.plan(model, X, **ALL)
-    plan.rows[0].ratio = 1
+    plan = plan.replace_layer('0', ratio=1)
     assert torch.equal(plan.apply(model)(X), model(X))
     assert torch.equal(plan.apply(model, calibration=[X])(X), model(X))
 
@@ -153,7 +155,7 @@ def test_a_row_edited_to_one_is_bit_identical():
 def test_empty_plan_is_bit_identical():
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1)).eval()
     converted, plan = gp.convert(model, X, exclude='*', **ALL)
-    assert [row.reason for row in plan.rows] == ['excluded', 'excluded']
+    assert [row.reason for row in plan.layers] == ['excluded', 'excluded']
     assert list(converted.state_dict()) == list(model.state_dict())
     assert torch.equal(converted(X), model(X))
 
@@ -240,7 +242,7 @@ def test_deformable_convs_are_left_alone():
 
     model = Deformable().eval()
     converted, plan = gp.convert(model, X, calibration=[X], **ALL)
-    said = {row.name: row.reason for row in plan.rows}
+    said = {row.name: row.reason for row in plan.layers}
     assert said == {'offset': '', 'conv': 'custom'}
     assert type(converted.conv) is ops.DeformConv2d
     torch.testing.assert_close(converted(X), model(X))
@@ -262,9 +264,9 @@ def test_deformable_convs_are_left_alone():
 def test_computed_weights_stay_and_cannot_be_edited_in(wrap):
     model = nn.Sequential(wrap(nn.Conv2d(8, 16, 3)))
     plan = gp.plan(model, X, **ALL)
-    assert plan.rows[0].reason == 'parametrized'
+    assert plan.layers[0].reason == 'parametrized'
     assert 'remove that first' in plan.report()
-    plan.rows[0].decision = 'convert'
+    plan = plan.replace_layer('0', decision='convert')
     with pytest.raises(ValueError, match="'0'"):
         plan.apply(model)
 

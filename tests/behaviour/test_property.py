@@ -171,7 +171,7 @@ def check(spec, chosen):
         return
     finally:
         untouched(model, before)
-    if not any(row.converts or row.chosen for row in plan.rows):
+    if not any(row.converts or row.chosen for row in plan.layers):
         with pytest.raises(ValueError, match=r'none is converted|no convolution'):
             plan.apply(model)
         return
@@ -190,13 +190,13 @@ def agree(plan, converted, x, want):
         got = converted(x)
     # A single primary map has no layout of its own to hand on, and shifts make a new one.
     single = any(
-        r.converts and (r.shape.out_channels <= r.ratio or r.cheap == 'shift') for r in plan.rows
+        r.converts and (r.shape.out_channels <= r.ratio or r.cheap == 'shift') for r in plan.layers
     )
     assert look(got, strides=not single) == [t if not single else t[:3] for t in want]
     cost, modules = gp.count(converted, x), dict(converted.named_modules(remove_duplicate=False))
     assert cost.params == plan.totals['params_after']
     assert cost.macs == PICTURES * plan.totals['macs_after']
-    for row in plan.rows:
+    for row in plan.layers:
         assert isinstance(modules[row.name], gp.GhostConv2d) == row.converts
         assert row.converts == (not row.reason)
         assert modules[row.name].out_channels == row.shape.out_channels
@@ -207,7 +207,7 @@ def twice(plan, converted):
     """A second time changes nothing."""
     state = copy.deepcopy(converted.state_dict())
     again = plan.apply(converted)
-    if any(row.converts for row in plan.rows):
+    if any(row.converts for row in plan.layers):
         assert again is converted
     assert all(torch.equal(a, b) for a, b in zip(state.values(), again.state_dict().values(),
                                                  strict=True))  # fmt: skip

@@ -29,7 +29,7 @@ def test_a_bare_conv_is_a_model_too():
     conv, x = nn.Conv2d(8, 16, 3), torch.randn(2, 8, 9, 9)
     converted, plan = gp.convert(conv, x, **ALL)
     assert isinstance(converted, gp.GhostConv2d)
-    assert plan.rows[0].name == ''
+    assert plan.layers[0].name == ''
     assert isinstance(plan.apply(conv, inplace=True, calibration=[x]), gp.GhostConv2d)
     assert plan.apply(converted) is converted
 
@@ -89,7 +89,7 @@ def test_a_second_time_changes_nothing_and_says_so(caplog):
         assert plan.apply(converted) is converted
     assert 'converted by this plan already' in caplog.text
     again, second = gp.convert(converted, X, **ALL)
-    assert not any(row.converts for row in second.rows)
+    assert not any(row.converts for row in second.layers)
     assert 'converted: it is a part of a Ghost conv already' in second.report()
     assert second.totals['macs_after'] == plan.totals['macs_after']
     for twin in (converted, again):
@@ -100,7 +100,7 @@ def test_a_converted_part_inside_a_bigger_model_stays_and_the_rest_converts(tmp_
     part, inner = gp.convert(net(), X, **ALL)
     model = nn.Sequential(part, nn.Conv2d(4, 16, 3), nn.Conv2d(16, 4, 1)).eval()
     converted, outer = gp.convert(model, X, include='1', dw_size=3)
-    assert [row.name for row in outer.rows if row.converts] == ['1']
+    assert [row.name for row in outer.layers if row.converts] == ['1']
     assert converted[0].state_dict().keys() == part.state_dict().keys()
     assert gp.count(converted, X).macs == 2 * outer.totals['macs_after']
     fresh = nn.Sequential(inner.apply(net()), nn.Conv2d(4, 16, 3), nn.Conv2d(16, 4, 1)).eval()
@@ -148,7 +148,7 @@ def test_scripted_parts_stay_and_the_rest_converts(script):
     model = nn.Sequential(script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()))
     model.append(nn.Conv2d(8, 16, 3))
     converted, plan = gp.convert(model.eval(), X, macs=0.9, calibration=[X], **ALL)
-    assert [row.name for row in plan.rows] == ['1']
+    assert [row.name for row in plan.layers] == ['1']
     assert isinstance(converted[1], gp.GhostConv2d) and converted(X).shape == model(X).shape
 
 

@@ -75,7 +75,7 @@ def test_averaged_model_follows_and_converts():
     average.update_parameters(converted)
     assert torch.equal(average(X), converted(X))
     inside, plan = gp.convert(torch.optim.swa_utils.AveragedModel(net()), X, **ALL)
-    assert all(row.name.startswith('module.') for row in plan.rows if row.converts)
+    assert all(row.name.startswith('module.') for row in plan.layers if row.converts)
     assert inside(X).shape == converted(X).shape
 
 
@@ -129,8 +129,8 @@ def test_loading_leaves_the_given_weights_alone():
 def test_a_row_edited_to_one_takes_dense_weights():
     model = net()
     plan = gp.plan(model, X, **ALL)
-    for row in plan.rows:
-        row.ratio = 1
+    for row in plan.layers:
+        plan = plan.replace_layer(row.name, ratio=1)
     twin = plan.apply(net(), inherit=False)
     twin.load_state_dict(model.state_dict())
     assert torch.equal(twin(X), model(X))
@@ -153,7 +153,7 @@ def test_features_of_a_converted_model_and_a_converted_extractor():
     assert torch.equal(extractor(X)['maps'], inner)
     dense = extraction.create_feature_extractor(net(), return_nodes=names)
     changed, plan = gp.convert(dense, X, **ALL)
-    assert [row.converts for row in plan.rows] == [True]
+    assert [row.converts for row in plan.layers] == [True]
     assert changed(X)['maps'].shape == inner.shape
 
 

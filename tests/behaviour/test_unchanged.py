@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
+from ghost_plugin.conversion import apply_plan
 
 FILE = Path(__file__).with_name('unchanged.json')
 CONFIGS = (
@@ -88,7 +89,8 @@ def of_backbone(name: str) -> dict:
 def of_conversion(name: str, plan_options: dict, apply_options: dict) -> dict:
     model = network(name)
     plan = gp.plan(model, images(1, 64, 1), **plan_options)
-    converted = plan.apply(model, **apply_options)
+    result = apply_plan(plan, model, **apply_options)
+    converted, plan = result.model, result.plan
     with tempfile.TemporaryDirectory() as folder:
         plan.save(Path(folder, 'plan.json'))
         written = json.loads(Path(folder, 'plan.json').read_text())

@@ -64,7 +64,7 @@ def test_plan_and_config_are_written_together_and_move_together(ok, tmp_path):
     assert cfg.train_dataloader.dataset.type == 'CIFAR10'
     plan = gp.ConversionPlan.load(moved / 'mine.plan.json')
     model = built(moved / 'mine.py')
-    assert ghosts(model) == [row.name for row in plan.rows if row.converts]
+    assert ghosts(model) == [row.name for row in plan.layers if row.converts]
     assert gp.count(model, torch.zeros(1, 3, 32, 32)).macs == plan.totals['macs_after']
 
 

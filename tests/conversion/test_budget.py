@@ -52,7 +52,7 @@ def test_budget_is_met_and_not_by_far(model, scored, what, share):
     before = plan.totals[f'{what}_before']
     reached = plan.totals[f'{what}_after']
     assert reached <= share * before
-    step = max(_smallest_step(row, what) for row in plan.rows)
+    step = max(_smallest_step(row, what) for row in plan.layers)
     assert share * before - reached <= max(0.01 * before, step)
     cost = gp.count(plan.apply(model), X)
     assert {'macs': cost.macs // len(X), 'params': cost.params}[what] == reached
@@ -77,7 +77,7 @@ def test_both_budgets_hold_together(scored):
 def test_scores_rise_with_the_ratio_and_are_saved(scored, tmp_path):
     scored.save(tmp_path / 'plan.json')
     again = gp.ConversionPlan.load(tmp_path / 'plan.json')
-    for row in again.rows[1:]:
+    for row in again.layers[1:]:
         scores = [row.scores[ratio] for ratio in sorted(row.scores, key=float)]
         assert len(scores) > 3 and scores == sorted(scores) and scores[0] > 0
     assert again.rebudget(macs=0.6) == scored.rebudget(macs=0.6)
@@ -92,11 +92,11 @@ def test_scores_order_convs_by_what_they_really_do_once_fitted(model):
     pictures = nn.functional.interpolate(small, scale_factor=4, mode='bilinear')
     plan = gp.plan(model, X, macs=0.9, keep_last=False, calibration=[pictures])
     scores, moved = [], []
-    for row in plan.rows[1:]:
-        alone = copy.deepcopy(plan)
-        for other in alone.rows:
-            other.decision = 'convert' if other.name == row.name else 'keep'
-            other.ratio = 2.0
+    for row in plan.layers[1:]:
+        alone = plan
+        for other in plan.layers:
+            decision = 'convert' if other.name == row.name else 'keep'
+            alone = alone.replace_layer(other.name, decision=decision, ratio=2.0)
         converted = alone.apply(model, calibration=[pictures])
         moved.append(float((converted(pictures) - model(pictures)).detach().square().mean()))
         scores.append(row.scores['2'])
@@ -105,7 +105,7 @@ def test_scores_order_convs_by_what_they_really_do_once_fitted(model):
 
 def test_a_ratio_that_was_asked_for_stays(model):
     plan = gp.plan(model, X, macs=0.8, include={'*': {}, '2.0': {'ratio': 3}})
-    row = next(row for row in plan.rows if row.name == '2.0')
+    row = next(row for row in plan.layers if row.name == '2.0')
     assert set(row.scores) == {'3'}
     assert row.ratio == 3 or row.reason == 'budget'
 
@@ -155,6 +155,6 @@ def test_budgets_of_timm_networks(name):
     for share in (0.9, 0.8, 0.7):
         plan = first.rebudget(macs=share)
         reached = plan.totals['macs_after'] / plan.totals['macs_before']
-        step = max(_smallest_step(row, 'macs') for row in plan.rows) / plan.macs
+        step = max(_smallest_step(row, 'macs') for row in plan.layers) / plan.macs
         assert reached <= share
         assert share - reached <= max(0.01, step)

@@ -6,7 +6,6 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin.conversion import latency_budget, layer_latency
-from ghost_plugin.deploy import layer_timer
 from ghost_plugin.deploy.backends import TIMED
 from ghost_plugin.profiling import Timing
 from ghost_plugin.utils import optional
@@ -30,17 +29,20 @@ def clock(monkeypatch):
         ghosts = sum(isinstance(m, gp.GhostConv2d) for m in module.modules())
         return gp.count(module, X).macs * 1e-3 + price['ghost'] * ghosts
 
-    def rows(model, example_input, rows, ready):
-        for row in rows:
-            costs = {r: row.shape.ghost({**row.settings, 'ratio': float(r)})[1] for r in row.scores}
-            ghosts = {r: 1e-3 * macs + price['ghost'] for r, macs in costs.items()}
-            row.latencies = {'1': 1e-3 * row.shape.dense()[1], **ghosts}
+    def times(model, example_input, layers, prepare):
+        found = {}
+        for layer in layers:
+            settings = {r: {**layer.settings, 'ratio': float(r)} for r in layer.scores}
+            macs = {r: layer.shape.ghost(own)[1] for r, own in settings.items()}
+            ghosts = {r: 1e-3 * number + price['ghost'] for r, number in macs.items()}
+            found[layer.name] = {'1': 1e-3 * layer.shape.dense()[1], **ghosts}
+        return found
 
-    monkeypatch.setattr(latency_budget, 'time_rows', rows)
+    monkeypatch.setattr(latency_budget, 'time_layers', times)
     monkeypatch.setattr(
         latency_budget,
-        'measure',
-        lambda nets, x, ready: {name: timed(net) for name, net in nets.items()},
+        'measure_latencies',
+        lambda nets, x, prepare: {name: timed(net) for name, net in nets.items()},
     )
     return price
 
@@ -49,7 +51,7 @@ def clock(monkeypatch):
 def test_the_measured_plan_meets_the_budget(clock, share):
     plan = gp.plan(net(), X, latency=share)
     assert plan.latency['converted'] <= share * plan.latency['original']
-    assert any(row.converts for row in plan.rows)
+    assert any(row.converts for row in plan.layers)
 
 
 def test_milliseconds_are_a_budget_too(clock):
@@ -81,7 +83,7 @@ def test_another_budget_is_met_beside_it(clock, other, price):
 @pytest.mark.parametrize('met', [1.0, '90000ms', 1])
 def test_a_budget_that_is_met_already_changes_nothing(clock, met):
     plan = gp.plan(net(), X, latency=met)
-    assert not any(row.converts for row in plan.rows)
+    assert not any(row.converts for row in plan.layers)
     assert plan.latency['converted'] == plan.latency['original'] > 0
 
 
@@ -113,7 +115,7 @@ def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
         return ranked(tasks)
 
     monkeypatch.setattr(layer_latency, 'time_together', clock)
-    plan = gp.plan(net(), X, latency=0.9, ready=layer_timer(backend))
+    plan = gp.plan(net(), X, latency=0.9, latency_backend=backend)
     assert plan.latency == {'original': 1.0, 'converted': 0.5}
     assert all(isinstance(maps, list) for call in timed for maps in call)  # what runners give
 
@@ -141,8 +143,8 @@ def test_each_kind_of_conv_is_timed_once_with_the_order_that_stays(monkeypatch):
         return lambda: module(example_input)
 
     monkeypatch.setattr(layer_latency, 'time_together', ranked)
-    plan = gp.plan(Shortcut().eval(), X, latency=0.9, ready=spy)
-    ratios = len(plan.rows[1].scores)
+    plan = gp.plan(Shortcut().eval(), X, latency=0.9, latency_backend=spy)
+    ratios = len(plan.layers[1].scores)
     singles = [m for m in made if not isinstance(m, Shortcut)]
     # The orders of three of the four go, so there are two kinds.
     assert len(singles) == 2 * (1 + ratios)
@@ -157,10 +159,10 @@ def test_each_kind_of_conv_is_timed_once_with_the_order_that_stays(monkeypatch):
 
 
 def test_an_unknown_backend_is_named():
-    with pytest.raises(ValueError, match=r"backend must be one of .*got 'tpu'"):
-        layer_timer('tpu')
+    with pytest.raises(ValueError, match=r"latency_backend must be one of .*got 'tpu'"):
+        gp.plan(net(), X, latency=0.9, latency_backend='tpu')
 
 
 def test_a_backend_without_a_budget_of_time_is_refused():
     with pytest.raises(ValueError, match='no latency was given'):
-        gp.plan(net(), X, macs=0.8, ready=layer_timer('fused'))
+        gp.plan(net(), X, macs=0.8, latency_backend='fused')

@@ -1,6 +1,7 @@
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_what_the_plan_says_is_what_happens():
         assert cost.params == made.totals[f'params_{changed}']
         assert cost.macs == 2 * made.totals[f'macs_{changed}']
     kinds = {name: type(m) for name, m in converted.named_modules()}
-    for row in made.rows:
+    for row in made.layers:
         assert (kinds[row.name] is gp.GhostConv2d) == (row.decision == 'convert')
 
 
@@ -52,8 +53,8 @@ def test_redundant_maps_are_inherited_exactly(calibration, ratio):
         model, X.double(), calibration=calibration and [b.double() for b in calibration],
         keep_first=False, keep_last=False, ratio=ratio,
     )  # fmt: skip
-    assert made.rows[0].decision == 'convert'
-    assert made.rows[0].error < 1e-4
+    assert made.layers[0].decision == 'convert'
+    assert made.layers[0].error < 1e-4
     torch.testing.assert_close(converted(X.double()), model(X.double()), rtol=1e-3, atol=1e-3)
 
 
@@ -72,7 +73,7 @@ def test_inherited_is_nearer_than_fresh_and_data_nearer_still():
     seen, made = lost(calibration=[pictures])
     assert seen < blind < fresh
     assert seen < 0.6
-    assert 0 < made.rows[1].error < 1
+    assert 0 < made.layers[1].error < 1
 
 
 def test_order_and_flags_stay():
@@ -125,8 +126,8 @@ def test_converted_models_copy_pickle_and_do_not_nest():
     for twin in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
         torch.testing.assert_close(twin(X), converted(X), rtol=0, atol=0)
     again = gp.plan(converted, X, keep_first=False, keep_last=False)
-    assert all(row.decision == 'keep' for row in again.rows if 'primary' in row.name)
-    assert {r.reason for r in again.rows if 'primary' in r.name or 'cheap' in r.name} == {
+    assert all(row.decision == 'keep' for row in again.layers if 'primary' in row.name)
+    assert {r.reason for r in again.layers if 'primary' in r.name or 'cheap' in r.name} == {
         'converted'
     }
     torch.testing.assert_close(torch.jit.script(converted)(X), converted(X))
@@ -186,15 +187,15 @@ def test_what_another_plan_made_is_not_taken_for_this_ones():
 @pytest.mark.parametrize('edit', [{'name': '33'}, {'norm': 'norm9'}])
 def test_rows_of_modules_that_are_not_there_are_refused(edit):
     made = gp.plan(net(), X)
-    vars(made.rows[1]).update(edit)
+    layer = replace(made.layers[1], **edit)
+    made = replace(made, layers=(made.layers[0], layer, *made.layers[2:]))
     with pytest.raises(ValueError, match=f'has no module {next(iter(edit.values()))!r}; decision'):
         made.apply(net())
 
 
 def test_files_that_are_no_plans_are_named(tmp_path):
     made, path = gp.plan(net(), X), tmp_path / 'plan.json'
-    made.rows.append(made.rows[1])
-    made.save(path)
+    replace(made, layers=(*made.layers, made.layers[1])).save(path)
     with pytest.raises(ValueError, match="one row for each conv, this one several of '3'"):
         gp.ConversionPlan.load(path)
     torch.save({}, tmp_path / 'weights.pth')

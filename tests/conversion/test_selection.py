@@ -5,7 +5,8 @@ from torch.nn.utils import parametrizations
 
 import ghost_plugin as gp
 from ghost_plugin.conversion.inspection import inspect_convs
-from ghost_plugin.conversion.selection import REASONS, select
+from ghost_plugin.conversion.reasons import REASONS
+from ghost_plugin.conversion.selection import select
 
 
 class Net(nn.Module):
@@ -35,8 +36,12 @@ class Net(nn.Module):
 X = torch.randn(1, 3, 12, 12)
 
 
+def layers(model, **options):
+    return select(model, inspect_convs(model, X), **options).layers
+
+
 def reasons(**options):
-    return {f.name: f.reason for f in select(Net(), X, **options)}
+    return {layer.name: layer.reason for layer in layers(Net(), **options)}
 
 
 def test_every_conv_has_its_reason():
@@ -77,8 +82,7 @@ class Finished(nn.Module):
 
 @pytest.mark.parametrize('finish', FINISHES)
 def test_convs_whose_maps_are_finished_before_they_are_returned_make_the_output(finish):
-    found = select(Finished(FINISHES[finish]), X)
-    said = {f.name: f.reason for f in found}
+    said = {layer.name: layer.reason for layer in layers(Finished(FINISHES[finish]))}
     assert said == {'stem': 'first', 'body': '', 'head': 'last', 'other': 'last'}
 
 
@@ -98,7 +102,7 @@ class Around(nn.Module):
 
 @pytest.mark.parametrize(('trunk', 'last'), [(False, True), (True, False)])
 def test_what_is_added_to_the_input_is_output_and_what_joins_other_maps_is_not(trunk, last):
-    assert [(f.name, f.last) for f in inspect_convs(Around(trunk), X)] == [
+    assert [(f.name, f.makes_output) for f in inspect_convs(Around(trunk), X)] == [
         ('stem', False),
         ('body', False),
         ('head', last),
@@ -106,7 +110,7 @@ def test_what_is_added_to_the_input_is_output_and_what_joins_other_maps_is_not(t
 
 
 def test_convs_stand_in_the_order_of_their_calls():
-    found = select(Net(), X)
+    found = inspect_convs(Net(), X)
     assert [f.name for f in found][:3] == ['stem', 'body.0', 'body.2']
     point = next(f for f in found if f.name == 'point')
     assert (point.calls, point.aliases, point.pixels) == (2, ('again',), 2 * 36)
@@ -131,15 +135,15 @@ def test_patterns(pattern, names):
 
 def test_exclude_wins_and_settings_follow_the_last_pattern():
     found = {
-        f.name: f
-        for f in select(
-            Net(), X, include={'body': {'ratio': 3}, '*': {}, 'point': {'ratio': 4}},
+        layer.name: layer
+        for layer in layers(
+            Net(), include={'body': {'ratio': 3}, '*': {}, 'point': {'ratio': 4}},
             exclude='grouped', ratio=2,
         )
     }  # fmt: skip
     assert found['grouped'].reason == 'excluded'
-    assert found['point'].settings['ratio'] == 4
-    assert found['body.0'].settings['ratio'] == 2
+    assert found['point'].ratio == 4
+    assert found['body.0'].ratio == 2
 
 
 @pytest.mark.parametrize(
@@ -149,7 +153,7 @@ def test_exclude_wins_and_settings_follow_the_last_pattern():
         ({'exclude': 're:x+'}, ValueError, 'matches no conv of Net'),
         ({'ratio': 0}, ValueError, 'ratio'),
         ({'dw_size': 2}, ValueError, 'dw_size'),
-        ({'width': 0.5}, TypeError, 'unknown settings'),
+        ({'width': 0.5}, TypeError, 'width'),
         ({'include': {'body': {'ratoi': 2}}}, TypeError, 'ratoi'),
         ({'include': {'body': 4}}, TypeError, r"'body'.*'ratio': 4.* got 4"),
     ],

@@ -28,12 +28,12 @@ class Shared(nn.Module):
 def test_a_shared_conv_is_replaced_under_every_name():
     model, x = Shared(), torch.randn(2, 16, 9, 9)
     converted, plan = gp.convert(model, x, **ALL)
-    assert [row.name for row in plan.rows] == ['first', 'many.1', 'by_key.a b']
+    assert [row.name for row in plan.layers] == ['first', 'many.1', 'by_key.a b']
     assert converted.first is converted.second is converted.many[0]
     assert not any(
         type(m) is nn.Conv2d and m.groups == 1 for m in (converted.first, *converted.many)
     )
-    assert plan.rows[0].shape.pixels == 3 * 81
+    assert plan.layers[0].shape.pixels == 3 * 81
     assert gp.count(converted, x).macs == 2 * plan.totals['macs_after']
     assert gp.count(converted, x).params == plan.totals['params_after']
 
@@ -44,7 +44,7 @@ def test_a_conv_called_twice_is_fitted_on_both_calls():
     blind, _ = gp.convert(model, x, **ALL)
     seen, plan = gp.convert(model, x, calibration=[x], **ALL)
     assert (seen(x) - want).norm() < (blind(x) - want).norm()
-    assert all(row.error is not None for row in plan.rows)
+    assert all(row.error is not None for row in plan.layers)
 
 
 class Holder(nn.Module):
@@ -64,7 +64,7 @@ class Holder(nn.Module):
 @pytest.mark.parametrize('hold', [lambda c: [c], lambda c: (c,), lambda c: {'conv': c}])
 def test_a_conv_held_outside_of_the_modules_is_not_lost(hold):
     model, x = Holder(hold).eval(), torch.randn(2, 16, 9, 9)
-    assert [row.reason for row in gp.plan(model, x, **ALL).rows] == ['held']
+    assert [row.reason for row in gp.plan(model, x, **ALL).layers] == ['held']
 
 
 class Reader(nn.Module):
@@ -89,7 +89,7 @@ class Reader(nn.Module):
     ids=['weight', 'dtype', 'bias'],
 )
 def test_a_conv_whose_tensors_are_read_elsewhere_stays(read):
-    reasons = {row.name: row.reason for row in gp.plan(Reader(read), X, **ALL).rows}
+    reasons = {row.name: row.reason for row in gp.plan(Reader(read), X, **ALL).layers}
     assert reasons['conv'] in ('weight_read', 'unused')
     assert reasons['other'] == ''
     converted, _ = gp.convert(Reader(read), X, **ALL)
@@ -102,7 +102,7 @@ def test_a_weight_tied_to_any_module_stays():
     model.add_module('linear', nn.Module())
     model.linear.weight = model[4].weight
     model.forward = lambda x: nn.Sequential.forward(model[:5], x)
-    assert [row.reason for row in gp.plan(model, X, **ALL).rows] == ['', 'tied', 'tied']
+    assert [row.reason for row in gp.plan(model, X, **ALL).layers] == ['', 'tied', 'tied']
 
 
 def hook(*args):
@@ -118,10 +118,10 @@ def test_hooks_on_a_conv_keep_it_and_those_on_others_survive(register):
     getattr(model[3], register)(hook)
     getattr(model[1], register)(hook)
     converted, plan = gp.convert(model, X, **ALL)
-    assert [row.reason for row in plan.rows] == ['', 'hooks', '']
+    assert [row.reason for row in plan.layers] == ['', 'hooks', '']
     count = sum(len(v) for k, v in vars(converted[1]).items() if k.endswith('_hooks'))
     assert count == sum(len(v) for k, v in vars(model[1]).items() if k.endswith('_hooks')) == 1
-    plan.rows[1].decision = 'convert'
+    plan = plan.replace_layer('3', decision='convert')
     with pytest.raises(ValueError, match=r"'3'.*hooks"):
         plan.apply(model)
 
@@ -263,7 +263,7 @@ class Behind(nn.Module):
     ids=['alone', 'relu', 'relu in place', 'added', 'averaged'],
 )
 def test_a_norm_takes_a_shift_only_of_maps_that_nobody_else_gets(between, also, norm):
-    row = gp.plan(Behind(between, also).eval(), X, **ALL).rows[0]
+    row = gp.plan(Behind(between, also).eval(), X, **ALL).layers[0]
     assert row.norm == norm
 
 
@@ -287,7 +287,7 @@ class Listed(nn.Module):
 def test_a_weight_in_a_list_stays_with_its_conv():
     model = Listed()
     converted, plan = gp.convert(model, torch.randn(2, 16, 9, 9), **ALL)
-    assert [row.reason for row in plan.rows] == ['', 'held']
+    assert [row.reason for row in plan.layers] == ['', 'held']
     assert converted.weights[0] is converted.second.weight
 
 
@@ -302,4 +302,4 @@ def test_weights_that_are_computed_are_not_taken_for_tied():
     model = nn.Sequential(*(nn.Conv2d(16, 16, 3, bias=False) for _ in range(3))).eval()
     nn.utils.parametrizations.weight_norm(model[1])
     plan = gp.plan(model, torch.randn(1, 16, 9, 9), **ALL)
-    assert [row.reason for row in plan.rows] == ['', 'parametrized', '']
+    assert [row.reason for row in plan.layers] == ['', 'parametrized', '']

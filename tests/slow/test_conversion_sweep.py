@@ -79,8 +79,8 @@ def convert(name, model, x, boxes=False):
     """Convert all that can be; shapes stay, and the board gets what happened."""
     model.eval()
     plan = gp.plan(model, x, keep_first=False, keep_last=False)
-    reasons = Counter(row.reason or 'converted' for row in plan.rows)
-    dense = [row for row in plan.rows if row.shape.groups == 1 and row.reason != 'unused']
+    reasons = Counter(row.reason or 'converted' for row in plan.layers)
+    dense = [row for row in plan.layers if row.shape.groups == 1 and row.reason != 'unused']
     with torch.no_grad():
         want = shapes(model(*x), not boxes)
     small = sum(p.numel() for p in model.parameters()) < FITTED * 1e6

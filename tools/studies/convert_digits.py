@@ -14,6 +14,7 @@ import ghost_plugin as gp
 from ghost_plugin.cli import model_loading
 from ghost_plugin.cli.errors import tool
 from ghost_plugin.cli.terminal import Meter, figures, show
+from ghost_plugin.conversion import apply_plan
 from ghost_plugin.profiling import MIN_ROUND_MS, time_together
 from ghost_plugin.training.config import Recipe
 from ghost_plugin.training.evaluation import costs, device_name, top1
@@ -72,7 +73,7 @@ def planned(
     """
     plan = partial(gp.plan, model, batch, calibration=calibration)
     try:
-        made = plan(latency=LATENCY, ready=gp.deploy.layer_timer(runtime))
+        made = plan(latency=LATENCY, latency_backend=runtime)
     except ValueError as error:
         return plan(macs=MACS), f'budget: macs={MACS}, because no plan met the time: {error}'
     share = made.latency['converted'] / made.latency['original']
@@ -103,7 +104,8 @@ def study(
     batch = calibration[0][:BATCH]
     runtime = fastest(original, batch)
     plan, budget = planned(original, batch, runtime, calibration)
-    model = plan.apply(original, calibration=calibration)
+    result = apply_plan(plan, original, calibration=calibration)
+    model, plan = result.model, result.plan
     plan.save(out / 'plan.json')
     plan.draw(out / 'plan.png')
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...conversion import ConversionPlan, plan
+from ...conversion import ConversionPlan
+from ...conversion.api import plan
 from ...registry import MODELS
 from ...utils import optional
 from ...utils.modules import call_model, eval_mode

@@ -1,7 +1,6 @@
 """A conversion goes without images that it hardly gains from, and says so."""
 
 import logging
-import sys
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ import ghost_plugin as gp
 from ghost_plugin.conversion.fitting.few_images import few_images, misled
 from ghost_plugin.conversion.fitting.sequential import FitResults, FitTask, fit_from_weights
 from ghost_plugin.conversion.surgery import build_ghosts
-
-plan_module = sys.modules['ghost_plugin.conversion.plan']  # a function has its name
 
 
 @pytest.fixture
@@ -49,7 +46,7 @@ def test_the_worse_fit_gives_way(model):
 
 
 def test_a_conversion_without_its_images_is_that_without_any(model, caplog, monkeypatch):
-    monkeypatch.setattr(plan_module, 'misled', lambda *given: True)
+    monkeypatch.setattr('ghost_plugin.conversion.apply.misled', lambda *given: True)
     images = torch.randn(2, 3, 8, 8)
     made, warned = converted(model, caplog, images)
     plain, _ = gp.convert(model, images)

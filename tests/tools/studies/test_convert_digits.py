@@ -1,5 +1,6 @@
 """The conversion on digits: table, budget, runtime."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -13,6 +14,7 @@ import torch
 
 import ghost_plugin as gp
 from ghost_plugin.cli import model_loading
+from ghost_plugin.conversion.layer_latency import LATENCY_BACKENDS
 from ghost_plugin.profiling import Timing
 
 
@@ -32,15 +34,14 @@ def test_the_digits_are_learned_converted_and_shown(met, digits, tmp_path, in_pr
     monkeypatch.setattr(model_loading, 'load', lambda name, **options: small(**options))
     plan = gp.plan
 
-    def pretended(*args, latency=None, ready=None, **options):
+    def pretended(*args, latency=None, latency_backend='eager', **options):
         if latency is None:
             return plan(*args, **options)
-        assert latency == 0.7 and callable(ready)
+        assert latency == 0.7 and latency_backend in LATENCY_BACKENDS
         if not met:
             raise ValueError('the fastest plan measured takes 0.900')
         made = plan(*args, macs=0.75, **options)
-        made.latency = {'original': 4.0, 'converted': 2.8}
-        return made
+        return dataclasses.replace(made, latency={'original': 4.0, 'converted': 2.8})
 
     monkeypatch.setattr(gp, 'plan', pretended)  # what a machine reaches differs
     args = [digits / 'classification', tmp_path, '--epochs', 0.3]
