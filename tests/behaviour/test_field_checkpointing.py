@@ -199,7 +199,9 @@ NARROW = {
 }
 
 
-@pytest.mark.parametrize('kind', NARROW)
+@pytest.mark.parametrize(
+    'kind', [pytest.param(k, marks=[pytest.mark.slow] * (k != 'mmdet.ResNet')) for k in NARROW]
+)
 def test_with_cp_of_openmmlab(kind):
     name = kind.split('.')[0]
     registry = pytest.importorskip('mmengine.registry')

@@ -47,17 +47,23 @@ SAYS = """
 """
 
 
-@pytest.mark.parametrize('error', ['ImportError', 'RuntimeError', 'OSError'])
+@pytest.mark.parametrize(
+    'error',
+    [
+        'RuntimeError',
+        *(pytest.param(e, marks=pytest.mark.slow) for e in ('ImportError', 'OSError')),
+    ],
+)
 def test_core_works_without_any_and_with_broken_ones(error):
     run(ALL, SAYS, error)
 
 
-def test_timm_door_alone():
+def test_timm_alone():
     pytest.importorskip('timm')
     run(set(ALL) - {'timm'}, TIMM)
 
 
-def test_openmmlab_door_alone():
+def test_openmmlab_alone():
     pytest.importorskip('mmengine')
     pytest.importorskip('mmcv')
     run(set(ALL) - {'mmengine', 'mmcv'}, OPENMMLAB)

@@ -11,34 +11,41 @@ from mmengine.runner import load_checkpoint
 import ghost_plugin as gp
 
 CLASSIFIER = Config._get_cfg_path('mmpretrain::resnet/resnet18_8xb16_cifar10.py', '')[0]
-X = torch.randn(2, 3, 32, 32)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 32, 32)
+
+
+def narrow():
+    """Config of a ResNet-18 with a quarter of its channels."""
+    init_default_scope('mmpretrain')
+    model = Config.fromfile(CLASSIFIER).model
+    model.backbone.update(stem_channels=16, base_channels=16)
+    model.head.in_channels = 128
+    return model
 
 
 def built(**options):
-    init_default_scope('mmpretrain')
-    inner = Config.fromfile(CLASSIFIER).model
-    model = MODELS.build(dict(type='ghost_plugin.Converted', model=inner, size=32, **options))
-    model.eval()
-    return model
+    model = MODELS.build(dict(type='ghost_plugin.Converted', model=narrow(), size=32, **options))
+    return model.eval()
 
 
 def dense():
-    init_default_scope('mmpretrain')
-    model = MODELS.build(Config.fromfile(CLASSIFIER).model)
-    model.eval()
-    return model
+    return MODELS.build(narrow()).eval()
 
 
 @pytest.mark.parametrize('plan', [dict(ratio=2), dict(macs=0.7)])
-def test_the_inner_model_itself_comes_back_with_ghost_convs(plan):
+def test_the_inner_model_itself_comes_back_with_ghost_convs(plan, images):
     model, plain = built(plan=plan), dense()
     assert type(model) is type(plain)
     assert any(isinstance(m, gp.GhostConv2d) for m in model.modules())
-    assert model(X)[0].shape == plain(X)[0].shape
+    assert model(images)[0].shape == plain(images)[0].shape
     model.train()
     labels = [torch.tensor([0]), torch.tensor([1])]
     samples = [_sample(label) for label in labels]
-    sum(model.loss(X, samples).values()).backward()
+    sum(model.loss(images, samples).values()).backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -48,27 +55,27 @@ def _sample(label):
     return DataSample().set_gt_label(label)
 
 
-def test_a_plan_file_of_the_same_model_is_taken(tmp_path):
-    made = gp.plan(dense(), X[:1], ratio=4)
+def test_a_plan_file_of_the_same_model_is_taken(tmp_path, images):
+    made = gp.plan(dense(), images[:1], ratio=4)
     made.save(tmp_path / 'plan.json')
     model = built(plan=str(tmp_path / 'plan.json'))
-    assert gp.count(model, X).macs == 2 * made.totals['macs_after']
-    other = gp.plan(torch.nn.Conv2d(3, 8, 3), X[:1])
+    assert gp.count(model, images).macs == 2 * made.totals['macs_after']
+    other = gp.plan(torch.nn.Conv2d(3, 8, 3), images[:1])
     other.save(tmp_path / 'other.json')
     with pytest.raises(ValueError, match='made for another'):
         built(plan=str(tmp_path / 'other.json'))
 
 
-def test_dense_and_converted_checkpoints_load(tmp_path):
+def test_dense_and_converted_checkpoints_load(tmp_path, images):
     plain, model = dense(), built(plan=dict(ratio=2))
     torch.save(plain.state_dict(), tmp_path / 'dense.pth')
     load_checkpoint(model, str(tmp_path / 'dense.pth'), strict=True)
-    expected = gp.plan(plain, X[:1], ratio=2).apply(plain)
-    torch.testing.assert_close(model(X)[0], expected(X)[0], rtol=1e-3, atol=1e-3)
+    expected = gp.plan(plain, images[:1], ratio=2).apply(plain)
+    torch.testing.assert_close(model(images)[0], expected(images)[0], rtol=1e-3, atol=1e-3)
     torch.save(model.state_dict(), tmp_path / 'converted.pth')
     twin = built(plan=dict(ratio=2))
     load_checkpoint(twin, str(tmp_path / 'converted.pth'), strict=True)
-    torch.testing.assert_close(twin(X)[0], model(X)[0], rtol=0, atol=0)
+    torch.testing.assert_close(twin(images)[0], model(images)[0], rtol=0, atol=0)
 
 
 def test_detectors_are_converted_too():

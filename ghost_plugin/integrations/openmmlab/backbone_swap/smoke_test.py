@@ -43,14 +43,11 @@ def smoke_test(old: Config, new: Config, size: int | None = None) -> list[dict[s
     Raises:
         ValueError: One of them cannot be built, or the new one does not run.
     """
-    model, part = build(new)
-    kind = kind_of_class(type(model))
+    kind = find_kind(find_part(new.model)[1], new.get('default_scope'))
     size = size or kind.cost_size
-    try:
-        train_and_predict(model, part, size)
-    except ValueError as error:
-        about = _compare_failures(str(error), _failure(old, size))
-        raise ValueError(f'{error}{about}') from error
+    model, part, failure = _attempt(new, size)
+    if failure:
+        raise ValueError(f'{failure}{_compare_failures(failure, _attempt(old, size)[-1])}')
     after = _costs(model, part, size)
     try:
         before = _costs(*build(old), size)
@@ -82,13 +79,18 @@ def verify(old: Config, new: Config) -> list[str]:
     Raises:
         ValueError: The new model fails, and the original does not or in another way.
     """
-    unused, failure = _first_step(new)
+    model, _, failure = _attempt(new)
     if failure:
-        before = _first_step(old)[1]
+        before = _attempt(old)[-1]
         about = _compare_failures(failure, before)
         if before != failure:
             raise ValueError(f'{failure}{about}')
         return [f'NOT VERIFIED by a training step: {failure}{about}']
+    unused = [
+        name
+        for name, parameter in model.named_parameters()
+        if name.startswith('backbone.') and parameter.requires_grad and parameter.grad is None
+    ]
     if unused:
         return [
             f'{len(unused)} parameters of the backbone get no gradient, such as {unused[0]}, as '
@@ -212,35 +214,27 @@ def _train(model: nn.Module, batch: dict[str, Any]) -> float:
     return loss.item()
 
 
-def _first_step(cfg: Config) -> tuple[list[str], str | None]:
-    """Names of the backbone's parameters without gradient, and the failure, if any."""
-    failure = None
+def _attempt(cfg: Config, size: int | None = None) -> tuple[Any, Mapping, str | None]:
+    """Try one training step at the first size that works, or a step and a prediction at ``size``.
+
+    Returns:
+        The model with its gradients, its config, and the failure, if any.
+    """
+    model, part, failure = None, {}, None
     try:
         model, part = build(cfg)
-        for size in kind_of_class(type(model)).trial_sizes:
+        for one in (size,) if size else kind_of_class(type(model)).trial_sizes:
             try:
-                _train(model, _batch(model, part, size))
+                if size:
+                    train_and_predict(model, part, size)
+                else:
+                    _train(model, _batch(model, part, one))
+                return model, part, None
             except ValueError as error:
                 failure = str(error)
-                continue
-            return [
-                name
-                for name, parameter in model.named_parameters()
-                if name.startswith('backbone.') and parameter.requires_grad
-                if parameter.grad is None
-            ], None
     except ValueError as error:
         failure = str(error)
-    return [], failure
-
-
-def _failure(cfg: Config, size: int) -> str | None:
-    """Why a config's model does not train or predict, None where it does."""
-    try:
-        train_and_predict(*build(cfg), size)
-    except ValueError as error:
-        return str(error)
-    return None
+    return model, part, failure
 
 
 def _compare_failures(failure: str, before: str | None) -> str:
