@@ -13,7 +13,7 @@ import torch
 from ..conversion import ConversionPlan, apply_plan
 from ..conversion.api import plan as make_plan
 from ..conversion.layer_latency import LATENCY_BACKENDS
-from ..conversion.restore import converted
+from ..conversion.restore import load_converted
 from ..training import evaluation
 from ..training.config import OPTIMIZERS, Recipe
 from ..training.image_folder import ImageFolder, read_labels
@@ -316,7 +316,7 @@ def tune(args: argparse.Namespace) -> None:
     source = _load(args)
     model, teacher = source.model, None
     if args.plan:
-        model, teacher = converted(source.model, args.plan, args.weights), source.model
+        model, teacher = load_converted(source.model, args.plan, args.weights), source.model
     values = {**vars(args), 'hard': args.label_weight, 'soft': args.distill_weight}
     names = [field.name for field in dataclasses.fields(Recipe) if field.name in values]
     recipe = Recipe(**{name: values[name] for name in names})
@@ -356,7 +356,7 @@ def evaluate(args: argparse.Namespace) -> None:
     _check(args)
     quiet_workers()
     source = _load(args)
-    model = converted(source.model, args.plan, args.weights) if args.plan else source.model
+    model = load_converted(source.model, args.plan, args.weights) if args.plan else source.model
     found = {}
     if args.data:
         labels = read_labels(args.labels)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..conversion.restore import converted
+from ..conversion.restore import load_converted
 from ..deploy import ExportReport
 from ..deploy import export as export_model
 from ..deploy import optimize as optimize_model
@@ -57,7 +57,7 @@ def export(args: argparse.Namespace) -> None:
     """Write a file for another runtime, after a comparison with PyTorch."""
     check_converted(args)
     source = load_model(args)
-    model = converted(source.model, args.plan, args.weights) if args.plan else source.model
+    model = load_converted(source.model, args.plan, args.weights) if args.plan else source.model
     found = export_model(
         model,
         source.example(),
@@ -111,7 +111,7 @@ def optimize(args: argparse.Namespace) -> None:
     check_converted(args)
     where = device(args.device)
     source = load_model(args)
-    model = converted(source.model, args.plan, args.weights) if args.plan else source.model
+    model = load_converted(source.model, args.plan, args.weights) if args.plan else source.model
     model.to(where)
     torch.set_num_threads(args.threads)
     batches = None

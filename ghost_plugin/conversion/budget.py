@@ -37,6 +37,7 @@ def target(budget: float | str, before: float, name: str) -> float:
     Raises:
         ValueError: Neither.
     """
+    text: float | str
     if isinstance(budget, str) and budget[-1:] in _UNITS:
         text, unit, most = budget[:-1], _UNITS[budget[-1]], sys.float_info.max
     else:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -104,7 +104,7 @@ def check_root(model: nn.Module) -> None:
     wrapper = next((name for name in bases if name in _WRAPPERS), None)
     if wrapper is not None:
         raise TypeError(f'a {kind} cannot be converted; give {_WRAPPERS[wrapper]}')
-    if any(isinstance(p, UninitializedTensorMixin) for p in model.parameters()):
+    if any(map(is_lazy, model.parameters())):
         raise ValueError(f'{kind} has lazy modules; call the model once before it is converted')
 
 
@@ -185,13 +185,16 @@ def _observe(
         leaves = pytree.tree_flatten(model(*args, **kwargs))[0]
     outputs = {conv for leaf in leaves for conv in provenance.makers_of(leaf) or ()}
     uses = {conv: provenance.uses[key] for key, (conv, _) in provenance.makers.items()}
-    norms = {}
-    for name, convs in norm_inputs.items():
-        conv = convs[0]
-        if len(convs) > 1 or conv is None or observed[conv].calls > 1 or conv in outputs:
-            continue
-        if uses[conv] == 1:
-            norms[conv] = name
+    # A norm takes a conv's output if each runs once and nothing else reads it.
+    norms = {
+        convs[0]: name
+        for name, convs in norm_inputs.items()
+        if len(convs) == 1
+        and convs[0] is not None
+        and observed[convs[0]].calls == 1
+        and convs[0] not in outputs
+        and uses[convs[0]] == 1
+    }
     return outputs, norms
 
 
@@ -199,7 +202,7 @@ def _observe(
 def _counting(
     conv: nn.Module, observation: _Observation, order: dict[nn.Module, None]
 ) -> Iterator[None]:
-    def count(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def count(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         order.setdefault(module)
         # A transposed conv applies its kernel to every pixel of its input.
         transposed = getattr(module, 'transposed', False)
@@ -259,7 +262,7 @@ class _WatchedParameters(dict[str, Any]):
         return super().__getitem__(name)
 
 
-class _TensorProvenance(TorchDispatchMode):
+class _TensorProvenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows which conv made which tensor, and how many operations read it.
 
     Args:
@@ -267,7 +270,7 @@ class _TensorProvenance(TorchDispatchMode):
     """
 
     def __init__(self, given: Iterable[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         # With the tensors themselves, so that no id comes twice.
         self.makers: dict[int, tuple[nn.Module, Any]] = {}
         # Tensors that finishing operations made of given ones and of outputs of these convs.
@@ -282,9 +285,7 @@ class _TensorProvenance(TorchDispatchMode):
             return (self.makers[id(leaf)][0],)
         return self.finished.get(id(leaf), (None, None))[0]
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves = pytree.tree_flatten((args, kwargs))[0]
         self.uses.update({id(leaf) for leaf in leaves} & self.makers.keys())
@@ -312,8 +313,8 @@ def _following(
     def made(conv: nn.Module, inputs: Any, output: Any) -> None:
         provenance.makers[id(output)] = conv, output
 
-    def taken(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple) -> None:
+    def taken(name: str) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
             conv = provenance.makers.get(id(inputs[0]), (None,))[0] if inputs else None
             norm_inputs.setdefault(name, []).append(conv)
 

@@ -145,7 +145,7 @@ def time_layers(
 def _inputs(model: nn.Module, example_input: Any, names: Iterable[str]) -> dict[str, torch.Tensor]:
     inputs: dict[str, torch.Tensor] = {}
 
-    def keep(name: str) -> Callable:
+    def keep(name: str) -> Callable[..., None]:
         return lambda module, given, maps: inputs.update({name: given[0].detach().clone()})
 
     handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]

@@ -42,7 +42,7 @@ def _explain_frozen(cls: type[_Value]) -> type[_Value]:
             "decision='keep' one that leaves a conv as it is"
         )
 
-    cls.__setattr__ = refuse  # type: ignore[assignment]
+    cls.__setattr__ = refuse  # type: ignore[method-assign]
     return cls
 
 
@@ -213,14 +213,14 @@ class ConversionPlan:
         names = {'layers': 'rows'}  # as they stand in the file
         return {names.get(k, k): layers if k == 'layers' else v for k, v in values.items()}
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; an older file stays whole until the new one is."""
         text = json.dumps(self.as_dict(), indent=1, sort_keys=False) + '\n'
         with atomic_write(path) as partial:
             partial.write_text(text)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> 'ConversionPlan':
+    def load(cls, path: str | os.PathLike[str]) -> 'ConversionPlan':
         """Read what :meth:`save` wrote, edited or not.
 
         Raises:
@@ -267,7 +267,7 @@ class ConversionPlan:
 
         return table(self)
 
-    def draw(self, path: str | os.PathLike) -> None:
+    def draw(self, path: str | os.PathLike[str]) -> None:
         """Draw multiply-adds before and after, and the error, of each conv as a PNG."""
         from .plan_report import draw
 

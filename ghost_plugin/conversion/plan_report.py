@@ -49,7 +49,7 @@ def _line(layer: LayerPlan) -> str:
     )
 
 
-def draw(plan: ConversionPlan, path: str | os.PathLike) -> None:
+def draw(plan: ConversionPlan, path: str | os.PathLike[str]) -> None:
     """Draw multiply-adds before and after of each conv, and its error below.
 
     Args:

@@ -1,4 +1,4 @@
-"""A converted model from its plan and its weights."""
+"""Load a converted model from its plan and its weights."""
 
 import os
 
@@ -7,14 +7,17 @@ from torch import nn
 
 from ..utils.checkpoint_io import read
 from ..weights import find_weights
-from . import ConversionPlan
+from .plan import ConversionPlan
 
 
-def converted(model: nn.Module, plan: str | os.PathLike, weights: str | os.PathLike) -> nn.Module:
-    """A converted copy of a model with the weights of a state dict; the model is not touched.
+def load_converted(
+    model: nn.Module, plan: str | os.PathLike[str], weights: str | os.PathLike[str]
+) -> nn.Module:
+    """Build a converted copy of a model with the weights of a state dict.
 
     Args:
-        model: The model that the plan was made for; its own weights do not matter.
+        model: The model that the plan was made for; it is not touched, and its own weights do not
+            matter.
         plan: JSON file of a :class:`ghost_plugin.ConversionPlan`.
         weights: File of the converted model's state dict.
 
@@ -27,15 +30,21 @@ def converted(model: nn.Module, plan: str | os.PathLike, weights: str | os.PathL
     return copy.eval()
 
 
-def load_exactly(model: nn.Module, path: str | os.PathLike) -> None:
+def load_exactly(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a state dict that has all of a model's tensors and no others, under any prefix.
 
+    Args:
+        model: Gets the weights.
+        path: File of the state dict.
+
     Raises:
-        FileNotFoundError: No such file. ValueError: It has others.
+        FileNotFoundError: No such file.
+        ValueError: The file has other tensors.
     """
     own = model.state_dict()
     found = find_weights(read(path), own).weights
-    lost = [name for name in own if _shape(found.get(name)) != own[name].shape]
+    shapes = {name: t.shape for name, t in found.items() if isinstance(t, torch.Tensor)}
+    lost = [name for name in own if shapes.get(name) != own[name].shape]
     more = [name for name in found if name not in own]
     if lost or more:
         raise ValueError(
@@ -44,7 +53,3 @@ def load_exactly(model: nn.Module, path: str | os.PathLike) -> None:
             'give what was made with this model and plan'
         )
     model.load_state_dict(found)
-
-
-def _shape(tensor: object) -> torch.Size | None:
-    return tensor.shape if isinstance(tensor, torch.Tensor) else None

@@ -229,8 +229,8 @@ def _mean_gaps(
     """
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
 
-    def hook(name: str) -> Callable:
-        def observe(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> None:
+    def hook(name: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+        def observe(module: nn.Module, inputs: Any, maps: torch.Tensor) -> None:
             found[name].append((ghosts[name](inputs[0]) - maps).mean((2, 3)))
 
         return observe
@@ -254,7 +254,7 @@ def _probe(
 ) -> GradientProbe:
     """Adds (g d)^2 of each image when the gradient comes; d is less ``mean``, (C, 1, 1)."""
 
-    def probe(module: nn.Module, inputs: tuple, maps: torch.Tensor) -> GradientHandler:
+    def probe(module: nn.Module, inputs: Any, maps: torch.Tensor) -> GradientHandler:
         with torch.no_grad():
             gap = ghost(inputs[0]) - maps - (0 if mean is None else mean)
 

@@ -48,7 +48,7 @@ def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
     # By stride: kernels of one pixel, or of one input channel, are contiguous in either sense.
     strides = torch.empty_like(conv.weight, memory_format=torch.channels_last).stride()
     if conv.weight.stride() == strides and conv.weight[0].numel() > 1:
-        ghost.to(memory_format=torch.channels_last)
+        ghost.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for name, value in vars(conv).items():  # attributes that other code has set on the conv
         if name not in _OWN and not hasattr(ghost, name):
             setattr(ghost, name, value)

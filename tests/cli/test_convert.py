@@ -121,9 +121,9 @@ def test_apply_fits_to_flat_pictures_and_a_new_process_restores_it(ok, model, pi
     assert errors[0] is None and all(0 < error < 1 for error in errors[1:])
     code = f"""
 import torch
-from ghost_plugin.conversion.restore import converted
+from ghost_plugin.conversion.restore import load_converted
 from ghost_plugin.cli.model_loading import load
-model = converted(load({model[0]!r}).model, {str(plan)!r}, {str(weights)!r})
+model = load_converted(load({model[0]!r}).model, {str(plan)!r}, {str(weights)!r})
 torch.save(model(torch.ones(2, 3, 32, 32)), {str(tmp_path / 'there.pth')!r})
 """
     subprocess.run([sys.executable, '-c', code], check=True)
