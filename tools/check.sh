@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
-# Set-up, then style and tests; arguments go to pytest (bash tools/check.sh -m slow).
+# Set-up, then style, types and tests; arguments go to pytest (bash tools/check.sh -m slow).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup_env.sh
 PY=$(bash tools/setup_env.sh --python)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
+workers=()
+if "$PY" -c 'import xdist' 2>/dev/null; then
+    workers=(-n 2)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+fi
 
-# All three run, whatever fails; pytest comes last so that its summary is the last line.
+# All run, whatever fails; pytest is last, so that its summary is the last line.
 status=0
 "$PY" -m ruff check . || status=1
 "$PY" -m ruff format --check . || status=1
-"$PY" -m pytest "$@" || status=1
+if grep -q '^\[tool.mypy\]' pyproject.toml; then
+    "$PY" -m mypy || status=1
+fi
+"$PY" -m pytest "${workers[@]}" "$@" || status=1
 exit $status
