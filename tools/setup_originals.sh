@@ -14,8 +14,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 read -ra TORCH <<<"${TORCH:-torch==2.11.0 torchvision==0.26.0}"
 ORIGINALS=(mmengine==0.10.7 mmcv-lite==2.1.0 mmpretrain==1.2.0)
 OTHERS=('setuptools>=77,<82' 'numpy<3' scipy timm==1.0.31 scikit-learn pytest)
-TESTS=(tests/integrations/test_openmmlab.py tests/integrations/test_conversion.py
-    tests/integrations/test_distillation.py)
+TESTS=(tests/integrations/openmmlab/test_backbones.py tests/integrations/openmmlab/test_conversion.py
+    tests/integrations/openmmlab/test_distillation.py)
 
 VENV=${ORIGINALS_VENV:-.venv-originals}
 PY=$VENV/bin/python
