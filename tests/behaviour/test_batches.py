@@ -136,7 +136,7 @@ def test_budgets_take_every_form(form, calibrated):
 
 def test_batches_of_several_sizes_calibrate(caplog):
     model = One().eval()
-    sizes = [torch.randn(2, 3, side, side) for side in (12, 16, 20)]
+    sizes = [torch.randn(2, 3, size, size) for size in (12, 16, 20)]
     converted, plan = gp.convert(model, sizes[0], calibration=sizes, **ALL)
     assert converted(sizes[2]).shape == model(sizes[2]).shape
     assert all(row.error is not None for row in plan.layers)
@@ -145,7 +145,7 @@ def test_batches_of_several_sizes_calibrate(caplog):
 @pytest.mark.parametrize('options', [{}, {'macs': 0.8}])
 def test_scenes_with_images_of_several_sizes_calibrate(options, caplog):
     model = Scenes().eval()
-    scenes = [([torch.randn(3, side, 12) for side in sides],) for sides in ((12, 16), (20, 14))]
+    scenes = [([torch.randn(3, size, 12) for size in row],) for row in ((12, 16), (20, 14))]
     plan = gp.convert(model, scenes[0], calibration=scenes, **options, **ALL)[1]
     assert all(row.error is not None for row in plan.layers if row.converts)
     assert any('do not fit together' in message for message in caplog.messages)

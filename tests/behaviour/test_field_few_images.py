@@ -83,7 +83,9 @@ def errors(model, size, numbers, **options):
     return found, largest
 
 
-@pytest.mark.parametrize('size', [4, 8, 32])
+@pytest.mark.parametrize(
+    'size', [pytest.param(4, marks=pytest.mark.slow), 8, pytest.param(32, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize('build', [residual, grouped, biased])
 def test_more_images_are_not_worse(build, size):
     model = trained(build, size)
@@ -95,7 +97,7 @@ def test_more_images_are_not_worse(build, size):
 
 
 @pytest.mark.parametrize('reconstruct', ['layer', 'block'])
-@pytest.mark.parametrize('build', [residual, biased])
+@pytest.mark.parametrize('build', [pytest.param(residual, marks=pytest.mark.slow), biased])
 def test_more_images_are_not_worse_for_learning(build, reconstruct):
     model = trained(build, 16)
     found, _ = errors(model, 16, (0, 1, 2, 4, 8), reconstruct=reconstruct, steps=40)

@@ -1,4 +1,4 @@
-"""Networks that keep maps of their last call, as optical flow and attention do."""
+"""Networks that keep activations of their last call, as optical flow and attention do."""
 
 import copy
 
@@ -23,11 +23,11 @@ class Keeping(nn.Module):
 
 
 @pytest.mark.parametrize('options', [{}, {'macs': 0.8}, {'macs': 0.8, 'reconstruct': 'block'}])
-def test_maps_kept_with_gradients_do_not_hinder_and_none_are_left(options):
+def test_activations_kept_with_gradients_do_not_hinder_and_none_are_left(options):
     model = Keeping().eval()
     model(torch.rand(1, 3, 16, 16))
-    pictures = [torch.rand(8, 3, 16, 16)]
-    converted, _ = gp.convert(model, pictures[0][:1], calibration=pictures, **options)
+    images = [torch.rand(8, 3, 16, 16)]
+    converted, _ = gp.convert(model, images[0][:1], calibration=images, **options)
     assert isinstance(converted.body[0], gp.GhostConv2d)
     for net in (converted, *([model] if 'macs' in options else [])):
         assert not net.kept[0].requires_grad

@@ -3,13 +3,13 @@
 The planted Ghost has primary kernels whose support is the inner part of the dense kernel, and
 cheap kernels with taps only where they move by whole taps of the dense kernel (a tap of the cheap
 kernel moves by stride / dilation of them), so that cheap * primary fits into the dense kernel.
-Where no room is left, or no tap moves by whole ones, ghost maps are multiples of primary maps.
+Where no space is left, or no tap moves by whole ones, ghost channels are multiples of primary ones.
 
 At the border such a dense conv and its Ghost may differ whatever the weights: the dense kernel
-sees padded inputs, the cheap kernel padded maps. Where they do, calibration pictures are blank
-near the edges, so that a fit can be exact, and only the interior of the maps is held to the bar.
-With padding by zeros a bias of a primary map would show at the border of even a blank picture;
-there only the ghost maps have biases (data-free fits, which see no border, get all of them).
+sees padded inputs, the cheap kernel padded outputs. Where they do, calibration images are blank
+near the edges, so that a fit can be exact, and only the interior of the output is held to the bar.
+With padding by zeros a bias of a primary channel would show at the border of even a blank image;
+there only the ghost channels have biases (data-free fits, which see no border, get all of them).
 """
 
 import itertools
@@ -32,7 +32,7 @@ OPTIONS = {
     'mode': ['zeros', 'reflect', 'replicate', 'circular'],
 }
 EVERY = [dict(zip(OPTIONS, values, strict=True)) for values in itertools.product(*OPTIONS.values())]
-# One that shares no factor with the numbers of options, so that all of these meet.
+# A step that shares no factor with the numbers of options, so that all of these meet.
 SOME = EVERY[::73]
 
 
@@ -41,9 +41,9 @@ def pair(value):
 
 
 def moves(kernel, stride, dilation, dw_size):
-    """Along one axis: how far each tap of the cheap kernel moves, None where that does not fit."""
-    reach = dw_size // 2
-    steps = [stride * tap / dilation for tap in range(-reach, reach + 1)]
+    """Along one axis: how far each tap of the cheap kernel moves; None where that does not fit."""
+    radius = dw_size // 2
+    steps = [stride * tap / dilation for tap in range(-radius, radius + 1)]
     return [int(s) if s == int(s) and abs(s) <= kernel // 2 else None for s in steps]
 
 
@@ -69,9 +69,9 @@ class Planted:
         primary, cheap = self.ghost.primary_conv, self.ghost.cheap_operation
         inner = torch.zeros(self.kernel)
         rows, columns = (
-            slice(room, k - room)
+            slice(margin, k - margin)
             for k, axis in zip(self.kernel, self.moves, strict=True)
-            for room in [max(abs(move) for move in axis if move is not None)]
+            for margin in [max(abs(move) for move in axis if move is not None)]
         )
         inner[rows, columns] = 1
         fits = torch.tensor([[a is not None and b is not None for b in self.moves[1]]
@@ -99,12 +99,12 @@ class Planted:
             biases = base * cheap.weight.sum((1, 2, 3)) + cheap.bias
             self.dense.bias.copy_(torch.cat((primary.bias, biases))[self.ghost.order])
 
-    def pictures(self, number, blank=False):
+    def images(self, number, blank=False):
         """Random ones; with ``blank`` there is nothing near their edges."""
         conv = self.dense
         edge = 2 * (max(conv.padding) + max(conv.stride) * (self.dw_size // 2))
-        side = 2 * edge + 10 * max(conv.stride)
-        x = torch.randn(number, conv.in_channels, side, side + 2, dtype=conv.weight.dtype)
+        size = 2 * edge + 10 * max(conv.stride)
+        x = torch.randn(number, conv.in_channels, size, size + 2, dtype=conv.weight.dtype)
         if blank and edge:
             x *= nn.functional.pad(torch.ones_like(x[:, :, edge:-edge, edge:-edge]), [edge] * 4)
         return x
@@ -122,14 +122,14 @@ def relative(got, want):
 def check(dtype, calibrated, case):
     torch.manual_seed(1)
     planted = Planted(dtype, **case, bare=calibrated)
-    x = planted.pictures(4)
+    x = planted.images(4)
     want = planted.dense(x)
     bar = BAR[dtype]
     assert relative(planted.inside(planted.ghost(x)), planted.inside(want)) < bar, 'the plant fails'
     everywhere = relative(planted.ghost(x), want) < bar
     settings = {name: case[name] for name in ('ratio', 'dw_size')}
     plan = gp.plan(planted.dense, x, include='*', **settings)
-    calibration = [planted.pictures(8, blank=not everywhere) for _ in range(2)]
+    calibration = [planted.images(8, blank=not everywhere) for _ in range(2)]
     converted = plan.apply(planted.dense, calibration=calibration if calibrated else None)
     got = converted(x)
     assert isinstance(converted, gp.GhostConv2d)

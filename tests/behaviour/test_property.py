@@ -13,12 +13,12 @@ pytest.importorskip('hypothesis')
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-PICTURES = 2
+NUM_IMAGES = 2
 COMMON = dict(deadline=None, database=None, derandomize=True, suppress_health_check=HealthCheck)
 
 
 def conv_options(draw, channels, out, keep=False):
-    """All arguments of a conv; with ``keep`` its maps have the size of its input."""
+    """All arguments of a conv; with ``keep`` its output has the size of its input."""
     kernel = draw(st.sampled_from([1, 3, 5, (1, 3), (3, 1)] + ([] if keep else [2, (3, 2)])))
     dilation = draw(st.sampled_from([1, 1, 2, (1, 2)]))
     sides = zip(pair(kernel), pair(dilation), strict=True)
@@ -105,7 +105,7 @@ class Net(nn.Module):
 
 @st.composite
 def options(draw):
-    """Of a plan, and of how it is applied."""
+    """Options of a plan, and of how it is applied."""
     pick = lambda *values: draw(st.sampled_from(values))  # noqa: E731
     plan = dict(
         ratio=pick(2, 2, 3, 4, 1.5, 1),
@@ -125,14 +125,14 @@ def options(draw):
     if not apply['inherit']:
         apply['reconstruct'] = None  # refused
     calibrated = apply['reconstruct'] is not None or draw(st.booleans())
-    looks = dict(
+    kinds = dict(
         dtype=pick(torch.float32, torch.float32, torch.float64, torch.bfloat16),
         memory_format=pick(torch.contiguous_format, torch.channels_last),
     )
-    return {**plan, **budget}, apply, calibrated, looks
+    return {**plan, **budget}, apply, calibrated, kinds
 
 
-def look(output, strides=True):
+def layouts(output, strides=True):
     """Shape, dtype, device and strides of every tensor."""
     tensors = [t for t in pytree.tree_flatten(output)[0] if isinstance(t, torch.Tensor)]
     return [(tuple(t.shape), t.dtype, t.device, t.stride())[: 3 + strides] for t in tensors]
@@ -154,13 +154,13 @@ def untouched(model, before):
 
 
 def check(spec, chosen):
-    (channels, parts, output), (planned, applied, calibrated, looks) = spec, chosen
+    (channels, parts, output), (planned, applied, calibrated, kinds) = spec, chosen
     torch.manual_seed(0)
-    model = Net(parts, output).to(**looks).eval()
-    x = torch.randn(PICTURES, channels, 16, 14).to(**looks)
+    model = Net(parts, output).to(**kinds).eval()
+    x = torch.randn(NUM_IMAGES, channels, 16, 14).to(**kinds)
     with torch.no_grad():
         try:
-            want = look(model(x))
+            want = layouts(model(x))
         except RuntimeError:  # padding larger than the map, nothing left of it
             assume(False)
     before = traces(model)
@@ -185,17 +185,17 @@ def check(spec, chosen):
 
 
 def agree(plan, converted, x, want):
-    """The plan and the converted model tell the same."""
+    """The plan and the converted model agree."""
     with torch.no_grad():
         got = converted(x)
-    # A single primary map has no layout of its own to hand on, and shifts make a new one.
+    # A single primary channel has no layout of its own to hand on, and shifts make a new one.
     single = any(
         r.converts and (r.shape.out_channels <= r.ratio or r.cheap == 'shift') for r in plan.layers
     )
-    assert look(got, strides=not single) == [t if not single else t[:3] for t in want]
+    assert layouts(got, strides=not single) == [t if not single else t[:3] for t in want]
     cost, modules = gp.count(converted, x), dict(converted.named_modules(remove_duplicate=False))
     assert cost.params == plan.totals['params_after']
-    assert cost.macs == PICTURES * plan.totals['macs_after']
+    assert cost.macs == NUM_IMAGES * plan.totals['macs_after']
     for row in plan.layers:
         assert isinstance(modules[row.name], gp.GhostConv2d) == row.converts
         assert row.converts == (not row.reason)
@@ -213,7 +213,7 @@ def twice(plan, converted):
                                                  strict=True))  # fmt: skip
 
 
-@settings(max_examples=200, **COMMON)
+@settings(max_examples=30, **COMMON)
 @given(specs(), options())
 def test_what_the_plan_says_is_what_happens(spec, chosen):
     check(spec, chosen)

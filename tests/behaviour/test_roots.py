@@ -137,8 +137,8 @@ def test_errors_leave_the_model_untouched(options, error, inplace):
 def test_what_is_converted_in_inference_mode_can_learn(options):
     model = net()
     with torch.inference_mode():
-        pictures = [torch.randn_like(X)]
-        converted = gp.convert(model, X, calibration=pictures, **options, **ALL)[0]
+        images = [torch.randn_like(X)]
+        converted = gp.convert(model, X, calibration=images, **options, **ALL)[0]
     converted.train()(X).square().sum().backward()
     assert all(p.grad is not None for p in converted.parameters())
 
