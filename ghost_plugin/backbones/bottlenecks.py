@@ -15,7 +15,7 @@ from ..specs import Block, make_divisible
 from .common import BRANCH_VARIANCE, Norm, Parts, depthwise_norm
 
 
-class GhostBottleneck(Foldable, nn.Module):
+class GhostBottleneck(Foldable):
     """Expanding Ghost module, strided depthwise conv (downsampling only), projecting Ghost module.
 
     Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3.2, figure 3.
@@ -36,15 +36,16 @@ class GhostBottleneck(Foldable, nn.Module):
         before, after = block.dilations
         mid, norm_layer = block.mid_channels, parts.norm_layer
         self.in_channels = block.in_channels
-        self.ghost1 = self._expand(block, parts, dw_dilation=before)
-        self.conv_dw = self.bn_dw = nn.Identity()
+        self.ghost1: Any = self._expand(block, parts, dw_dilation=before)
+        self.conv_dw: nn.Module = nn.Identity()
+        self.bn_dw: nn.Module = self.conv_dw
         if block.downsample:
             self._add_downsampling(mid, block.kernel, block.stride, before, norm_layer)
-        self.se = nn.Identity()
+        self.se: nn.Module = nn.Identity()
         if block.se and parts.se:
             self.se = SqueezeExcite(mid, make_divisible(mid * block.se), parts.act_layer)
-        self.ghost2 = self._project(block, parts, relu=False, dw_dilation=after)
-        self.shortcut = nn.Identity()
+        self.ghost2: Any = self._project(block, parts, relu=False, dw_dilation=after)
+        self.shortcut: nn.Module = nn.Identity()
         if block.downsample or block.in_channels != block.out_channels:
             self.shortcut = nn.Sequential(
                 *depthwise_norm(block.in_channels, block.kernel, block.stride, before, norm_layer),
@@ -132,7 +133,8 @@ class GhostBottleneckV3(Reparameterized, GhostBottleneck):
     def __init__(self, block: Block, parts: Parts, drop_path: float = 0.0) -> None:
         super().__init__(block, parts, drop_path)
         if not block.downsample:
-            self.dw_rpr_conv = self.dw_rpr_scale = None
+            self.dw_rpr_conv: Any = None
+            self.dw_rpr_scale: Any = None
 
     def _initialize_depthwise(self, moment: float) -> float:
         if self.dw_rpr_conv is None:
@@ -141,8 +143,8 @@ class GhostBottleneckV3(Reparameterized, GhostBottleneck):
         return 1.0
 
     def _expand(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
-        sizes = (block.in_channels, block.mid_channels)
-        return GhostModuleV3(*sizes, attention=block.attention, **kwargs, **_branched(parts))
+        kwargs = {**kwargs, **_branched(parts), 'attention': block.attention}
+        return GhostModuleV3(block.in_channels, block.mid_channels, **kwargs)
 
     def _project(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
         return GhostModuleV3(block.mid_channels, block.out_channels, **kwargs, **_branched(parts))

@@ -39,7 +39,7 @@ class Parts:
         )
 
 
-class ConvNormAct(Foldable, nn.Module):
+class ConvNormAct(Foldable):
     """1x1 conv, norm, activation: the final conv that a classifier head follows.
 
     Shape:

@@ -7,6 +7,7 @@ with one image per device, pickles, scripts, features at every level, dilation.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,13 +15,13 @@ from torch import nn
 from ..layers.bn_folding import Foldable
 from ..layers.common import DropPath, activation, check_positive, draw_weights, second_moment
 from ..layers.norm import pooled_norm
-from ..specs import check_out_indices, check_rate, check_strides, find
+from ..specs import GGhostSpec, check_out_indices, check_rate, check_strides, find
 from .common import BRANCH_VARIANCE, Act, Norm, Parts, Stages, drop_path_rates
 
 CHEAP_WIDTH = 0.75  # group width inside a ghost stage, as a share of that outside
 
 
-class RegNetBottleneck(Foldable, nn.Module):
+class RegNetBottleneck(Foldable):
     """1x1, grouped 3x3 and 1x1 conv, all of the same width, around a shortcut.
 
     Source: Radosavovic et al., Designing Network Design Spaces, CVPR 2020 (arXiv 2003.13678).
@@ -58,7 +59,7 @@ class RegNetBottleneck(Foldable, nn.Module):
         self.conv3 = nn.Conv2d(width, width, 1, bias=False)
         self.bn3 = norm_layer(width)
         self.relu = activation(parts.act_layer)
-        self.downsample = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != width:
             shortcut = nn.Conv2d(in_channels, width, 1, stride, bias=False)
             self.downsample = nn.Sequential(shortcut, norm_layer(width))
@@ -89,7 +90,7 @@ class RegNetBottleneck(Foldable, nn.Module):
         return self.relu(branch + self.downsample(x))
 
 
-class GhostStage(Foldable, nn.Module):
+class GhostStage(Foldable):
     """First block, blocks on some of its channels, a cheap conv on the others, last block on all.
 
     One value per cheap channel, computed from the channel means of all blocks, is added to it.
@@ -146,26 +147,27 @@ class GhostStage(Foldable, nn.Module):
             nn.Conv2d(cheap, cheap, 1, bias=False),
             pooled_norm(parts.norm_layer, cheap),
         )
-        self.cheap = nn.Sequential(nn.Conv2d(cheap, cheap, 1, bias=False), parts.norm_layer(cheap))
+        self.cheap: Any = nn.Sequential(
+            nn.Conv2d(cheap, cheap, 1, bias=False), parts.norm_layer(cheap)
+        )
         self.cheap_relu = activation(parts.act_layer)
-        self.layers = nn.Sequential(
+        self.layers: Any = nn.Sequential(
             *(RegNetBottleneck(raw, raw, inner, parts, 1, after, rate) for rate in drop_paths[1:-1])
         )
 
     def initialize(self, moment: float) -> float:
         """Draw initial weights for inputs of a mean square; returns that of the outputs."""
-        first = maps = self.base.initialize(moment)
-        moments = [first]
-        for block in self.layers:
-            maps = block.initialize(maps)
-            moments.append(maps)
+        blocks: list[Any] = [self.base, *self.layers]
+        moments = []
+        for block in blocks:
+            moment = block.initialize(moment)
+            moments.append(moment)
         draw_weights(self.merge[1], sum(moments) / len(moments))
         draw_weights(self.merge[4], second_moment(self.merge[3], 1.0), 0.5)
-        draw_weights(self.cheap[0], first, 0.5)
+        draw_weights(self.cheap[0], moments[0], 0.5)
         cheap = second_moment(self.cheap_relu, 1.0)
-        raw = self.layers[0].conv1.in_channels
-        rest = self.cheap[0].in_channels
-        return self.end.initialize((raw * maps + rest * cheap) / (raw + rest))
+        raw, rest = self.layers[0].conv1.in_channels, self.cheap[0].in_channels
+        return self.end.initialize((raw * moments[-1] + rest * cheap) / (raw + rest))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first = self.base(x)
@@ -227,7 +229,7 @@ class GGhostRegNet(Foldable, Stages):
         check_rate('drop_path_rate', drop_path_rate)
         check_rate('cheap_ratio', cheap_ratio)
         check_strides(output_stride, stem_stride)
-        self.arch_spec = find('GGhostRegNet', arch)
+        self.arch_spec = cast(GGhostSpec, find('GGhostRegNet', arch))
         self.out_indices = check_out_indices(out_indices, self.arch_spec.deepest)
         self.grad_checkpointing = grad_checkpointing
         self.level_channels = self.arch_spec.channels()
@@ -258,7 +260,8 @@ class GGhostRegNet(Foldable, Stages):
         draw_weights(self.conv1)
         moment = second_moment(self.relu, 1.0)
         for stage in list(self)[self.first_stage :]:
-            for block in [stage] if isinstance(stage, GhostStage) else stage:
+            blocks: list[Any] = [stage] if isinstance(stage, GhostStage) else [*stage.children()]
+            for block in blocks:
                 moment = block.initialize(moment)
 
     def _stage(
@@ -310,7 +313,7 @@ class GGhostRegNet(Foldable, Stages):
         """
         return self.run(x, taps, depth, self.first_stage if self.grad_checkpointing else depth)
 
-    def forward(self, x: torch.Tensor):
+    def forward(self, x: torch.Tensor):  # type: ignore[no-untyped-def]
         _, features = self.trunk(x, self.taps, self.taps[-1] + 1)
         if torch.jit.is_scripting():  # TorchScript has no type for tuples of any length
             return features

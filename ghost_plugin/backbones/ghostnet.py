@@ -18,7 +18,7 @@ from .bottlenecks import GhostBottleneck, GhostBottleneckV3
 from .common import Act, ConvNormAct, Norm, Parts, Stages, drop_path_rates
 
 
-class GhostNet(Foldable, nn.Module):
+class GhostNet(Foldable):
     """GhostNet that returns features at the levels asked for.
 
     Initial weights keep variances near 1 from block to block in eval mode, see
@@ -93,32 +93,33 @@ class GhostNet(Foldable, nn.Module):
         """Draw initial weights that give all blocks outputs with a variance of order one."""
         draw_weights(self.conv_stem)
         moment = second_moment(self.act1, 1.0)
-        for stage in self.blocks:
-            for block in stage:
-                moment = block.initialize(moment)
+        blocks: list[Any] = [block for stage in self.blocks for block in stage.children()]
+        for block in blocks:
+            moment = block.initialize(moment)
 
     def _stages(self, parts: Parts, drop_path_rate: float) -> list[nn.Module]:
         """Build the stages up to the deepest tap; the final conv is a stage of its own."""
         depth = sum(len(rows) for rows in self.layout.stages)
         rates = iter(drop_path_rates(drop_path_rate, depth))
-        stages = [
+        stages: list[nn.Module] = [
             nn.Sequential(*(self.block(row, parts, next(rates)) for row in rows))
             for rows in self.layout.stages[: self.taps[-1] + 1]
         ]
         if self.out_indices[-1] == FINAL_LEVEL:
-            sizes = self.level_channels[-2:]
-            stages.append(nn.Sequential(ConvNormAct(*sizes, parts.norm_layer, parts.act_layer)))
+            before, final = self.level_channels[-2:]
+            head = ConvNormAct(before, final, parts.norm_layer, parts.act_layer)
+            stages.append(nn.Sequential(head))
         return stages
 
     def modules_up_to(self, level: int) -> list[nn.Module]:
         """The stem and the stages up to the end of a level; at level 0 the stem alone."""
-        stages = self.blocks[: self.level_taps[level] + 1] if level else ()
+        stages = [*self.blocks][: self.level_taps[level] + 1] if level else []
         return [self.conv_stem, self.bn1, self.act1, *stages]
 
     def truncate_after(self, level: int) -> None:
         """Drop the stages behind a level."""
-        self.blocks = self.blocks[: self.level_taps[level] + 1]
-        self.blocks.training = self.training  # a slice is a new module
+        self.blocks = Stages(*[*self.blocks][: self.level_taps[level] + 1])
+        self.blocks.training = self.training
 
     def trunk(
         self, x: torch.Tensor, taps: list[int], depth: int
@@ -130,7 +131,7 @@ class GhostNet(Foldable, nn.Module):
         x = self.act1(self.bn1(self.conv_stem(x)))
         return self.blocks.run(x, taps, depth, 0 if self.grad_checkpointing else depth)
 
-    def forward(self, x: torch.Tensor):
+    def forward(self, x: torch.Tensor):  # type: ignore[no-untyped-def]
         _, features = self.trunk(x, self.taps, self.taps[-1] + 1)
         if torch.jit.is_scripting():  # TorchScript has no type for tuples of any length
             return features

@@ -109,7 +109,9 @@ class DFCAttention(nn.Sequential):
             draw_weights(conv, 1.0 if index else moment)
         return second_moment(nn.Sigmoid(), 1.0)
 
-    def forward(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
         gate = half_size(x)
         for layer in self:
             gate = layer(gate)

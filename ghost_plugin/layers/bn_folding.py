@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,7 +63,7 @@ class Folding:
     left: tuple[str, ...] = ()
 
 
-class Foldable:
+class Foldable(nn.Module):
     """Mixed into a block or a network, adds the methods that deployment tools call.
 
     ``switch_to_deploy`` is the usual name, ``reparameterize`` is timm's.
@@ -128,7 +129,9 @@ def merge_branches(model: nn.Module, compare: bool = True) -> list[float]:
     Raises:
         ValueError: Branches cannot be merged; nothing is changed then.
     """
-    parts = [(n, m) for n, m in model.named_modules() if getattr(m, 'branched', False)]
+    parts: list[tuple[str, Any]] = [
+        (name, part) for name, part in model.named_modules() if getattr(part, 'branched', False)
+    ]
     for name, part in parts:
         _check_norms(part)
         _check_altered(name, part)
@@ -207,7 +210,7 @@ def _check_norms(part: nn.Module) -> None:
 
 def _check_altered(place: str, part: nn.Module) -> None:
     """Raise if a branch of ``part`` computes more than its weights declare."""
-    for group in (group for _, *groups in part.merged_names for group in groups):
+    for group in (group for _, *groups in getattr(part, 'merged_names', ()) for group in groups):
         branch = getattr(part, group, None)
         for name, module in () if branch is None else branch.named_modules(prefix=group):
             if has_hooks_or_parametrization(module):
@@ -277,7 +280,7 @@ def kernel_and_bias(conv: nn.Conv2d, norm: nn.Module) -> tuple[torch.Tensor, tor
     return weight, shift if conv.bias is None else shift + conv.bias.detach().double() * scale
 
 
-def scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def scale_and_shift(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """A norm in eval mode as x * scale + shift, (C,) each, in float64."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double() * scale
@@ -318,7 +321,7 @@ def fold_pair(part: nn.Module, conv: str, norm: str) -> float:
         Largest difference of an output, on noise.
     """
     before, behind = getattr(part, conv), getattr(part, norm)
-    after = with_weights(before, *kernel_and_bias(before, behind))
+    after: Any = with_weights(before, *kernel_and_bias(before, behind))
     after.bias.requires_grad_(any(p.requires_grad for p in behind.parameters()))
     setattr(part, conv, after)
     rest = leftover_module(behind)
@@ -328,7 +331,7 @@ def fold_pair(part: nn.Module, conv: str, norm: str) -> float:
         return (behind(before(x)) - rest(after(x))).abs().max().item()
 
 
-def _merge_and_compare(part: nn.Module) -> float:
+def _merge_and_compare(part: Any) -> float:
     # The conv knows its channels, also after pruning.
     first = next(module for module in part.modules() if isinstance(module, nn.Conv2d))
     x = noise(first)
@@ -349,7 +352,7 @@ def noise(*convs: nn.Conv2d) -> torch.Tensor:
     for conv in reversed(convs):
         # The attribute that nn.Conv2d itself reads; the other one may be out of date.
         zeros = conv.padding_mode == 'zeros' and not isinstance(conv.padding, str)
-        pads = conv.padding if zeros else conv._reversed_padding_repeated_twice
+        pads: Any = conv.padding if zeros else conv._reversed_padding_repeated_twice
         axes = zip(conv.stride, conv.dilation, conv.kernel_size, strict=True)
         needed = max((size - 1) * step + (kernel - 1) * gap + 1 for step, gap, kernel in axes)
         size = max(needed - 2 * min(pads), 1 if conv.padding_mode == 'zeros' else max(pads) + 1)

@@ -6,6 +6,8 @@ Shift, CVPR 2018 (arXiv 1711.08141).
 In all of them ghost channel ``o`` is computed from primary channel ``o // ghosts_per_primary``.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -62,6 +64,8 @@ def depthwise(
     Args: As :func:`build_cheap`.
     """
     padding = same_padding(dw_size, dilation)
+    # Padding by zero pixels would still copy, and lose the channels-last layout.
+    mode: Any = padding_mode if any(padding) else 'zeros'
     return nn.Conv2d(
         channels,
         channels * copies,
@@ -70,8 +74,7 @@ def depthwise(
         dilation=dilation,
         groups=channels,
         bias=bias,
-        # Padding by zero pixels would still copy, and lose the channels-last layout.
-        padding_mode=padding_mode if any(padding) else 'zeros',
+        padding_mode=mode,
     )
 
 

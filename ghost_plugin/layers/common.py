@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,14 +20,15 @@ def activation(act_layer: Callable[..., nn.Module]) -> nn.Module:
     return act_layer(inplace=True) if in_place else act_layer()
 
 
-def same_padding(kernel_size: int | tuple[int, int], dilation: int = 1) -> tuple[int, ...]:
+def same_padding(kernel_size: int | tuple[int, int], dilation: int = 1) -> tuple[int, int]:
     """Padding that keeps height and width at stride 1, for odd kernels.
 
     Args:
         kernel_size: Pixels.
         dilation: Pixels.
     """
-    return tuple(dilation * (size // 2) for size in _pair(kernel_size))
+    height, width = _pair(kernel_size)
+    return dilation * (height // 2), dilation * (width // 2)
 
 
 def check_positive(**values: int) -> None:
@@ -52,7 +54,7 @@ _QUANTILES = [math.copysign(math.log(1 - 2 * abs(s - 0.5)) / 1.37, 0.5 - s) for 
 
 
 @torch.no_grad()
-def draw_weights(layer: nn.Conv2d | nn.Linear, moment: float = 1.0, variance: float = 1.0) -> None:
+def draw_weights(layer: Any, moment: float = 1.0, variance: float = 1.0) -> None:
     """Draw initial weights that give outputs of a chosen variance; the bias becomes zero.
 
     One rule holds for all networks here: every norm sees a variance of about 1, the value that
@@ -66,11 +68,11 @@ def draw_weights(layer: nn.Conv2d | nn.Linear, moment: float = 1.0, variance: fl
     mean square by place, kernels of equal length.
 
     Args:
-        layer: Its weights are drawn in place.
+        layer: An ``nn.Conv2d`` or ``nn.Linear``; its weights are drawn in place.
         moment: Mean square of its inputs.
         variance: Variance of its outputs.
     """
-    weight = nn.init.normal_(layer.weight)
+    weight: torch.Tensor = nn.init.normal_(layer.weight)
     axes = tuple(range(1, weight.ndim))
     length = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
     weight.mul_(math.sqrt(variance / moment) / length)

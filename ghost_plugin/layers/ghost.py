@@ -8,7 +8,7 @@ fractional; only as many ghost channels as the output needs; three cheap operati
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -74,6 +74,10 @@ class Ghost(nn.Module):
         num_ghosted: Number of primary channels that have ghosts, the first ones.
         needs_crop: Whether more channels are computed than returned.
     """
+
+    if TYPE_CHECKING:  # set by subclasses; TorchScript refuses annotations of modules
+        primary_conv: Any
+        cheap_operation: Any
 
     def __init__(
         self,
@@ -180,11 +184,10 @@ class GhostModule(Ghost):
         )
         act = act_layer if relu else nn.Identity
         self.primary_conv = nn.Sequential(conv, norm_layer(primary), activation(act))
-        cheap_op = build_cheap(cheap, primary, ghosts_per_primary, dw_size, dw_dilation)
+        self.cheap_operation = build_cheap(cheap, primary, ghosts_per_primary, dw_size, dw_dilation)
         if ghosts_per_primary:
-            ghosts = primary * ghosts_per_primary
-            cheap_op = nn.Sequential(cheap_op, norm_layer(ghosts), activation(act))
-        self.cheap_operation = cheap_op
+            norm = norm_layer(primary * ghosts_per_primary)
+            self.cheap_operation = nn.Sequential(self.cheap_operation, norm, activation(act))
         GhostModule.initialize(self)  # a subclass is not complete yet
 
     def initialize(self, moment: float = 1.0, variance: float = 1.0) -> float:
@@ -197,11 +200,12 @@ class GhostModule(Ghost):
         Returns:
             Mean square of the outputs.
         """
-        conv, _, act = self.primary_conv
+        conv, _, act = self.primary_conv.children()
         draw_weights(conv, moment, variance)
         made = second_moment(act, variance)
-        if self.ghosts_per_primary and isinstance(self.cheap_operation[0], nn.Conv2d):
-            draw_weights(self.cheap_operation[0], made, variance)
+        cheap = next(self.cheap_operation.children(), None)
+        if isinstance(cheap, nn.Conv2d):
+            draw_weights(cheap, made, variance)
         return made
 
 
@@ -312,7 +316,7 @@ class GhostConv2d(Ghost, Permuted):
         self.ratio = ratio
         self.needs_crop = self.needs_crop and not permuted  # the permutation selects channels
         # Subclasses of other libraries take no padding mode.
-        mode = {} if padding_mode == 'zeros' else {'padding_mode': padding_mode}
+        mode: dict[str, Any] = {} if padding_mode == 'zeros' else {'padding_mode': padding_mode}
         self.primary_conv = conv_layer(
             in_channels, primary, kernel_size, stride, padding, dilation, groups, bias, **mode
         )

@@ -26,7 +26,7 @@ MIN_JOINT_VALUES = 1024  # values per channel from which the joint sum measured 
 Norm = Callable[[int], nn.Module]
 
 
-class Branch(Foldable, nn.Module):
+class Branch(Foldable):
     """A conv without bias that keeps height and width up to the stride, and its norm.
 
     Shape:
@@ -66,7 +66,7 @@ class Branches(nn.Sequential):
         As each branch.
     """
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*(Branch(*args, **kwargs) for _ in range(NUM_BRANCHES)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,8 @@ def joinable(
     Args:
         x, convs, pixel, skip: As :func:`joint_sum`.
     """
-    conv = convs[0].conv
+    parts: list[Any] = [*convs]
+    conv = parts[0].conv
     pays = conv.groups > 1 or (
         conv.kernel_size == (1, 1) and conv.in_channels <= NUM_BRANCHES * conv.out_channels
     )
@@ -95,7 +96,7 @@ def joinable(
     if tracing or not pays or _values(x, conv) < MIN_JOINT_VALUES:
         return False
     norms = _norms(convs, pixel, skip)
-    branches = [*convs] if pixel is None else [*convs, pixel]
+    branches = parts if pixel is None else [*parts, pixel]
     called = [convs, *norms, *branches, *(branch.conv for branch in branches)]
     return (
         all(type(norm) is nn.BatchNorm2d and norm.training for norm in norms)
@@ -103,12 +104,12 @@ def joinable(
         and len({(norm.eps, norm.momentum) for norm in norms}) == 1
         and norms[0].momentum is not None
         and all(_keeps_size(branch.conv, conv.stride) for branch in branches)
-        and len({branch.conv.dilation for branch in convs}) == 1
+        and len({branch.conv.dilation for branch in parts}) == 1
         and not any(has_hooks_or_parametrization(module) for module in called)
     )
 
 
-def _keeps_size(conv: nn.Module, stride: tuple[int, ...]) -> bool:
+def _keeps_size(conv: Any, stride: tuple[int, ...]) -> bool:
     """True if a plain conv has zero padding that keeps the size up to the given stride.
 
     It is checked at each call, as users change strides and dilations of finished networks.
@@ -134,19 +135,20 @@ def joint_sum(
         skip: A norm of the input itself; its channel ``o // copies`` goes into output ``o``.
         copies: Output channels per input channel where the branches are depthwise.
     """
-    conv = convs[0].conv
-    kernels = [branch.conv.weight for branch in convs]
+    parts: list[Any] = [*convs]
+    conv = parts[0].conv
+    kernels = [branch.conv.weight for branch in parts]
     mean, var = _moments(x, conv, torch.stack(kernels))
     if pixel is not None:
         seen = x[:, :, :: conv.stride[0], :: conv.stride[1]]
         own_mean, own_var = (v.repeat_interleave(copies) for v in _Moments.apply(seen))
         weight = pixel.conv.weight.flatten()
-        mean, var = [*mean, weight * own_mean], [*var, weight.square() * own_var]
+        means, variances = [*mean, weight * own_mean], [*var, weight.square() * own_var]
         kernels.append(_centred(pixel.conv.weight, conv))
         if skip is not None:
-            mean, var = [*mean, own_mean], [*var, own_var]
+            means, variances = [*means, own_mean], [*variances, own_var]
             kernels.append(_centred(torch.ones_like(pixel.conv.weight), conv))
-        mean, var = torch.stack(mean), torch.stack(var)
+        mean, var = torch.stack(means), torch.stack(variances)
     norms = _norms(convs, pixel, skip)
     _track(norms, mean, var, _values(x, conv))
     scale = torch.stack([norm.weight for norm in norms]) * (var + norms[0].eps).rsqrt()
@@ -155,8 +157,8 @@ def joint_sum(
     return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-def _norms(convs: Branches, pixel: Branch | None, skip: nn.Module | None) -> list[nn.Module]:
-    norms = [branch.bn1 for branch in convs]
+def _norms(convs: Branches, pixel: Branch | None, skip: nn.Module | None) -> list[Any]:
+    norms: list[Any] = [branch.bn1 for branch in convs]
     return norms + [norm for norm in (pixel and pixel.bn1, skip) if norm is not None]
 
 
@@ -177,7 +179,7 @@ def _moments(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance, (B, C) each, of convs like ``conv`` with (B, C, ...) kernels."""
     if conv.groups > 1:  # depthwise convs wider than their input have no fast form
-        options = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        options: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
         each = [_Moments.apply(F.conv2d(x, kernel, None, *options)) for kernel in kernels]
         mean, var = zip(*each, strict=True)
         return torch.stack(mean), torch.stack(var)
@@ -201,7 +203,7 @@ def _full_precision(device: str) -> AbstractContextManager:
 
 
 @torch.no_grad()
-def _track(norms: list[nn.Module], mean: torch.Tensor, var: torch.Tensor, values: int) -> None:
+def _track(norms: list[Any], mean: torch.Tensor, var: torch.Tensor, values: int) -> None:
     """Update the running statistics as the norms themselves would."""
     momentum, unbiased = norms[0].momentum, var * (values / (values - 1))
     torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)

@@ -107,7 +107,7 @@ class Permuted(nn.Module):
     """
 
     __jit_unused_properties__ = ['order']
-    order_digits: torch.Tensor | None
+    order_digits: Any  # a tensor or None
     # The tensor that was returned for ``order`` last, one on the same storage (it also sees what is
     # written shortly before the first is deleted), and a copy of the values.
     _exposed: tuple[weakref.ref[torch.Tensor], torch.Tensor, torch.Tensor] | None = None
@@ -124,8 +124,7 @@ class Permuted(nn.Module):
         self._accept_writes()
         with torch.inference_mode(False), torch.no_grad():
             order = decode(digits)
-            exposed = self._exposed[0]() if self._exposed else None
-            if exposed is None:
+            if self._exposed is None or (exposed := self._exposed[0]()) is None:
                 self._exposed = weakref.ref(order), order.detach(), order.clone()
                 return order
             for value in (exposed, self._exposed[2]):  # averaging may have changed the digits

@@ -20,7 +20,7 @@ from .ghost import Ghost, split_channels
 from .parallel_branches import NUM_BRANCHES, Branch, Branches, Norm, joinable, joint_sum
 
 
-def draw_branches(branches: Iterable[Branch], moment: float, variance: float) -> None:
+def draw_branches(branches: Iterable[Any], moment: float, variance: float) -> None:
     """Draw initial weights of convs whose outputs are summed.
 
     Args:
@@ -33,7 +33,7 @@ def draw_branches(branches: Iterable[Branch], moment: float, variance: float) ->
         draw_weights(branch.conv, moment, variance / len(branches))
 
 
-def merge(branches: Iterable[Branch], skip: nn.Module | None = None) -> nn.Conv2d:
+def merge(branches: Iterable[Any], skip: nn.Module | None = None) -> nn.Conv2d:
     """One conv that computes the sum of branches, each centred in the largest kernel.
 
     Args:
@@ -66,6 +66,11 @@ class Reparameterized(Foldable):
 
     merged_names: tuple[tuple[str, str, str, str], ...]
 
+    @property
+    def branched(self) -> bool:
+        """True in the form for training."""
+        raise NotImplementedError
+
     def remap_state_dict(self, weights: dict[str, torch.Tensor], prefix: str) -> None:
         """Bring the tensors under ``prefix`` into this form, in place.
 
@@ -90,7 +95,8 @@ class Reparameterized(Foldable):
                 )
             if not self.branched and trained in weights:
                 merged = merge(*_take(weights, *(f'{prefix}{name}' for name in groups)))
-                weights[deployed], weights[f'{prefix}{conv}.bias'] = merged.weight, merged.bias
+                names = {'weight': deployed, 'bias': f'{prefix}{conv}.bias'}
+                weights.update({names[name]: p for name, p in merged.named_parameters()})
 
     def _load_from_state_dict(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
@@ -174,12 +180,14 @@ class GhostModuleV3(Reparameterized, Ghost):
         self.in_channels = in_channels
         act = act_layer if relu else nn.Identity
         self.primary_conv = self.cheap_operation = None
-        self.primary_rpr_conv = Branches(
+        self.primary_rpr_conv: Any = Branches(
             in_channels, primary, kernel_size, norm_layer, stride, dilation
         )
-        self.primary_activation = activation(act)
-        self.cheap_rpr_skip = self.cheap_rpr_conv = self.cheap_rpr_scale = None
-        self.cheap_activation = None
+        self.primary_activation: Any = activation(act)
+        self.cheap_rpr_skip: Any = None
+        self.cheap_rpr_conv: Any = None
+        self.cheap_rpr_scale: Any = None
+        self.cheap_activation: Any = None
         if ghosts_per_primary:
             ghosts = primary * ghosts_per_primary
             self.cheap_rpr_skip = norm_layer(ghosts)

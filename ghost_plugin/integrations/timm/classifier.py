@@ -1,4 +1,4 @@
-"""What timm expects of a model beyond its forward pass, for any backbone of this package."""
+"""The methods that timm expects of a classifier, for any backbone of this package."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from timm.layers import SelectAdaptivePool2d, get_act_layer, get_norm_layer
 
 
 def chosen_levels(indices: int | Sequence[int] | None) -> list[int]:
-    """timm's ways to name levels 0..4: None for all, n for the last n, negative from the end."""
+    """Levels 0..4 from timm's notations: None for all, n for the last n, negative from the end."""
     every = list(range(FINAL_LEVEL))
     if indices is None:
         return every
@@ -34,15 +34,15 @@ def chosen_levels(indices: int | Sequence[int] | None) -> list[int]:
 class TimmClassifierMixin:
     """Mixed in front of a backbone, makes it a classifier with timm's methods.
 
-    A class that mixes it in says how timm finds its parts: ``level_names``, ``stem``,
-    ``block_patterns`` and ``classifier_name``.
+    A subclass defines how timm finds its parts: ``level_name``, ``stem``, ``block_patterns`` and
+    ``classifier_name``.
 
     Args:
-        num_classes: Outputs; 0 leaves the features in front of the classifier.
+        num_classes: Number of outputs; 0 returns the features in front of the classifier.
         in_chans: Channels of the image.
-        global_pool: timm's pooling name; ``''`` keeps the map.
+        global_pool: timm's pooling name; ``''`` keeps height and width.
         drop_rate: Dropout in front of the classifier, training only.
-        device, dtype: Of all parameters.
+        device, dtype: Device and type of all parameters.
         kwargs: As the backbone; ``norm_layer`` and ``act_layer`` may be names.
 
     Shape:
@@ -90,7 +90,7 @@ class TimmClassifierMixin:
         self.to(device=device, dtype=dtype)
 
     def _add_head(self) -> None:
-        """What stands between pooling and classifier: nothing."""
+        """Add the layers between pooling and classifier; none here."""
         self.head_hidden_size = self.num_features
         self.conv_head = self.act2 = nn.Identity()
 
@@ -111,7 +111,12 @@ class TimmClassifierMixin:
         return x
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """(N, num_features, h, w) -> (N, num_classes), or the features in front of them."""
+        """Pooling and classifier.
+
+        Args:
+            x: (N, num_features, H / 32, W / 32).
+            pre_logits: Return the features in front of the classifier.
+        """
         x = self.flatten(self.act2(self.conv_head(self.global_pool(x))))
         x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.classify(x)
@@ -137,8 +142,8 @@ class TimmClassifierMixin:
         Args:
             x: Image batch.
             indices: Levels 0..4 (negative from the end), the last n for an int, None for all.
-            norm: Has no meaning here, there is no norm behind a level.
-            stop_early: Do not run what lies behind the deepest level asked for.
+            norm: Ignored, there is no norm behind a level.
+            stop_early: Do not run the stages behind the deepest level.
             output_fmt: ``'NCHW'``.
             intermediates_only: Return the list alone, without the final features.
         """
@@ -155,7 +160,15 @@ class TimmClassifierMixin:
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Drop what the features at ``indices`` do not need; returns them counted from 0."""
+        """Drop the stages that the features at ``indices`` do not need.
+
+        Args:
+            indices: As :meth:`forward_intermediates`.
+            prune_norm, prune_head: Ignored; the head is always dropped.
+
+        Returns:
+            The levels, counted from 0.
+        """
         levels = chosen_levels(indices)
         self.truncate_after(levels[-1])
         self.taps = [self.level_taps[levels[-1]]]
@@ -169,10 +182,14 @@ class TimmClassifierMixin:
         return getattr(self, self.classifier_name)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Another number of classes (0 for none) and, if given, another pooling.
+        """Replace the classifier and, if given, the pooling.
+
+        Args:
+            num_classes: Number of classes, 0 for none.
+            global_pool: timm's pooling name, None keeps it.
 
         Raises:
-            ValueError: The pooling gives more channels than it takes.
+            ValueError: The pooling changes the number of channels.
         """
         if global_pool is None:
             global_pool = self.global_pool.pool_type
@@ -196,7 +213,7 @@ class TimmClassifierMixin:
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute inner maps again in backward instead of keeping them."""
+        """Compute activations again in backward instead of keeping them."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore

@@ -1,4 +1,4 @@
-"""timm's door: ``import ghost_plugin; timm.create_model('ghostnet_plugin')``.
+"""Registration with timm: ``import ghost_plugin; timm.create_model('ghostnet_plugin')``.
 
 Parameter names, and so checkpoints, are those of ``timm/models/ghostnet.py`` (Apache-2.0) and of
 the authors' G-Ghost. timm lists models under the last part of this module's name, which is why it
@@ -41,14 +41,14 @@ class TimmGhostNet(TimmClassifierMixin, GhostNet):
     block_patterns = (r'^blocks\.(\d+)', r'^blocks\.(\d+)\.(\d+)')
 
     def level_name(self, level: int) -> str:
-        """The module that gives a level."""
+        """Name of the module whose output is a level."""
         return f'blocks.{self.level_taps[level]}'
 
     def _add_head(self) -> None:
         self.head_hidden_size = self.spec.hidden
         self.conv_head = nn.Conv2d(self.num_features, self.head_hidden_size, 1)
         self.act2 = nn.ReLU(inplace=True)
-        draw_weights(self.conv_head, moment=0.5)  # of a ReLU's outputs
+        draw_weights(self.conv_head, moment=0.5)  # that of a ReLU's outputs
 
 
 class TimmGhostNetV2(TimmGhostNet, GhostNetV2):
@@ -73,7 +73,7 @@ class TimmGGhostRegNet(TimmClassifierMixin, GGhostRegNet):
     classifier_name = 'fc'
 
     def level_name(self, level: int) -> str:
-        """The module that gives a level."""
+        """Name of the module whose output is a level."""
         return f'layer{level}' if level else 'relu'
 
     def classify(self, x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,12 @@ default_cfgs = generate_default_cfgs(
 
 
 def checkpoint_filter(state_dict: dict[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Checkpoints of timm, the authors, MMPretrain or a train script in timm's names."""
+    """Bring a checkpoint to timm's names.
+
+    Args:
+        state_dict: A checkpoint of timm, the authors, MMPretrain or a train script.
+        model: The model that it is loaded into.
+    """
     return find_weights(state_dict, model.state_dict()).weights
 
 
@@ -133,27 +138,27 @@ def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
     Args:
         name: A registered name.
-        pretrained: Load the weights that timm's pretrained cfg names: the published ones, or those
-            that ``pretrained_cfg`` (also by ``hf-hub:`` and ``local-dir:``) or
-            ``pretrained_cfg_overlay`` give.
+        pretrained: Load the weights of timm's pretrained cfg: the published ones, or those of
+            ``pretrained_cfg`` (also by ``hf-hub:`` and ``local-dir:``) or
+            ``pretrained_cfg_overlay``.
         kwargs: As timm's ``build_model_with_cfg`` and the class.
 
     Raises:
-        ValueError: ``pretrained=True`` where no weights are named, or those of another size;
-            levels that do not exist.
+        ValueError: ``pretrained=True`` without weights or with those of another size; levels that
+            do not exist.
         OSError: The weights cannot be downloaded.
     """
     model_class, defaults = VARIANTS[name]
-    overlay = _alone(kwargs.get('pretrained_cfg_overlay') or {})
+    overlay = _without_defaults(kwargs.get('pretrained_cfg_overlay') or {})
     arguments = {**defaults, **kwargs, 'pretrained_cfg_overlay': overlay}
     source = _source(name, arguments) if pretrained else None
     if source is not None and source.startswith('file:'):
-        # torch.hub would take whatever file of that name it has loaded before.
+        # torch.hub would use any file of that name that it has loaded before.
         path = url2pathname(urlsplit(source).path)
         arguments['pretrained_cfg_overlay'] = {**overlay, 'url': None, 'file': path}
         source = None
     if arguments.get('features_only') and arguments.get('out_indices') is not None:
-        chosen_levels(arguments['out_indices'])  # timm takes them without a look
+        chosen_levels(arguments['out_indices'])  # timm does not check them
     try:
         model = build_model_with_cfg(
             model_class,
@@ -175,13 +180,13 @@ _LOCAL_HINT = (
 )
 
 
-# Where a pretrained cfg names weights: in this machine, which timm looks at first, and elsewhere.
+# Keys of a pretrained cfg for weights on this machine, which timm tries first, and elsewhere.
 _LOCAL = ('state_dict', 'file')
 _REMOTE = ('hf_hub_id', 'url')
 
 
-def _alone(overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """An overlay that names weights, without those that the cfg below it names.
+def _without_defaults(overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """An overlay that switches off other weights of the cfg, if it has weights itself.
 
     timm would prefer the hub of the cfg to the address of the overlay.
     """
@@ -191,7 +196,7 @@ def _alone(overlay: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source(name: str, arguments: Mapping[str, Any]) -> str | None:
-    """Where timm will download weights from; None where they are in this machine.
+    """Address from which timm will download weights; None if they are on this machine.
 
     Raises:
         ValueError: The resolved cfg names no weights, or published ones of another size.
