@@ -317,9 +317,8 @@ def tune(args: argparse.Namespace) -> None:
     model, teacher = source.model, None
     if args.plan:
         model, teacher = load_converted(source.model, args.plan, args.weights), source.model
-    values = {**vars(args), 'hard': args.label_weight, 'soft': args.distill_weight}
-    names = [field.name for field in dataclasses.fields(Recipe) if field.name in values]
-    recipe = Recipe(**{name: values[name] for name in names})
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name in args]
+    recipe = Recipe(**{name: getattr(args, name) for name in names})
     labels = read_labels(args.labels)
     train = ImageFolder(args.data, args.split, labels)
     val = ImageFolder(args.val, args.val_split, labels or train.classes)

@@ -22,11 +22,10 @@ class Recipe:
         batch: Images per forward pass.
         accumulate: Batches per step.
         warmup: Share of the steps in which the learning rate rises.
-        hard: Weight of the cross-entropy with the labels.
-        soft: Weight of the divergence from the teacher's logits.
+        label_weight: Weight of the cross-entropy with the labels.
+        distill_weight: Weight of the divergence from the teacher's logits.
         temperature: Divides both logits in the divergence.
         features: Modules whose outputs are compared, as in :class:`ghost_plugin.Distiller`.
-        smoothing: Label smoothing.
         amp: Autocast to bfloat16, or to float16 on a GPU without bfloat16.
         ema: Decay of the averaged weights, which are the result then; 0 for none.
         clip: Largest gradient norm of a step; 0 for no limit.
@@ -40,11 +39,10 @@ class Recipe:
     batch: int = 128
     accumulate: int = 1
     warmup: float = 0.05
-    hard: float = 0.1
-    soft: float = 0.9
+    label_weight: float = 0.1
+    distill_weight: float = 0.9
     temperature: float = 4.0
     features: tuple[str, ...] = ()
-    smoothing: float = 0.0
     amp: bool = False
     ema: float = 0.0
     clip: float = 5.0

@@ -64,6 +64,7 @@ class ImageLoader:
         self.images, self.preprocessing = images, preprocessing
         self.augmentation = augmentation or Augmentation()
         self.device = torch.device(device)
+        self.prefetch = self.device.type == 'cuda'  # uint8 batches are normalised on the device
         default = 0 if preprocessing.small else min(os.cpu_count() or 1, 8)
         self.workers = default if workers is None else workers
 
@@ -92,11 +93,10 @@ class ImageLoader:
     def _batches(self, batch: int, seed: int, training: bool) -> Iterator[Batch]:
         from timm.data import create_loader
 
-        on_gpu = self.device.type == 'cuda'
         options = {
             **self.preprocessing.data_config(),
             'is_training': training,
-            'use_prefetcher': on_gpu,  # uint8 batches are normalised on the GPU
+            'use_prefetcher': self.prefetch,
             'scale': (self.augmentation.min_area, 1.0),
             'hflip': 0.5 * self.augmentation.flip,
             'color_jitter': None,
@@ -106,7 +106,7 @@ class ImageLoader:
             batch_size=batch,
             num_workers=min(self.workers, -(-len(self) // batch)),
             persistent_workers=False,  # workers of a resumed training start afresh, too
-            pin_memory=on_gpu,
+            pin_memory=self.device.type == 'cuda',
             device=self.device,
             **options,
         )

@@ -60,9 +60,9 @@ def finetune(
     Raises:
         ValueError: Neither labels nor a teacher; the state belongs to another recipe or model.
     """
-    if loader.images.labels is None and (recipe.hard or teacher is None):
+    if loader.images.labels is None and (recipe.label_weight or teacher is None):
         raise ValueError(
-            f'{loader.images.source} has no class folders; with hard=0 a teacher is enough'
+            f'{loader.images.source} has no class folders; with label_weight=0 a teacher is enough'
         )
     training = _Training(model, recipe, loader, teacher)
     with _global_rng_restored():
@@ -204,22 +204,21 @@ def _loss_function(
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """The loss by (images, labels); without a teacher the cross-entropy alone."""
 
-    def cross_entropy(output: Any, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits_of(output), labels, label_smoothing=recipe.smoothing)
-
     if teacher is None:
-        return lambda images, labels: cross_entropy(model(images), labels)
+        return lambda images, labels: F.cross_entropy(logits_of(model(images)), labels)
     distiller = Distiller(
         model,
         teacher,
-        logit_weight=recipe.soft,
+        logit_weight=recipe.distill_weight,
         temperature=recipe.temperature,
         features=recipe.features,
     )
 
     def distilled(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         output, distance = distiller(images)
-        return distance + recipe.hard * cross_entropy(output, labels) if recipe.hard else distance
+        if recipe.label_weight:
+            distance = distance + recipe.label_weight * F.cross_entropy(logits_of(output), labels)
+        return distance
 
     return distilled
 

@@ -2,6 +2,7 @@
 
 import random
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,20 @@ def test_bgr_networks_get_their_channel_order(pictures):
     (bgr, _), *_ = ImageLoader(images, swapped).ordered(12)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
     torch.testing.assert_close(bgr, (rgb.flip(1) - mean) / std)
+
+
+@SIZES
+@pytest.mark.parametrize('bgr', [False, True])
+def test_the_prefetcher_of_gpus_gives_the_same_batches(pictures, preprocessing, bgr):
+    images = ImageFolder(pictures)
+    plain, prefetching = (
+        ImageLoader(images, replace(preprocessing, bgr=bgr), workers=0) for _ in range(2)
+    )
+    prefetching.prefetch = True
+    for way in (lambda loader: loader.ordered(8), lambda loader: loader.shuffled(8, 3)):
+        for (a, x), (b, y) in zip(list(way(plain)), list(way(prefetching)), strict=True):
+            torch.testing.assert_close(a, b)
+            assert torch.equal(x, y)
 
 
 @SIZES

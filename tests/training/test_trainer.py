@@ -62,10 +62,10 @@ def test_a_converted_student_learns_from_its_teacher_without_labels(loader, held
         if path.is_dir():
             path.rmdir()
     flat = ImageLoader(ImageFolder(pictures), SMALL)
-    with pytest.raises(ValueError, match='no class folders; with hard=0'):
+    with pytest.raises(ValueError, match='no class folders; with label_weight=0'):
         finetune(student, flat, Recipe(), teacher=teacher)
     before = copy.deepcopy(teacher.state_dict())
-    recipe = Recipe(epochs=10, batch=12, hard=0, lr=0.1)
+    recipe = Recipe(epochs=10, batch=12, label_weight=0, lr=0.1)
     finetune(student, flat, recipe, teacher=teacher, validate=None)
     assert evaluation.top1(student.eval(), held)['top1'] > 90
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())

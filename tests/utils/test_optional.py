@@ -58,6 +58,20 @@ def test_core_works_without_any_and_with_broken_ones(error):
     run(ALL, SAYS, error)
 
 
+def test_the_command_line_starts_without_any_and_images_ask_for_timm():
+    code = """
+        import ghost_plugin.cli.convert
+        from ghost_plugin.training.loader import ImageLoader
+        try:
+            ImageLoader([], None)
+        except ImportError as error:
+            assert "pip install 'ghost_plugin[timm]'" in str(error), error
+        else:
+            raise AssertionError
+    """
+    run(ALL, code)
+
+
 def test_timm_alone():
     pytest.importorskip('timm')
     run(set(ALL) - {'timm'}, TIMM)

@@ -22,7 +22,7 @@ from ghost_plugin.training.image_folder import ImageFolder
 from ghost_plugin.training.loader import Augmentation, Calibration, ImageLoader
 from ghost_plugin.training.trainer import finetune, save
 
-ORIGINAL = Recipe(batch=64, hard=1.0, soft=0.0)
+ORIGINAL = Recipe(batch=64, label_weight=1.0, distill_weight=0.0)
 TUNING = Recipe(batch=64, lr=0.01)
 LATENCY = 0.7  # budget, as a share of the original's
 MACS = 0.5  # budget where no plan meets that one
