@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,8 +19,6 @@ import matplotlib.pyplot as plt
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
-
-Boxes = Sequence[tuple[Sequence[float], str]]  # ((x1, y1, x2, y2) in pixels, text)
 
 
 def draw_detections(
@@ -45,36 +42,35 @@ def draw_detections(
     with default_scope_of(cfg):
         data = DATASETS.build(cfg.test_dataloader.dataset)
     names = data.metainfo['classes']
-    figure, axes = plt.subplots(2, num_images, figsize=(2.2 * num_images, 4.8), squeeze=False)
-    for column, index in enumerate(np.linspace(0, len(data) - 1, num_images).astype(int)):
-        sample = data[int(index)]
-        found = model.test_step(pseudo_collate([sample]))[0]
+    size = (2.2 * num_images, 4.8)
+    figure, axes = plt.subplots(2, num_images, figsize=size, squeeze=False, layout='tight')
+    for column, index in enumerate(np.linspace(0, len(data) - 1, num_images).astype(int).tolist()):
+        sample, instances = data[index], data.get_data_info(index)['instances']
         image = plt.imread(sample['data_samples'].img_path)
-        truth = [
-            (box['bbox'], names[box['bbox_label']])
-            for box in data.get_data_info(int(index))['instances']
-        ]
-        detections = [
-            (box, f'{names[int(label)]} {value:.2f}')
-            for box, label, value in zip(
-                found.pred_instances.bboxes.tolist(),
-                found.pred_instances.labels.tolist(),
-                found.pred_instances.scores.tolist(),
-                strict=True,
-            )
-            if value >= score
-        ]
-        _draw(axes[0][column], image, truth, 'lime')
-        _draw(axes[1][column], image, detections, 'orange')
+        _draw(axes[0][column], image, 'lime', [i['bbox'] for i in instances],
+              [names[i['bbox_label']] for i in instances])  # fmt: skip
+        found = model.test_step(pseudo_collate([sample]))[0].pred_instances
+        found = found[found.scores >= score]
+        pairs = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+        _draw(axes[1][column], image, 'orange', found.bboxes.tolist(),
+              [f'{names[label]} {value:.2f}' for label, value in pairs])  # fmt: skip
     axes[0][0].set_title('ground truth', loc='left')
     axes[1][0].set_title(f'detections with a score of at least {score:g}', loc='left')
-    _save(figure, out)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
 
 
-def _draw(axis: plt.Axes, image: np.ndarray, boxes: Boxes, colour: str) -> None:
+def _draw(
+    axis: plt.Axes,
+    image: np.ndarray,
+    colour: str,
+    boxes: Sequence[Sequence[float]],
+    texts: Sequence[str],
+) -> None:
+    """Draw an image and boxes (x1, y1, x2, y2), pixels, with their texts."""
     axis.imshow(image)
     axis.axis('off')
-    for (left, top, right, bottom), text in boxes:
+    for (left, top, right, bottom), text in zip(boxes, texts, strict=True):
         corner, size = (left, top), (right - left, bottom - top)
         axis.add_patch(plt.Rectangle(corner, *size, fill=False, color=colour, linewidth=1.2))
         axis.text(left, top - 2, text, color=colour, fontsize=7, weight='bold')
@@ -87,7 +83,9 @@ def draw_curves(runs: dict[str, tuple[Path, str]], out: str | os.PathLike) -> No
         runs: Title of a run -> its work folder and the name of the metric.
         out: PNG to write.
     """
-    figure, axes = plt.subplots(1, len(runs), figsize=(5.5 * len(runs), 3.2), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(runs), figsize=(5.5 * len(runs), 3.2), squeeze=False, layout='tight'
+    )
     for axis, (title, (work_dir, metric)) in zip(axes[0], runs.items(), strict=True):
         logged = read_scalars(work_dir)
         loss = [(row['step'], row['loss']) for row in logged if 'loss' in row]
@@ -98,10 +96,5 @@ def draw_curves(runs: dict[str, tuple[Path, str]], out: str | os.PathLike) -> No
         right = axis.twinx()
         right.plot(*zip(*scores, strict=True), 'o-', color='tab:blue')
         right.set_ylabel(metric, color='tab:blue')
-    _save(figure, out)
-
-
-def _save(figure: Any, out: str | os.PathLike) -> None:
-    figure.tight_layout()
     figure.savefig(out, dpi=110)
     plt.close(figure)

@@ -46,21 +46,17 @@ class ProgressHook(Hook):
             data_batch: Not used.
             outputs: Values that the model logs; ``'loss'`` is shown.
         """
-        terminal = sys.stderr.isatty()
         now = time.monotonic()
-        if not is_main_process() or now - self.shown < _INTERVAL[terminal]:
+        if not is_main_process() or now - self.shown < _INTERVAL[sys.stderr.isatty()]:
             return
         self.shown = now
         done = runner.iter + 1
-        spent = (now - self.started) / (done - self.first)
-        left = int(spent * (runner.max_iters - done))
+        left = int((now - self.started) / (done - self.first) * (runner.max_iters - done))
         loss = f'loss {outputs["loss"].item():.3f}' if outputs and 'loss' in outputs else ''
-        line = (
-            f'{self.label}: epoch {runner.epoch + 1}/{runner.max_epochs}, '
-            f'{100 * done // runner.max_iters} %, {loss}{self.metric}, '
-            f'{left // 60}:{left % 60:02d} left'
+        self._write(
+            f'epoch {runner.epoch + 1}/{runner.max_epochs}, {100 * done // runner.max_iters} %, '
+            f'{loss}{self.metric}, {left // 60}:{left % 60:02d} left'
         )
-        self._write(line, terminal)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Keep the first metric for the line.
@@ -76,11 +72,10 @@ class ProgressHook(Hook):
     def after_train(self, runner: Runner) -> None:
         if is_main_process():
             spent = int(time.monotonic() - self.started)
-            line = f'{self.label}: done{self.metric}, {spent // 60}:{spent % 60:02d}'
-            self._write(line, sys.stderr.isatty())
-            sys.stderr.write('\n' if sys.stderr.isatty() else '')
+            end = '\n' if sys.stderr.isatty() else ''
+            self._write(f'done{self.metric}, {spent // 60}:{spent % 60:02d}{end}')
 
-    @staticmethod
-    def _write(line: str, terminal: bool) -> None:
-        sys.stderr.write(f'\r\033[K{line}' if terminal else f'{line}\n')
+    def _write(self, text: str) -> None:
+        line = f'{self.label}: {text}'
+        sys.stderr.write(f'\r\033[K{line}' if sys.stderr.isatty() else f'{line}\n')
         sys.stderr.flush()
