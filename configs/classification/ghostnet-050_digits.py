@@ -1,4 +1,4 @@
-# Ours: GhostNet 0.5x from scratch on the handwritten digits of tools/data/make_digits.py
+# Ours: GhostNet 0.5x trained from scratch on the handwritten digits of tools/data/make_digits.py
 _base_ = [
     '../_base_/models/ghostnet_classifier.py', '../_base_/datasets/folder_classification.py',
     '../_base_/schedules/adamw.py', '../_base_/runtime_classification.py'

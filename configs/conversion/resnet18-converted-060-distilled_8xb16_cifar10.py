@@ -1,4 +1,4 @@
-# Ours: the same with the dense network as teacher; teacher_checkpoint and load_from are its file
+# Ours: the same with the dense network as teacher; give its file as teacher_checkpoint, load_from
 _base_ = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
 
 model = dict(

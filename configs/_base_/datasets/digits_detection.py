@@ -1,4 +1,4 @@
-# Pictures of 160 x 160 made by tools/data/make_digits.py; digits must not be flipped.
+# Images of 160 x 160 made by tools/data/make_digits.py; digits must not be flipped.
 _base_ = './loaders.py'
 data_root = 'data/digits/detection/'
 metainfo = dict(classes=tuple('0123456789'))

@@ -1,4 +1,4 @@
-# ImageNet at 224: crops, flips, RandAugment rand-m9-mstd0.5, a fifth of the pictures part erased.
+# ImageNet at 224: crops, flips, RandAugment rand-m9-mstd0.5, random erasing of a fifth.
 _base_ = 'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py'
 mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 train_dataloader = dict(

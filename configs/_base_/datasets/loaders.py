@@ -1,4 +1,4 @@
-# How pictures are loaded on a small machine, whatever they show.
+# Data loaders for a small machine.
 workers = dict(num_workers=1, persistent_workers=True)
 train_dataloader = dict(**workers, sampler=dict(type='DefaultSampler', shuffle=True))
 val_dataloader = dict(**workers, sampler=dict(type='DefaultSampler', shuffle=False))

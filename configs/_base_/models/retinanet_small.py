@@ -1,4 +1,4 @@
-# MMDetection's RetinaNet with a small head for small pictures, with norms to learn from scratch.
+# MMDetection's RetinaNet with a small head for small images, with norms for training from scratch.
 _base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
 
 norm_cfg = dict(type='GN', num_groups=8)

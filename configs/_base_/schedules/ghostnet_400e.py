@@ -1,4 +1,4 @@
-# SGD 0.4 for 1,024 pictures, 5 epochs of warm-up, cosine, 400 epochs, weight decay 4e-5
+# SGD 0.4 for 1,024 images, 5 epochs of warm-up, cosine, 400 epochs, weight decay 4e-5
 # Source: the authors in github.com/iamhankai/ghostnet.pytorch issues 3 and 18
 max_epochs = 400
 optim_wrapper = dict(
@@ -12,4 +12,4 @@ param_scheduler = [
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
-auto_scale_lr = dict(base_batch_size=1024)  # 8 GPUs x 128 pictures
+auto_scale_lr = dict(base_batch_size=1024)  # 8 GPUs x 128 images

@@ -1,4 +1,4 @@
-# SGD 0.05 for 1,024 pictures, 3 epochs of warm-up, cosine to 1e-5, 300 epochs, EMA
+# SGD 0.05 for 1,024 images, 3 epochs of warm-up, cosine to 1e-5, 300 epochs, EMA
 # Source: the defaults of ghostnetv3_pytorch/train.py of huawei-noah/Efficient-AI-Backbones; its
 # published 1.0x was trained longer (600 epochs) and with BEiT v2 as teacher.
 max_epochs = 300
@@ -16,4 +16,4 @@ custom_hooks = [dict(type='EMAHook', momentum=1e-4, update_buffers=True)]
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
-auto_scale_lr = dict(base_batch_size=1024)  # 8 GPUs x 128 pictures
+auto_scale_lr = dict(base_batch_size=1024)  # 8 GPUs x 128 images

@@ -9,17 +9,11 @@ from .config_tree import first_of, is_ghost_backbone, type_name
 from .probing import probe_levels
 
 _POOL = {'type': 'GlobalAveragePooling'}
-# Heads that read tokens, several branches or finished scores -> the head for feature maps.
-_LINEAR = {
-    'ClsHead': 'LinearClsHead',
-    'ConformerHead': 'LinearClsHead',
-    'DeiTClsHead': 'LinearClsHead',
-    'EfficientFormerClsHead': 'LinearClsHead',
-    'LeViTClsHead': 'LinearClsHead',
-    'MultiLabelClsHead': 'MultiLabelLinearClsHead',
-    'VigClsHead': 'LinearClsHead',
-    'VisionTransformerClsHead': 'LinearClsHead',
-}
+# Heads that read tokens, several branches or finished scores; a linear head replaces them.
+_REPLACED_HEADS = (
+    'ClsHead', 'ConformerHead', 'DeiTClsHead', 'EfficientFormerClsHead', 'LeViTClsHead',
+    'MultiLabelClsHead', 'VigClsHead', 'VisionTransformerClsHead',
+)  # fmt: skip
 _KEPT = ('num_classes', 'loss', 'topk', 'cal_acc', 'thr')  # keys of a head that is replaced
 _POOLING_HEADS = ('CSRAClsHead',)
 _TOKEN_NECKS = ('ClsBatchNormNeck',)
@@ -97,7 +91,7 @@ def _fit_head(part: Mapping, channels: int | None) -> tuple[dict[str, Any], list
     head = part.get('head')
     if not head or channels is None:
         return {}, []
-    if type_name(head) in _LINEAR:
+    if type_name(head) in _REPLACED_HEADS:
         return _linear(part, channels)
     if 'in_channels' not in head:
         raise ValueError(
@@ -112,5 +106,6 @@ def _linear(part: Mapping, channels: int) -> tuple[dict[str, Any], list[str]]:
     kept.setdefault('num_classes', part['backbone'].get('num_classes'))
     if not kept['num_classes']:
         raise ValueError(f'the head {kind} does not say num_classes; give them in the config')
-    new = {'_delete_': True, 'type': _LINEAR[kind], 'in_channels': channels, **kept}
-    return {'head': new}, [f'{kind} reads no maps; a {_LINEAR[kind]} takes its place']
+    linear = 'MultiLabelLinearClsHead' if kind == 'MultiLabelClsHead' else 'LinearClsHead'
+    new = {'_delete_': True, 'type': linear, 'in_channels': channels, **kept}
+    return {'head': new}, [f'{kind} reads no maps; a {linear} takes its place']
