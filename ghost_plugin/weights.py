@@ -1,4 +1,4 @@
-"""Published weights: where they are, and every foreign checkpoint layout turned into ours.
+"""Published weights, and the conversion of other checkpoint layouts to that of this package.
 
 Parameter names are timm's.
 """
@@ -19,22 +19,22 @@ from .utils.checkpoint_io import as_tensors, read, some
 _logger = logging.getLogger(__name__)
 StateDict = dict[str, torch.Tensor]
 
-# Keys of checkpoints that hold averaged weights, and those of plain ones; others come last.
+# Keys of averaged weights in checkpoints, and of plain ones; other keys rank last.
 _AVERAGED = re.compile(r'(^|_)(ema|swa|averaged?|avg)(_|$)')
 _PLAIN = (
     '', 'state_dict', 'model', 'model_state_dict', 'net', 'network', 'params', 'weights', 'module'
 )  # fmt: skip
-# What containers put into the names of what they hold: compiled, sharded, checkpointed.
+# Parts that wrappers add to names: compiled, sharded, checkpointed.
 _CONTAINERS = ('_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.')
-# Counters of averaged models, beside their weights.
+# Counters beside the weights of averaged models.
 _AVERAGE_COUNTERS = ('steps', 'n_averaged')
-# Share of the best number of tensors from which another candidate is as good; and of the smaller
-# of both networks that must agree before a prefix is taken away.
-_RIVAL = 0.9
-_ENOUGH = 0.5
-# Left behind by the thop counter in the authors' files.
+# Share of the best score from which another candidate fits equally well, and share of the smaller
+# network that must agree before a prefix is removed.
+_RIVAL_SHARE = 0.9
+_MIN_SHARE = 0.5
+# Buffers of the thop counter in the authors' files.
 _COUNTERS = ('total_ops', 'total_params')
-# The layers behind the last feature, in timm's and the authors' names and in those of MMPretrain's
+# Layers of the head: timm's and the authors' names, and those of MMPretrain's
 # StackedLinearClsHead(mid_channels=[1280]) and LinearClsHead.
 _HEAD = {
     'conv_head.': 'head.layers.0.fc.',
@@ -53,10 +53,10 @@ class Published:
 
     Attributes:
         backbone: Public name of the class.
-        options: What makes its size.
-        source: Repository on the Hugging Face hub, or an address.
+        options: Arguments that set its size.
+        source: Repository on the Hugging Face hub, or a URL.
         top1, top5: Per cent on ImageNet-1k at 224.
-        measured: By whom; ``timm`` re-measured the weights that it hosts.
+        measured: Who measured them; ``timm`` re-measured the weights that it hosts.
     """
 
     backbone: str
@@ -72,9 +72,9 @@ class Published:
         return {'url' if self.source.startswith('https:') else 'hf_hub_id': self.source}
 
 
-# Registered name of timm's door: its weights. The 0.5x and 1.3x of V1 and V3, and V3 1.6x, were
-# never published for PyTorch. The authors' V3 file also holds averaged weights of 77.13 % (download
-# it and use load_weights, which prefers them); timm hosts the plain ones.
+# Weights by registered timm name. The 0.5x and 1.3x of V1 and V3, and V3 1.6x, were never published
+# for PyTorch. The authors' V3 file also holds averaged weights with 77.13 % (download it and use
+# load_weights, which prefers them); timm hosts the plain ones.
 PUBLISHED = {
     'ghostnet_plugin': Published(
         'GhostNet', {'width': 1.0}, 'timm/ghostnet_100.in1k', 73.958, 91.542
@@ -112,16 +112,16 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Where the weights were found, and what a load left over.
+    """Report of a load.
 
     Attributes:
-        missing: Tensors of the model, or of ``submodule`` where one was found, that the source did
-            not hold, or a classifier of another number of classes.
-        unused: Tensors of the source that the model has no place for.
-        adapted: Tensors that were fitted to another number of input channels.
-        wrapper: Keys of the source that the weights lay under, joined by dots.
-        prefix: What all names of the source begin with and those of the model do not.
-        submodule: The part of the model that the weights are of, if not all of it.
+        missing: Tensors of the model, or of ``submodule``, that the source lacks, and a classifier
+            with another number of classes.
+        unused: Tensors of the source that the model lacks.
+        adapted: Tensors that were adapted to another number of input channels.
+        wrapper: Keys of the source that contain the weights, joined by dots.
+        prefix: Prefix of all names in the source, absent in the model.
+        submodule: Name of the part of the model that was loaded, '' for all of it.
     """
 
     missing: tuple[str, ...]
@@ -134,13 +134,13 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Match:
-    """The weights of a checkpoint that belong to a model.
+    """The weights of a checkpoint that fit a model.
 
     Attributes:
-        weights: The tensors in the model's names, those that it has no place for besides.
-        names, shapes: How many of them the model has, and has in that shape.
-        size: How many tensors the model, or its ``submodule``, has.
-        literal: Whether the names were not changed.
+        weights: The tensors by the model's names, with those that the model lacks.
+        names, shapes: Number of tensors that the model has by name, and by name and shape.
+        size: Number of tensors of the model, or of its ``submodule``.
+        literal: True if the names were not changed.
         wrapper, prefix, submodule: As :class:`LoadReport`.
     """
 
@@ -155,12 +155,12 @@ class Match:
 
     @property
     def score(self) -> int:
-        """How well it fits."""
+        """Quality of the match."""
         return self.names + self.shapes
 
     @property
     def place(self) -> str:
-        """Where the weights lie and where they go, for messages."""
+        """Description of source and target, for messages."""
         wrapper = f'under {self.wrapper!r}' if self.wrapper else ''
         prefix = f'with names that begin with {self.prefix!r}' if self.prefix else ''
         into = f'into {self.submodule!r} of the model' if self.submodule else ''
@@ -174,28 +174,27 @@ def load_weights(
 ) -> LoadReport:
     """Load a checkpoint of timm, of the authors, of OpenMMLab or of a train script into a model.
 
-    Names may have a prefix in the source, as Lightning and containers write it, and the network
-    may be a part of the model; either is found by the names and told in the report.
+    Names may have a prefix in the source, as Lightning and wrappers add it, and the network may be
+    a part of the model. Both are found by the names and reported.
 
     Args:
         model: A backbone, a timm model or an OpenMMLab classifier or detector, or any model that
             has one of these as a part.
         source: A file (of torch, ``.safetensors``, ``.npz``, or a pickle of numpy arrays), or a
             state dict of tensors or numpy arrays, also under keys such as ``state_dict``. Averaged
-            weights win where there are any.
-        strict: Raise when a tensor of the model is not in the source; where the source is one part
-            of the model, a tensor of that part. What may always be left over, and is logged: the
-            head when the model has none, and a classifier of another number of classes, which
-            keeps its init. Another number of input channels is adapted as timm does.
+            weights are preferred.
+        strict: Raise if the source lacks a tensor of the model (or of the part that it fits). These
+            are only logged: a head that the model lacks, and a classifier with another number of
+            classes, which keeps its initial weights. Input channels are adapted as in timm.
 
     Returns:
-        What was loaded from where, and what is left over.
+        A report of source, target and tensors that were not loaded.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not a checkpoint, or nothing of it fits, or several networks in it or in the
-            model fit equally well, or (strict) tensors are missing or have another shape; the
-            model is untouched then.
+        ValueError: Not a checkpoint, nothing of it fits, several networks in it or in the model fit
+            equally well, or (strict) tensors are missing or differ in shape. The model is not
+            changed then.
         TypeError: ``source`` is neither a file nor a state dict.
     """
     content = read(source) if isinstance(source, str | os.PathLike) else source
@@ -210,7 +209,7 @@ def load_weights(
     best, start = dict(match.weights), _dotted(match.submodule)
     own = {plain: state[name] for plain, name in names.items() if plain.startswith(start)}
     for name, part in model.named_modules():
-        if hasattr(part, 'remap_state_dict'):  # knows other forms of its own weights
+        if hasattr(part, 'remap_state_dict'):  # it converts other forms of its weights
             part.remap_state_dict(best, _plain_name(_dotted(name)))
     adapted = adapt_input(best, own)
     fitting = {k: v for k, v in best.items() if k in own and v.shape == own[k].shape}
@@ -232,14 +231,14 @@ def load_weights(
 
 
 def find_weights(content: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> Match:
-    """The weights of a model in a checkpoint, by the names and shapes of both.
+    """Find the weights of a model in a checkpoint by names and shapes.
 
     Args:
-        content: A checkpoint: tensors or arrays by name, also some mappings deep.
+        content: A checkpoint: tensors or arrays by name, also in nested mappings.
         own: The model's state dict.
 
     Returns:
-        The best match. Where nothing fits it is the tensors of the checkpoint as they are.
+        The best match; if nothing fits, the tensors of the checkpoint as they are.
 
     Raises:
         ValueError: Several networks fit equally well.
@@ -248,7 +247,7 @@ def find_weights(content: Mapping[str, Any], own: Mapping[str, torch.Tensor]) ->
     places = list(_places(as_tensors(content))) or [('', 2, {})]
     fits = [fit for place, _, weights in places for fit in _matches(place, weights, own)]
     best = max(fit.score for fit in fits)
-    rivals = [fit for fit in fits if fit.score >= _RIVAL * best]
+    rivals = [fit for fit in fits if fit.score >= _RIVAL_SHARE * best]
     ranks = {place: rank for place, rank, _ in places}
     rank = min(ranks[fit.wrapper] for fit in rivals)
     rivals = [fit for fit in rivals if ranks[fit.wrapper] == rank]
@@ -265,10 +264,10 @@ def find_weights(content: Mapping[str, Any], own: Mapping[str, torch.Tensor]) ->
 def _places(
     content: Mapping, place: str = '', beside: Mapping | None = None
 ) -> Iterator[tuple[str, int, StateDict]]:
-    """Every mapping of a checkpoint that holds tensors: its place, its rank and its tensors.
+    """Yield every mapping of a checkpoint with tensors: its key path, its rank and its tensors.
 
-    Ranks are 0 for averaged weights, 1 for plain ones, 2 for others. ``beside`` is the mapping
-    around this one.
+    Ranks are 0 for averaged weights, 1 for plain ones, 2 for others. ``beside`` is the mapping that
+    contains this one.
     """
     weights = unwrapped(content)
     if weights:
@@ -280,7 +279,7 @@ def _places(
 
 def _rank(place: str, beside: Mapping | None) -> int:
     key, beside = place.rpartition('.')[2], beside or {}
-    # mmengine swaps them before it saves, so that its averaged weights lie under state_dict.
+    # mmengine swaps them before it saves: its averaged weights are under state_dict.
     swapped = 'meta' in beside and 'ema_state_dict' in beside
     if swapped and key in ('state_dict', 'ema_state_dict'):
         return 0 if key == 'state_dict' else 2
@@ -290,7 +289,7 @@ def _rank(place: str, beside: Mapping | None) -> int:
 
 
 def unwrapped(weights: Mapping) -> StateDict:
-    """The tensors of a mapping, without counters and what containers add to names."""
+    """The tensors of a mapping, without counters and without the name parts of wrappers."""
     return {
         _plain_name(name): tensor
         for name, tensor in weights.items()
@@ -312,7 +311,7 @@ def _dotted(name: str) -> str:
 
 
 def _matches(place: str, weights: StateDict, own: Mapping[str, torch.Tensor]) -> list[Match]:
-    """Every way to bring the names of a state dict to those of a model, with what it gives."""
+    """All ways to map the names of a state dict to those of a model."""
     whole = [_match(place, weights, own, layout, '', '') for layout in _LAYOUTS]
     if any(fit.shapes == fit.size for fit in whole):  # nothing can be better
         return whole
@@ -322,7 +321,7 @@ def _matches(place: str, weights: StateDict, own: Mapping[str, torch.Tensor]) ->
         for layout in _LAYOUTS
     ]
     sizes = (sum(not name.endswith(_BATCHES) for name in names) for names in (weights, own))
-    enough = _ENOUGH * min(sizes)
+    enough = _MIN_SHARE * min(sizes)
     return [*whole, *(fit for fit in fits if fit.names >= enough)]
 
 
@@ -334,7 +333,7 @@ def _match(
     prefix: str,
     start: str,
 ) -> Match:
-    """What one prefix of the source, one of the model (``start``) and one layout give."""
+    """The match for one prefix of the source, one of the model (``start``) and one layout."""
     inner = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     found = {start + name: tensor for name, tensor in layout(inner).items()}
     counted = [name for name in found if name in own and not name.endswith(_BATCHES)]
@@ -345,37 +344,37 @@ def _match(
 
 
 def _prefixes(weights: StateDict, own: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
-    """Pairs of what to take from the names of a source and from those of a model, best first.
+    """Pairs of prefixes to remove from the names of source and model, best first.
 
-    Each name of the source votes for the pairs that leave the longest common rest. A rest such as
-    ``weight`` alone tells a layer of the model from no other.
+    Each name of the source votes for the pairs with the longest common rest. A rest such as
+    ``weight`` alone does not identify a layer.
     """
     ends = defaultdict(list)
-    for name in map(_flat, own):
+    for name in map(_unflattened, own):
         for start, rest in _splits(name):
             if '.' in rest or not start:
                 ends[rest].append(start)
     votes: Counter = Counter()
-    for name in map(_flat, weights):
+    for name in map(_unflattened, weights):
         start, rest = next((pair for pair in _splits(name) if pair[1] in ends), ('', ''))
         votes.update((start, other) for other in ends.get(rest, ()))
     pairs = [pair for pair, _ in votes.most_common(16)]
-    # Layouts take the backbone's name away, and add it, by themselves: with the head beside it.
+    # Layouts remove and add the backbone's name themselves, because the head has another name.
     outer = [
         (start.removesuffix('backbone.'), other.removesuffix('backbone.')) for start, other in pairs
     ]
-    halves = [(a, other) for (a, _), (_, other) in zip(outer, pairs, strict=True)]
-    halves += [(start, b) for (_, b), (start, _) in zip(outer, pairs, strict=True)]
-    return list(dict.fromkeys([*pairs, *halves]))
+    mixed = [(a, other) for (a, _), (_, other) in zip(outer, pairs, strict=True)]
+    mixed += [(start, b) for (_, b), (start, _) in zip(outer, pairs, strict=True)]
+    return list(dict.fromkeys([*pairs, *mixed]))
 
 
-def _flat(name: str) -> str:
-    """A name as in the network that timm's ``features_only=True`` takes features from."""
+def _unflattened(name: str) -> str:
+    """A name of timm's ``features_only=True`` model as in the complete model."""
     return name.replace('blocks_', 'blocks.', 1)
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """Every prefix of whole parts and its rest, the longest rest first."""
+    """All splits of a name at its dots, the longest rest first."""
     end = 0
     while True:
         yield name[:end], name[end:]
@@ -385,7 +384,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_same(one: Match, other: Match) -> bool:
-    """Whether two matches put the same tensors into the same places."""
+    """True if two matches assign the same tensors to the same names."""
     shared = [
         (one.weights[name], other.weights[name])
         for name in one.weights.keys() & other.weights.keys()
@@ -394,13 +393,13 @@ def _is_same(one: Match, other: Match) -> bool:
         a is b or (a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
         for a, b in shared
     )
-    return same and len(shared) >= _ENOUGH * one.names
+    return same and len(shared) >= _MIN_SHARE * one.names
 
 
 def _ambiguous(chosen: Match, rivals: list[Match]) -> str:
     candidates = dict.fromkeys(fit.place for fit in (chosen, *rivals))
     return (
-        f'several networks fit equally well: {"; ".join(candidates)}. Give the one that is meant: '
+        f'several networks fit equally well: {"; ".join(candidates)}. Give one of them: '
         "of the source the part's own state dict ({k.removeprefix(prefix): v for k, v in "
         'state.items() if k.startswith(prefix)}), of the model the submodule '
         '(load_weights(model.part, ...))'
@@ -412,7 +411,15 @@ def _is_classifier(name: str, start: str) -> bool:
 
 
 def adapt_input(found: StateDict, own: StateDict) -> tuple[str, ...]:
-    """Fit the first conv to another number of input channels: one gets the sum, more repeat."""
+    """Adapt the first conv to another number of input channels: one gets the sum, more repeat.
+
+    Args:
+        found: Weights by the model's names, changed in place.
+        own: The model's state dict.
+
+    Returns:
+        Names of the adapted tensors.
+    """
     name = next((k for k, v in own.items() if v.ndim == 4), '')
     if name not in found or found[name].ndim != 4 or found[name].shape[1] != 3:
         return ()
@@ -425,25 +432,26 @@ def adapt_input(found: StateDict, own: StateDict) -> tuple[str, ...]:
 
 
 def drop_counters(weights: StateDict) -> None:
-    """Remove in place what the thop counter left in a state dict."""
+    """Remove the buffers of the thop counter from a state dict, in place."""
     for name in [name for name in weights if name.endswith(_COUNTERS)]:
         del weights[name]
 
 
 def to_classifier(weights: Mapping[str, torch.Tensor]) -> StateDict:
-    """timm's names to those of an MMPretrain classifier, the 1x1 conv of the head to a linear."""
+    """Map timm's names to those of an MMPretrain classifier; the head's 1x1 conv gets linear."""
     renamed = {}
     for name, tensor in weights.items():
         part = next((part for part in _HEAD if name.startswith(part)), None)
         if part is None:
             renamed[f'backbone.{name}'] = tensor
         else:
-            renamed[_HEAD[part] + name.removeprefix(part)] = _as_linear(tensor)
+            linear = tensor.flatten(1) if tensor.ndim == 4 else tensor
+            renamed[_HEAD[part] + name.removeprefix(part)] = linear
     return renamed
 
 
 def from_classifier(weights: Mapping[str, torch.Tensor]) -> StateDict:
-    """The names of an OpenMMLab model to timm's; a hidden linear of the head to a 1x1 conv."""
+    """Map names of an OpenMMLab model to timm's; a hidden linear of the head gets a 1x1 conv."""
     renamed = {}
     for name, tensor in weights.items():
         part = next((part for part, theirs in _HEAD.items() if name.startswith(theirs)), None)
@@ -456,22 +464,18 @@ def from_classifier(weights: Mapping[str, torch.Tensor]) -> StateDict:
     return renamed
 
 
-def _as_linear(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.flatten(1) if tensor.ndim == 4 else tensor
-
-
 def to_features(weights: Mapping[str, torch.Tensor]) -> StateDict:
-    """The names of any model to those of timm's ``features_only=True``, which flattens stages."""
+    """Map names of any model to those of timm's ``features_only=True``, which flattens stages."""
     named = from_classifier(weights)
     return {name.replace('blocks.', 'blocks_', 1): tensor for name, tensor in named.items()}
 
 
 def from_features(weights: Mapping[str, torch.Tensor]) -> StateDict:
-    """The names of timm's ``features_only=True`` to those of the network they were taken from."""
-    return {name.replace('blocks_', 'blocks.', 1): tensor for name, tensor in weights.items()}
+    """Map names of timm's ``features_only=True`` to those of the complete model."""
+    return {_unflattened(name): tensor for name, tensor in weights.items()}
 
 
-# Every way to read the names of a checkpoint; the one that fits the model best is taken.
+# All layouts of names in checkpoints; the one that fits the model best is used.
 _LAYOUTS: tuple[Callable[[StateDict], StateDict], ...] = (
     dict, to_classifier, from_classifier, to_features, from_features
 )  # fmt: skip
@@ -501,5 +505,5 @@ def _mismatch(lost: tuple[str, ...], found: StateDict, own: StateDict, match: Ma
     of = f'; the nearest weights are {match.place}' if changed else ''
     return (
         f'{len(lost)} of {len(own)} tensors of the model do not come from this checkpoint '
-        f'({example}){of}; check family and width, or load with strict=False what fits'
+        f'({example}){of}; check variant and width, or give strict=False to load the rest'
     )

@@ -146,7 +146,12 @@ def _steps(graph: fx.Graph, given: set[str]) -> list[tuple[str, str, str]]:
 
 
 def unshared_module(part: TracedPart, node: fx.Node) -> nn.Module | None:
-    """The module of a node, if it is unshared and runs once."""
+    """The module of a node, if it is unshared and runs once.
+
+    Args:
+        part: The traced part.
+        node: A node of its graph.
+    """
     once = node.op == 'call_module' and part.calls[node.target] == 1
     return part.modules.get(node.target) if once and part.name(node) in part.unshared else None
 

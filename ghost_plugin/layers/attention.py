@@ -7,7 +7,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
-from .common import activation, draw_weights, second_moment
+from .common import activation, draw_weights, same_padding, second_moment
 from .norm import pooled_norm
 
 GATE_VARIANCE = 0.03  # in front of the gates of squeeze-excite, with initial weights
@@ -61,6 +61,11 @@ def half_size(x: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(x, window, window)
 
 
+def _strip_conv(channels: int, kernel_size: tuple[int, int]) -> nn.Conv2d:
+    padding = same_padding(kernel_size)
+    return nn.Conv2d(channels, channels, kernel_size, padding=padding, groups=channels, bias=False)
+
+
 class DFCAttention(nn.Sequential):
     """Scales every pixel by a gate that depends on its row and column, at half resolution.
 
@@ -82,23 +87,12 @@ class DFCAttention(nn.Sequential):
     def __init__(
         self, in_channels: int, out_channels: int, norm_layer: Callable[[int], nn.Module]
     ) -> None:
-        def strip(height: int, width: int) -> nn.Conv2d:
-            padding = (height // 2, width // 2)
-            return nn.Conv2d(
-                out_channels,
-                out_channels,
-                (height, width),
-                padding=padding,
-                groups=out_channels,
-                bias=False,
-            )
-
         super().__init__(
             nn.Conv2d(in_channels, out_channels, 1, bias=False),
             pooled_norm(norm_layer, out_channels),
-            strip(1, 5),
+            _strip_conv(out_channels, (1, 5)),
             pooled_norm(norm_layer, out_channels),
-            strip(5, 1),
+            _strip_conv(out_channels, (5, 1)),
             pooled_norm(norm_layer, out_channels),
         )
         self.initialize()
@@ -112,6 +106,12 @@ class DFCAttention(nn.Sequential):
     def forward(  # type: ignore[override]
         self, x: torch.Tensor, features: torch.Tensor
     ) -> torch.Tensor:
+        """Scale ``features`` by the gate of ``x``.
+
+        Args:
+            x: (N, in_channels, H, W).
+            features: (N, out_channels, H, W).
+        """
         gate = half_size(x)
         for layer in self:
             gate = layer(gate)

@@ -161,16 +161,14 @@ def fold_norms(
     # A module with two parents would be changed in one of them only.
     parents = Counter(m for part in model.modules() for m in part._modules.values())
 
-    def foldable_here(conv: nn.Module, norm: nn.Module) -> bool:
-        known = neighbours.get(conv, norm) is norm and neighbours.get(norm, conv) is conv
-        return foldable(conv, norm) and known and parents[conv] <= 1 and parents[norm] <= 1
-
-    return [
-        fold_pair(part, *names)
-        for part in list(model.modules())
-        for names in _pairs(part)
-        if foldable_here(*(getattr(part, name) for name in names))
-    ]
+    folded = []
+    for part in list(model.modules()):
+        for names in _pairs(part):
+            conv, norm = (getattr(part, name) for name in names)
+            adjacent = neighbours.get(conv, norm) is norm and neighbours.get(norm, conv) is conv
+            if foldable(conv, norm) and adjacent and parents[conv] <= 1 and parents[norm] <= 1:
+                folded.append(fold_pair(part, *names))
+    return folded
 
 
 def check_inference(model: nn.Module) -> None:

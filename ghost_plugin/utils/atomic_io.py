@@ -1,4 +1,4 @@
-"""Files that take their place only when they are whole."""
+"""Files that are moved into place only when they are complete."""
 
 import os
 import shutil
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 def check_writable(path: str | os.PathLike, *others: str) -> None:
-    """Refuse a place where no file can be put, before work is done that would be lost.
+    """Raise if a file cannot be written, before work is done that would be lost.
 
     Args:
-        path: A file to write, or write anew.
+        path: A file to write or overwrite.
         others: Suffixes of its companions.
 
     Raises:
-        OSError: A folder has its name; it is to lie in a file, or where nothing may be written.
+        OSError: It is a folder, its parent is a file, or there are no rights to write.
     """
     path = Path(path)
     for target in (path, *(path.with_suffix(suffix) for suffix in others)):
@@ -31,7 +31,7 @@ def check_writable(path: str | os.PathLike, *others: str) -> None:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """A file to write that takes its place only when all of it is on the disk."""
+    """Yield a temporary path; it replaces ``path`` when all of it is on the disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.partial')
@@ -44,10 +44,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write_all(path: str | os.PathLike, *others: str) -> Iterator[Path]:
-    """As :func:`atomic_write`, for a file with companions of other suffixes, all in a folder apart.
+    """As :func:`atomic_write`, for a file with companions of other suffixes.
 
     Args:
-        path: Of the file that is read first; it takes its place last.
+        path: The file that is read first; it is moved into place last.
         others: Suffixes of the companions, such as ``'.bin'``.
     """
     path = Path(path)

@@ -1,8 +1,8 @@
-"""Checkpoint files as mappings; nothing that lies in them is executed.
+"""Checkpoint files as mappings; nothing in them is executed.
 
-Files of torch are read with ``weights_only=True``, before torch 2.6 by a pickle that is guarded
-alike, as are pickles of numpy arrays; or they are safetensors or ``.npz``. So a checkpoint can hold
-tensors, arrays and plain values but no code.
+Files of torch are read with ``weights_only=True``, before torch 2.6 by an equally restricted
+unpickler, which also reads pickles of numpy arrays. Safetensors and ``.npz`` are read, too. So a
+checkpoint can hold tensors, arrays and plain values but no code.
 """
 
 import os
@@ -17,7 +17,7 @@ from . import optional, restricted_pickle, torch_compat
 from .atomic_io import atomic_write
 from .restricted_pickle import ARRAYS, INERT, Array, Box, Foreign
 
-# numpy's kinds of elements, without byte order, and torch's. Bfloat16 numpy writes as raw bytes.
+# Types of numpy without byte order, and of torch. numpy writes bfloat16 as raw bytes.
 _DTYPES = {
     'b1': torch.bool,
     'u1': torch.uint8,
@@ -25,31 +25,32 @@ _DTYPES = {
     **{f'f{size}': getattr(torch, f'float{8 * size}') for size in (2, 4, 8)},
     'V2': torch.bfloat16,
 }
-_OTHER = 'OSUMmV'  # kinds that are no numbers: objects, texts, dates, records
+_NOT_NUMERIC = 'OSUMmV'  # objects, texts, dates, records
 
 
 def read(path: str | os.PathLike) -> dict:
-    """A checkpoint file as a dictionary, arrays as tensors; nothing in it is executed.
+    """Read a checkpoint file, with arrays as tensors; nothing in it is executed.
 
     Args:
-        path: Of torch, ``.safetensors``, ``.npz``, or a pickle of numpy arrays (``.pdparams``).
+        path: A file of torch, ``.safetensors``, ``.npz``, or a pickle of numpy arrays
+            (``.pdparams``).
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: It is damaged, or no checkpoint, or loading it would run code.
+        ValueError: It is damaged, no checkpoint, or loading it would run code.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at {os.fspath(path)!r}')
-    if os.fspath(path).endswith('.safetensors'):  # what timm's hub holds
+    if os.fspath(path).endswith('.safetensors'):
         return dict(_safetensors(path))
     try:
         content = _content(path)
     except Foreign as error:
         raise ValueError(_refused(path, f'loading it would run {error}')) from error
-    except (OSError, ImportError):  # not readable, which says itself
+    except (OSError, ImportError):  # their messages are clear
         raise
-    except Exception as error:  # what the unpickler meets in a foreign file can raise anything
-        # Not in torch's own words: they advise to drop the guard.
+    except Exception as error:  # a foreign file can raise anything
+        # Not torch's own message, which advises weights_only=False.
         reason = f'damaged, or no file of torch ({type(error).__name__})'
         raise ValueError(_refused(path, reason)) from error
     if not isinstance(content, Mapping):
@@ -75,19 +76,19 @@ def save(content: Any, path: str | os.PathLike) -> None:
 
 
 def as_tensors(content: Mapping, place: str = '') -> dict:
-    """A mapping, and all mappings in it, with tensors in the place of arrays of numpy.
+    """Convert the numpy arrays of a mapping, and of all mappings in it, to tensors.
 
     Args:
         content: A checkpoint.
-        place: Where it stands in a larger one, for messages.
+        place: Its key path in a larger one, for messages.
 
     Raises:
-        ValueError: An array holds numbers that torch does not know.
+        ValueError: An array has a numeric type that torch lacks.
     """
     found = {}
     for key, value in content.items():
         name = f'{place}.{key}' if place else str(key)
-        pair = isinstance(value, tuple) and len(value) == 2  # PaddlePaddle: its own name, array
+        pair = isinstance(value, tuple) and len(value) == 2  # PaddlePaddle: (name, array)
         value = value[1] if pair and isinstance(value[1], Array) else value
         if isinstance(value, Mapping):
             found[key] = as_tensors(value, name)
@@ -103,25 +104,25 @@ def as_tensors(content: Mapping, place: str = '') -> dict:
 
 
 def _is_numpy(value: Any) -> bool:
-    numpy = sys.modules.get('numpy')  # without it there are no arrays
+    numpy = sys.modules.get('numpy')  # if it is not imported there are no arrays
     return numpy is not None and isinstance(value, numpy.ndarray | numpy.generic)
 
 
 def _tensor(
     name: str, data: Any, code: str, shape: Sequence[int], fortran: bool = False
 ) -> torch.Tensor | Box:
-    """A tensor from the bytes of an array; a box where its elements are no numbers.
+    """A tensor from the bytes of an array; a :class:`Box` if its elements are not numbers.
 
     Args:
-        name: For messages.
+        name: Name for messages.
         data: Bytes of all elements.
-        code: numpy's, such as ``'<f4'``.
-        shape: Sizes.
-        fortran: Whether the first axis is the fastest.
+        code: numpy's type code, such as ``'<f4'``.
+        shape: Shape of the array.
+        fortran: True if elements of the first axis are adjacent.
     """
     order, kind = code[:1], code[1:]
     if kind not in _DTYPES:
-        if kind[:1] in _OTHER:
+        if kind[:1] in _NOT_NUMERIC:
             return Box()
         known = ', '.join(str(dtype).removeprefix('torch.') for dtype in _DTYPES.values())
         raise ValueError(
@@ -143,7 +144,7 @@ def _tensor(
 
 
 def _content(path: str | os.PathLike) -> Any:
-    """What a file holds, with stand-ins for arrays and boxes in the place of what is inert."""
+    """Read a file, with stand-ins for arrays and :class:`Box` for inert objects."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             arrays = all(name.endswith('.npy') for name in archive.namelist())
@@ -152,7 +153,7 @@ def _content(path: str | os.PathLike) -> Any:
         if file.read(1) == b'\x80':  # a pickle
             file.seek(0)
             content = restricted_pickle.load(file, encoding='latin1')
-            if content != torch.serialization.MAGIC_NUMBER:  # what old files of torch begin with
+            if content != torch.serialization.MAGIC_NUMBER:  # the beginning of old files of torch
                 return content
     return _load(path)
 
@@ -177,10 +178,9 @@ def _safetensors(path: str | os.PathLike) -> Mapping:
 
 
 def _load(path: str | os.PathLike) -> Any:
-    """A file of torch, with boxes in the place of what is inert."""
-    if not (
-        torch_compat.LISTS_NAMES and zipfile.is_zipfile(path)
-    ):  # it lists no names of old files
+    """Read a file of torch, with :class:`Box` for inert objects."""
+    # torch lists no names for files in the old format.
+    if not (torch_compat.LISTS_NAMES and zipfile.is_zipfile(path)):
         return torch.load(
             path, map_location='cpu', weights_only=False, pickle_module=restricted_pickle
         )
@@ -194,10 +194,10 @@ def _load(path: str | os.PathLike) -> Any:
 
 
 def _unknown(path: str | os.PathLike) -> list[str]:
-    """The names of classes and functions in a checkpoint that torch does not know."""
+    """Names of classes and functions in a checkpoint that torch does not allow."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not a file of torch; loading says so
+    except Exception:  # not a file of torch; loading raises
         return []
 
 
@@ -206,6 +206,6 @@ def _refused(path: str | os.PathLike, reason: str) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of some names, and how many there are more."""
+    """The first three of some names, and the number of others."""
     shown = ', '.join(names[:3]) or 'nothing'
     return shown + (f' and {len(names) - 3} more' if len(names) > 3 else '')

@@ -1,4 +1,4 @@
-"""Modes, hooks, copies and calls of modules, without a trace on what the caller owns."""
+"""Modes, hooks, copies and calls of modules that leave the caller's objects unchanged."""
 
 import copy
 import threading
@@ -43,7 +43,7 @@ class _Replaced:
 
     Args:
         owner, name: The attribute.
-        new: What it is meanwhile.
+        new: Its temporary value.
     """
 
     def __init__(self, owner: Any, name: str, new: Any) -> None:
@@ -71,8 +71,8 @@ def _run_once(function: Callable, preserve_rng_state: bool, *args: Any) -> Any:
     return function(*args)
 
 
-# Both ways of torch.utils.checkpoint, wherever the function itself was imported to. The re-entrant
-# one hides what is inside from gradients, and either would run the hooks inside a second time.
+# Both variants of torch.utils.checkpoint, wherever the function itself was imported to. The
+# re-entrant one hides inner modules from gradients, and both would run inner hooks twice.
 _PLAIN_CHECKPOINTS = (
     _Replaced(checkpoint.CheckpointFunction, 'apply', staticmethod(_run_once)),
     _Replaced(
@@ -85,10 +85,10 @@ _PLAIN_CHECKPOINTS = (
 
 @contextmanager
 def plain_forward() -> Iterator[None]:
-    """Forward passes of this package's own: in full precision, checkpointed parts as plain ones.
+    """Run models in full precision and without gradient checkpointing.
 
-    Every entry point that runs a model runs it so. Without it autocast would round what is fitted
-    and compared, and gradient checkpointing would hide parts of the model.
+    Every entry point that runs a model uses it. Otherwise autocast would round what is fitted and
+    compared, and gradient checkpointing would hide parts of the model.
     """
     with torch_compat.full_precision(), _PLAIN_CHECKPOINTS[0], _PLAIN_CHECKPOINTS[1]:
         yield
@@ -101,14 +101,14 @@ def deepcopy_detached(
     share: bool = False,
     instead: str = 'set it to None meanwhile, or give its class a __deepcopy__',
 ) -> nn.Module:
-    """A deep copy, also of a model that keeps what it computed with gradients in its last call.
+    """A deep copy, also of a model that keeps computed tensors of its last call.
 
     Args:
-        model: To be copied.
-        memo: What stands for a part of it, by the part's id.
-        share: Whether a copy may hold the same locks, files and whatever else cannot be copied;
-            for copies that nobody but the caller sees.
-        instead: What the error says to do.
+        model: The model to copy.
+        memo: Replacements for parts of it, by the part's id.
+        share: Let the copy share locks, files and other objects that cannot be copied; for copies
+            that only the caller sees.
+        instead: Advice in the error message.
 
     Raises:
         ValueError: Something in the model cannot be copied; the error names it.
@@ -138,7 +138,7 @@ def _deepcopied(value: Any, memo: Mapping[int, Any]) -> Any:
 def _uncopyable(
     value: Any, path: str, memo: Mapping[int, Any], seen: set[int]
 ) -> Iterator[tuple[str, Any, Exception]]:
-    """What in a value cannot be copied, with its path and the reason."""
+    """Objects inside a value that cannot be copied, with path and reason."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -155,7 +155,7 @@ def _uncopyable(
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
-    """What a module or a container holds, by name."""
+    """Content of a module or a container by name."""
     if isinstance(value, nn.Module):
         held = dict(vars(value))
         own = [held.pop(kind) for kind in ('_parameters', '_buffers', '_modules')]
@@ -166,7 +166,7 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
 
 
 class _Detached(TorchFunctionMode):
-    """Computed tensors, which torch does not copy, are copied without where they came from."""
+    """Copies computed tensors, which torch does not copy, without their history."""
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -177,10 +177,10 @@ class _Detached(TorchFunctionMode):
 
 
 def call_model(model: Callable, example_input: Any) -> Any:
-    """Call with a copy of an input, so that a model which writes into it changes nothing outside.
+    """Call with a copy of an input, which the model may write to.
 
     Args:
-        model: What to call.
+        model: Any callable.
         example_input: A tensor, a tuple of arguments or a mapping of keyword arguments.
     """
     args, kwargs = as_copies(example_input)
@@ -188,13 +188,13 @@ def call_model(model: Callable, example_input: Any) -> Any:
 
 
 def as_copies(example_input: Any) -> tuple[tuple, dict[str, Any]]:
-    """Positional and keyword arguments of :func:`call_model`: copies, which ask for no gradient."""
+    """Positional and keyword arguments of :func:`call_model`, copied, without gradients."""
     with torch.inference_mode(False), torch.no_grad():
         return clone_tensors(as_arguments(example_input))
 
 
 def clone_tensors(value: Any) -> Any:
-    """A copy of what a model is called with: nested tensors and whatever else can be copied.
+    """A copy of nested inputs: tensors and everything else that can be copied.
 
     Memory format and gradients of tensors stay; modules inside are not copied.
     """
@@ -204,22 +204,22 @@ def clone_tensors(value: Any) -> Any:
         if isinstance(leaf, nn.Module):
             return leaf
         if isinstance(leaf, torch.Tensor):
-            if id(leaf) not in memo:  # one that is given twice stays one
+            if id(leaf) not in memo:  # a tensor that occurs twice stays one
                 memo[id(leaf)] = leaf.clone()
             return memo[id(leaf)]
         try:
             with _Detached():
                 return copy.deepcopy(leaf, memo)
-        except Exception:  # such as locks and iterators, which cannot be given twice anyway
+        except Exception:  # such as locks and iterators
             return leaf
 
     return pytree.tree_map(own, value)
 
 
 def preserving_inputs(model: Callable) -> Callable:
-    """A call of a model that never changes what it is given.
+    """Wrap a model so that its calls never change their inputs.
 
-    The first call with tensors of some kind gets copies. If the model does not write into these,
+    The first call with tensors of some kind gets copies. If the model does not write to these,
     later calls get the tensors themselves, so that no copying is timed.
     """
     harmless: set[tuple] = set()
@@ -242,7 +242,7 @@ def preserving_inputs(model: Callable) -> Callable:
 
 
 def _kind(leaf: Any) -> Any:
-    """What decides whether a model makes a tensor of its own first; None where nobody can tell."""
+    """Key of inputs that a model treats alike; None if that is unknown."""
     if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
     return repr(leaf) if isinstance(leaf, bool | int | float | str | type(None)) else None
@@ -258,13 +258,13 @@ def as_arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    """All tensors of a nesting of tuples, lists and dictionaries, in their order."""
+    """All tensors in nested tuples, lists and dictionaries, in order."""
     return [leaf for leaf in pytree.tree_flatten(value)[0] if isinstance(leaf, torch.Tensor)]
 
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient; afterwards those do again that did."""
+    """Switch off gradients of all parameters; afterwards they are as before."""
     learning = [p for p in model.parameters() if p.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

@@ -48,7 +48,11 @@ class _OldPathFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A spec for an old name, None for others."""
+        """A spec for an old name, None for others.
+
+        Args:
+            fullname, path, target: As in ``MetaPathFinder``; only the name matters.
+        """
         new = OLD_PATHS.get(fullname.removeprefix(f'{_PACKAGE}.'))
         if new is None or not fullname.startswith(f'{_PACKAGE}.'):
             return None

@@ -1,13 +1,13 @@
-"""Which optional packages work here: asked by import, never by distribution name or version.
+"""Checks for optional packages by importing them, never by distribution name or version.
 
 OpenMMLab's originals and its maintained forks share import names and differ in distribution
-names, and a package that is installed may still be broken, so only the import tells.
+names, and an installed package may still be broken, so only an import is conclusive.
 """
 
 import functools
 import importlib
 
-# What to install, by the name that is imported.
+# Advice by import name.
 PIP = {
     'timm': "pip install 'ghost_plugin[timm]'",
     'mmengine': "pip install 'ghost_plugin[openmmlab]'",
@@ -29,7 +29,7 @@ PIP = {
 
 @functools.cache
 def failure(name: str) -> str:
-    """Why ``import name`` fails, in one line; empty when it works."""
+    """Reason why ``import name`` fails, in one line; empty if it works."""
     try:
         importlib.import_module(name)
     except Exception as error:  # broken binaries raise RuntimeError, OSError, AttributeError, ...
@@ -38,7 +38,7 @@ def failure(name: str) -> str:
 
 
 def usable(*names: str) -> bool:
-    """True when every one of ``names`` can be imported."""
+    """True if all of ``names`` can be imported."""
     return not any(failure(name) for name in names)
 
 

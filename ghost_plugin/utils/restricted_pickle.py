@@ -1,8 +1,9 @@
-"""A guarded pickle for checkpoints: for torch before 2.6, whose own takes no stand-ins, and for
-pickles of numpy arrays, which are no files of torch (PaddlePaddle's ``.pdparams``).
+"""A restricted unpickler for checkpoints.
 
-It finds what torch's guarded one finds, stand-ins for numpy's arrays, boxes for what is inert, and
-nothing else. ``torch.load`` takes this module as its ``pickle_module``.
+It serves torch before 2.6, whose own takes no stand-ins, and pickles of numpy arrays that are not
+files of torch (PaddlePaddle's ``.pdparams``). It allows the classes that torch's own allows,
+stand-ins for numpy's arrays and boxes for inert objects, nothing else. ``torch.load`` takes this
+module as its ``pickle_module``.
 """
 
 import pickle
@@ -11,13 +12,13 @@ from typing import Any, BinaryIO
 
 import torch
 
-# What checkpoints of training scripts hold besides tensors: read as empty boxes, never run.
+# Objects of training scripts beside the tensors of a checkpoint: read as empty boxes, never run.
 # mmengine's log buffers name their own methods by getattr.
 INERT = ('argparse.Namespace', 'builtins.getattr', 'mmengine.', 'numpy.', 'ml_dtypes.')
 
 
 class Box:
-    """Stands for an object of a training script; holds nothing and does nothing."""
+    """Stands for an object of a training script; empty, without behaviour."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -48,13 +49,13 @@ class BFloat16:
 
 
 class Array:
-    """Stands for an array or a scalar of numpy: what it is made of, for ``_reading``.
+    """Stands for an array or a scalar of numpy; ``checkpoint_io`` makes a tensor of it.
 
     Attributes:
-        data: Bytes of all elements; of an array of objects a list.
-        dtype: Kind of the elements.
-        shape: Sizes.
-        fortran: Whether the first axis is the fastest.
+        data: Bytes of all elements; a list for an array of objects.
+        dtype: Type of the elements.
+        shape: Shape of the array.
+        fortran: True if elements of the first axis are adjacent.
     """
 
     data: Any = b''
@@ -84,17 +85,22 @@ class Buffered(Array):
 
 
 class NDArray:
-    """Stands for the class ``numpy.ndarray``, which arrays only name."""
+    """Stands for the class ``numpy.ndarray``, which pickles of arrays only name."""
 
 
 def encode(text: str = '', encoding: str = 'latin1') -> bytes:
-    """Stands for ``_codecs.encode`` and ``bytes``, by which protocol 2 writes bytes."""
+    """Stands for ``_codecs.encode`` and ``bytes``, with which protocol 2 writes bytes.
+
+    Args:
+        text: The bytes, each as the character with its number.
+        encoding: latin1.
+    """
     if encoding not in ('latin1', 'latin-1'):
         raise pickle.UnpicklingError(f'bytes are written as latin1, not {encoding!r}')
     return text.encode('latin1')
 
 
-# What arrays are pickled with: full names and stand-ins.
+# Full names in pickles of arrays, and their stand-ins.
 ARRAYS = {
     '_codecs.encode': encode,
     'builtins.bytes': encode,
@@ -115,15 +121,22 @@ _CONTAINERS = {f'builtins.{kind.__name__}': kind for kind in (dict, list, set, t
 
 
 class Foreign(pickle.UnpicklingError):
-    """A file asks for classes or functions that are neither tensors nor inert; names them."""
+    """A file needs classes or functions that are neither tensors nor inert; names them."""
 
 
-class Unpickler(pickle._Unpickler):  # the one in C lets no state be refused
-    """Makes tensors, plain values and boxes."""
+class Unpickler(pickle._Unpickler):  # the one in C cannot refuse a state
+    """Creates tensors, plain values and boxes."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name of the pickle stands for."""
-        # Here, because newer versions need not have it.
+        """The class or function for a name in the pickle.
+
+        Args:
+            module, name: As in ``pickle.Unpickler``.
+
+        Raises:
+            Foreign: It is not allowed.
+        """
+        # Imported here because newer versions may lack it.
         from torch._weights_only_unpickler import _get_allowed_globals
 
         full = f'{module}.{name}'.replace('__builtin__.', 'builtins.')
@@ -138,14 +151,15 @@ class Unpickler(pickle._Unpickler):  # the one in C lets no state be refused
         return _get_allowed_globals()[full]
 
     def load_build(self) -> None:
-        """Give an object its state; classes and functions would keep it for all."""
+        """Set the state of an object, never that of a class or function."""
         if not isinstance(self.stack[-2], OrderedDict | torch.Tensor | Box | Array | DType):
-            raise pickle.UnpicklingError('it changes what is no tensor')
+            kind = type(self.stack[-2]).__name__
+            raise pickle.UnpicklingError(f'it sets the state of a {kind}, which is not a tensor')
         super().load_build()
 
     dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
 
 def load(file: BinaryIO, **options: Any) -> Any:
-    """As ``pickle.load``, for files of old versions of torch."""
+    """As ``pickle.load``; ``torch.load`` calls it with its options."""
     return Unpickler(file, **options).load()

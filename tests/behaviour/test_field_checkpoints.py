@@ -176,11 +176,11 @@ def test_what_is_exact_or_fits_better_is_not_ambiguous():
 
 
 def test_errors_name_the_real_reason():
-    with pytest.raises(ValueError, match=r"is \(16, .*begin with 'net\.'.*check family and width"):
+    with pytest.raises(ValueError, match=r"is \(16, .*begin with 'net\.'.*check variant and width"):
         gp.load_weights(build(), prefixed('net.', gp.GhostNet(1.0).state_dict()))
     with pytest.raises(ValueError, match=r'there head\.weight, here conv_stem\.weight') as error:
         gp.load_weights(build(), {'head.weight': torch.zeros(3)})
-    assert 'check family' not in str(error.value)
+    assert 'check variant' not in str(error.value)
     part = {k: v for k, v in build().state_dict().items() if k.startswith('blocks.0')}
     with pytest.raises(ValueError, match='tensors of the model do not come'):
         gp.load_weights(build(), prefixed('net.', part))

@@ -118,7 +118,7 @@ def test_either_form_loads_into_either_or_says_why_not(randomise_norms, assert_e
 
 
 def test_weights_of_another_family_are_not_taken_for_merged_ones():
-    with pytest.raises(ValueError, match='check family and width'):
+    with pytest.raises(ValueError, match='check variant and width'):
         gp.load_weights(gp.GhostNetV3(0.5), gp.GhostNet(0.5).state_dict())
 
 
