@@ -122,14 +122,12 @@ def _concat_parts(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
 
 def can_concat(batches: Sequence[Any]) -> bool:
     """Say if images of all batches, and each of them twice, go through a model together."""
-    first, *others = (slice_batch(batch, slice(0, 1)) for batch in batches)
-    return have_one_image_size(batches) and concat_batches([first, first, *others]) is not None
-
-
-def have_one_image_size(batches: Iterable[Any]) -> bool:
-    """Check that images in lists have one size; models pad others to the largest of a batch."""
+    # Models pad images in lists to the largest of a batch, so these need one size.
     lists = [part for batch in batches for part in _sized_parts(batch) if isinstance(part, list)]
-    return len({leaf.shape for leaf in tensors_in(lists) if leaf.ndim > 2}) < 2
+    if len({leaf.shape for leaf in tensors_in(lists) if leaf.ndim > 2}) > 1:
+        return False
+    first, *others = (slice_batch(batch, slice(0, 1)) for batch in batches)
+    return concat_batches([first, first, *others]) is not None
 
 
 def _sized_parts(batch: Any) -> Iterator[Any]:

@@ -9,8 +9,9 @@ the steps is kept.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,9 +113,8 @@ def reconstruct_layers(
         seed: Of the order of images.
     """
     early = initialize_early_layers(task, batches)
-    visitors = {
-        name: _layer_visitor(task, name, early.get(name), steps, seed) for name in task.ghosts
-    }
+    learn = partial(reconstruct, steps=steps, seed=seed)
+    visitors = {name: _layer_visitor(task, name, early.get(name), learn) for name in task.ghosts}
     return _run(task, batches, visitors, early)
 
 
@@ -133,12 +133,13 @@ def reconstruct_blocks(
     blocks = find_blocks(task.model, list(task.ghosts))
     single = {name for name, convs in blocks.items() if convs == [name]}
     metrics = channel_metrics(task.model, blocks.keys() - single, batches, seed)
-    visitors = {
-        name: ghost_visitor(task, name, early.get(name))
-        if name in single
-        else _block_visitor(task, name, convs, early, metrics.get(name), steps, seed)
-        for name, convs in blocks.items()
-    }
+    visitors: dict[str, ModuleVisitor[Any]] = {}
+    for name, convs in blocks.items():
+        learn = partial(reconstruct, channel_metric=metrics.get(name), steps=steps, seed=seed)
+        if name in single:
+            visitors[name] = ghost_visitor(task, name, early.get(name))
+        else:
+            visitors[name] = _block_visitor(task, name, convs, early, learn)
     return _run(task, batches, visitors, early)
 
 
@@ -166,7 +167,7 @@ def _run(
 
 
 def _layer_visitor(
-    task: FitTask, name: str, error: float | None, steps: int, seed: int
+    task: FitTask, name: str, error: float | None, learn: Callable[..., float]
 ) -> ModuleVisitor[LayerFit]:
     fit_first = ghost_visitor(task, name, error)
 
@@ -175,10 +176,8 @@ def _layer_visitor(
     ) -> tuple[Any, Any, LayerFit]:
         wanted, given, fitted = fit_first(forward, old, new, fit)
         if fit is None and fitted.shift is not None:
-            ghost, number = task.ghosts[name], new.num_images
-            targets = wanted - fitted.shift.to(wanted)[:, None, None]
-            reconstruct(ghost, new.first(number), targets, number, steps, seed)
-            given = add_shift(new.map(ghost), fitted.shift)
+            learn(task.ghosts[name], new, wanted - fitted.shift.to(wanted)[:, None, None])
+            given = add_shift(new.map(task.ghosts[name]), fitted.shift)
         return wanted, given, fitted
 
     return _visit
@@ -189,9 +188,7 @@ def _block_visitor(
     name: str,
     convs: Sequence[str],
     early: Mapping[str, float],
-    metric: torch.Tensor | None,
-    steps: int,
-    seed: int,
+    learn: Callable[..., float],
 ) -> ModuleVisitor[BlockFit]:
     # A copy made now, because the forward of the block itself will be overridden.
     student = deepcopy_detached(task.model.get_submodule(name), share=True).eval()
@@ -202,8 +199,7 @@ def _block_visitor(
         wanted = old.map(forward)
         if fit is None:
             fit = BlockFit(student, _insert_ghosts(task, student, name, convs, early, old, new))
-            number = new.num_images
-            reconstruct(student, new.first(number), wanted, number, steps, seed, metric)
+            learn(student, new, wanted)
         return wanted, new.map(fit.block), fit
 
     return _visit
@@ -255,32 +251,43 @@ def bytes_per_image(model: nn.Module, arguments: Arguments) -> int:
 
 def reconstruct(
     student: nn.Module,
-    given: Arguments,
+    inputs: ActivationBatch,
     wanted: Any,
-    number: int,
+    channel_metric: torch.Tensor | None = None,
+    *,
     steps: int,
     seed: int,
-    channel_metric: torch.Tensor | None = None,
 ) -> float:
     """Make Adam steps towards targets, in place; the state that was best on held images stays.
 
     Args:
         student: A part of a model; it stays in eval mode, so that its norms keep their statistics.
-        given: Its arguments for all images.
+        inputs: Its arguments.
         wanted: Its targets, nested tensors.
-        number: Of images.
+        channel_metric: (C, C) weight of the output's channels together; all count alike without.
         steps: Of Adam.
         seed: Of the order of images.
-        channel_metric: (C, C) weight of the output's channels together; all count alike without.
 
     Returns:
         Squared error relative to the targets' variance on the held images.
     """
+    number = inputs.num_images
+    given = inputs.first(number)
+
+    def _loss(chosen: torch.Tensor) -> torch.Tensor:
+        pair = take_samples(given, chosen, number), take_samples(wanted, chosen, number)
+        return reconstruction_loss(student, *pair, channel_metric)
+
+    @torch.no_grad()
+    def _error(chosen: torch.Tensor) -> float:
+        parts = torch.split(chosen, IMAGES_PER_CALL)
+        return sum(len(part) * float(_loss(part)) for part in parts) / len(chosen)
+
     # The last images, which the fits that came before have held back, too.
     num_seen = number - num_held(number, HOLDOUT_DIVISOR)
     seen, held = torch.arange(number).tensor_split([num_seen])
     if not len(held):
-        return _error(student, given, wanted, seen, number, channel_metric)
+        return _error(seen)
     random = torch.Generator().manual_seed(seed)
     flags = {parameter: parameter.requires_grad for parameter in student.parameters()}
     student.eval().requires_grad_(True)
@@ -288,19 +295,17 @@ def reconstruct(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     size = bytes_per_image(student, take_samples(given, range(1), number))
     batch = min(len(seen), MAX_BATCH, max(MIN_BATCH, MAX_BATCH_BYTES // max(1, size)))
-    best, state = _error(student, given, wanted, held, number, channel_metric), _state(student)
+    best, state = _error(held), _state(student)
     for step in range(1, steps + 1):
         chosen = seen[torch.randint(len(seen), (batch,), generator=random)]
-        with torch.enable_grad():
-            pair = take_samples(given, chosen, number), take_samples(wanted, chosen, number)
-            with gradients_everywhere(student):
-                loss = reconstruction_loss(student, *pair, channel_metric)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
+        with torch.enable_grad(), gradients_everywhere(student):
+            loss = _loss(chosen)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         if step % max(1, steps // NUM_EVALS) == 0:
-            now = _error(student, given, wanted, held, number, channel_metric)
+            now = _error(held)
             if now < best:
                 best, state = now, _state(student)
     student.load_state_dict(state)
@@ -316,8 +321,9 @@ def reconstruction_loss(
     """Mean squared error of all output tensors, each relative to its target's variance.
 
     Args:
-        student, given, wanted: As in :func:`reconstruct`.
-        channel_metric: (C, C) of the one output (N, C, H, W), in which both are measured.
+        student, wanted, channel_metric: As in :func:`reconstruct`; the metric is that of the one
+            output (N, C, H, W).
+        given: Arguments of the student.
     """
     args, kwargs = clone_tensors(given)  # a block may write into its inputs
     outputs = pytree.tree_flatten(student(*args, **kwargs))[0]
@@ -338,22 +344,6 @@ def _relative_error(
     flat = [maps.float().transpose(0, 1).flatten(1) for maps in (gap, centred)]
     lost, energy = ((channel_metric @ maps * maps).sum() for maps in flat)
     return lost / energy.clamp_min(1e-12)
-
-
-@torch.no_grad()
-def _error(
-    student: nn.Module,
-    given: Arguments,
-    wanted: Any,
-    chosen: torch.Tensor,
-    number: int,
-    channel_metric: torch.Tensor | None,
-) -> float:
-    total = 0.0
-    for part in torch.split(chosen, IMAGES_PER_CALL):
-        pair = take_samples(given, part, number), take_samples(wanted, part, number)
-        total += len(part) * float(reconstruction_loss(student, *pair, channel_metric))
-    return total / len(chosen)
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -10,7 +10,6 @@ from ghost_plugin.conversion.fitting.batches import (
     can_concat,
     concat_batches,
     concat_nested,
-    have_one_image_size,
     rebatch,
     slice_batch,
     split_nested,
@@ -78,10 +77,9 @@ def test_batches_of_other_sizes_or_names_cannot_be_concatenated():
     assert can_concat([small, small]) and not can_concat([small, large])
 
 
-def test_lists_of_images_have_one_size_or_not():
+def test_lists_of_images_need_one_size():
     small, large = torch.zeros(3, 4, 4), torch.zeros(3, 6, 6)
-    assert have_one_image_size([[small, small], [small]])
-    assert not have_one_image_size([[small], [large]])
+    assert can_concat([([small, small],), ([small],)])
     assert not can_concat([([small],), ([large],)])
 
 

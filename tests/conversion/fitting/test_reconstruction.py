@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from ghost_plugin.conversion.fitting.paired_forward import ActivationBatch
 from ghost_plugin.conversion.fitting.reconstruction import (
     find_blocks,
     reconstruct,
@@ -61,9 +62,10 @@ def test_steps_lower_the_error_and_keep_the_best_state():
     student, teacher = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
     x = torch.randn(16, 3, 6, 6)
     given, wanted = ((x,), {}), teacher(x).detach()
+    inputs = ActivationBatch([given], [16])
     with torch.no_grad():
         before = float(reconstruction_loss(student, given, wanted))
-    after = reconstruct(student, given, wanted, 16, 60, 0)
+    after = reconstruct(student, inputs, wanted, steps=60, seed=0)
     assert after < before
     assert all(p.requires_grad and p.grad is None for p in student.parameters())
     with torch.no_grad():
@@ -74,7 +76,8 @@ def test_steps_lower_the_error_and_keep_the_best_state():
 def test_a_single_image_is_not_learnt():
     student, x = nn.Conv2d(3, 4, 1), torch.randn(1, 3, 6, 6)
     state = {name: value.clone() for name, value in student.state_dict().items()}
-    reconstruct(student, ((x,), {}), torch.randn(1, 4, 6, 6), 1, 10, 0)
+    inputs = ActivationBatch([((x,), {})], [1])
+    reconstruct(student, inputs, torch.randn(1, 4, 6, 6), steps=10, seed=0)
     assert all(torch.equal(state[name], value) for name, value in student.state_dict().items())
 
 
