@@ -1,5 +1,8 @@
+"""Patterns, settings, and the reasons that patterns and neighbours give."""
+
 import pytest
 import torch
+from helpers import small
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -33,7 +36,7 @@ class Net(nn.Module):
         return self.head(self.hooked(self.tied2(self.tied(self.normed(x)))))
 
 
-X = torch.randn(1, 3, 12, 12)
+X = small.X[:1]
 
 
 def layers(model, **options):
@@ -51,69 +54,6 @@ def test_every_conv_has_its_reason():
         'head': 'last', 'never': 'unused',
     }  # fmt: skip
     assert set(reasons().values()) - {''} <= set(REASONS)
-
-
-FINISHES = {
-    'sigmoid': lambda maps: maps.sigmoid(),
-    'sigmoid_': lambda maps: maps.sigmoid_(),
-    'softmax': lambda maps: maps.softmax(1),
-    'exp': lambda maps: maps.exp(),
-    'permute': lambda maps: maps.permute(0, 2, 3, 1).reshape(1, -1, 4).sigmoid(),
-    'flatten': lambda maps: maps.flatten(2).transpose(1, 2),
-    'arithmetic': lambda maps: 2 * maps - torch.log(1 + maps.exp().clamp(max=9)),
-    'resized': lambda maps: nn.functional.interpolate(maps, size=(20, 20), mode='bilinear'),
-    'double': lambda maps: maps.double(),
-}
-
-
-class Finished(nn.Module):
-    """A head that does something to its maps before it returns them."""
-
-    def __init__(self, finish):
-        super().__init__()
-        self.finish = finish
-        self.stem, self.body, self.head = (nn.Conv2d(n, 16, 3) for n in (3, 16, 16))
-        self.other = nn.Conv2d(16, 16, 3)
-
-    def forward(self, x):
-        x = self.body(self.stem(x))
-        return self.finish(self.head(x)), self.other(x)
-
-
-@pytest.mark.parametrize('finish', FINISHES)
-def test_convs_whose_maps_are_finished_before_they_are_returned_make_the_output(finish):
-    said = {layer.name: layer.reason for layer in layers(Finished(FINISHES[finish]))}
-    assert said == {'stem': 'first', 'body': '', 'head': 'last', 'other': 'last'}
-
-
-class Around(nn.Module):
-    """Gives its input and what the last conv adds to it, scaled; or the sum of a trunk."""
-
-    def __init__(self, trunk):
-        super().__init__()
-        self.trunk, self.scale = trunk, nn.Parameter(torch.ones(1))
-        self.stem, self.body, self.head = (nn.Conv2d(n, 3, 3, padding=1) for n in (3, 3, 3))
-
-    def forward(self, x):
-        y = self.stem(x).relu()
-        y = y + self.body(y)
-        return y + self.head(y) if self.trunk else self.scale * self.head(y) + x
-
-
-@pytest.mark.parametrize(('trunk', 'last'), [(False, True), (True, False)])
-def test_what_is_added_to_the_input_is_output_and_what_joins_other_maps_is_not(trunk, last):
-    assert [(f.name, f.makes_output) for f in inspect_convs(Around(trunk), X)] == [
-        ('stem', False),
-        ('body', False),
-        ('head', last),
-    ]
-
-
-def test_convs_stand_in_the_order_of_their_calls():
-    found = inspect_convs(Net(), X)
-    assert [f.name for f in found][:3] == ['stem', 'body.0', 'body.2']
-    point = next(f for f in found if f.name == 'point')
-    assert (point.calls, point.aliases, point.pixels) == (2, ('again',), 2 * 36)
 
 
 @pytest.mark.parametrize(
@@ -161,3 +101,35 @@ def test_exclude_wins_and_settings_follow_the_last_pattern():
 def test_bad_input_is_named(options, error, said):
     with pytest.raises(error, match=said):
         gp.plan(Net(), X, **options)
+
+
+def test_weights_that_are_computed_are_not_taken_for_tied():
+    model = nn.Sequential(*(nn.Conv2d(16, 16, 3, bias=False) for _ in range(3))).eval()
+    nn.utils.parametrizations.weight_norm(model[1])
+    plan = gp.plan(model, torch.randn(1, 16, 9, 9), **small.ALL)
+    assert [row.reason for row in plan.layers] == ['', 'parametrized', '']
+
+
+def test_a_weight_tied_to_any_module_stays():
+    model = small.net()
+    model.register_parameter('extra', model[3].weight)
+    model.add_module('linear', nn.Module())
+    model.linear.weight = model[4].weight
+    model.forward = lambda x: nn.Sequential.forward(model[:5], x)
+    assert [row.reason for row in gp.plan(model, small.X, **small.ALL).layers] == [
+        '',
+        'tied',
+        'tied',
+    ]
+
+
+def test_ratios_that_patterns_give_are_fixed():
+    selection = select(Net(), inspect_convs(Net(), X), include={'body': {}, 'point': {'ratio': 3}})
+    assert selection.fixed == {'point'}
+
+
+@pytest.mark.parametrize(('mode', 'reason'), [('zeros', ''), ('reflect', 'padding')])
+def test_outputs_smaller_than_the_padding_keep_a_conv(mode, reason):
+    conv = nn.Conv2d(16, 16, 3, padding=1, padding_mode=mode)
+    model = nn.Sequential(nn.Conv2d(3, 16, 11), conv, nn.Conv2d(16, 3, 1))
+    assert layers(model, dw_size=5)[1].reason == reason

@@ -1,7 +1,7 @@
-"""What hangs on a conv, and where it stands: names, hooks, flags, wrappers, optimizers."""
+"""Replacement of convs: names, flags, memory formats, attributes, optimizers."""
 
 import copy
-import logging
+import functools
 
 import pytest
 import torch
@@ -9,6 +9,14 @@ from helpers.small import ALL, X, net, same
 from torch import nn
 
 import ghost_plugin as gp
+from ghost_plugin.conversion.surgery import (
+    build_ghost,
+    build_ghosts,
+    check_forwards,
+    has_settings,
+    replace_modules,
+    shift_running_mean,
+)
 
 
 class Shared(nn.Module):
@@ -45,97 +53,6 @@ def test_a_conv_called_twice_is_fitted_on_both_calls():
     seen, plan = gp.convert(model, x, calibration=[x], **ALL)
     assert (seen(x) - want).norm() < (blind(x) - want).norm()
     assert all(row.error is not None for row in plan.layers)
-
-
-class Holder(nn.Module):
-    """Calls a conv through something that is no module."""
-
-    def __init__(self, hold):
-        super().__init__()
-        self.conv = nn.Conv2d(16, 16, 3)
-        self.held = hold(self.conv)
-
-    def forward(self, x):
-        held = self.held
-        held = held['conv'] if isinstance(held, dict) else held[0]
-        return held(x)
-
-
-@pytest.mark.parametrize('hold', [lambda c: [c], lambda c: (c,), lambda c: {'conv': c}])
-def test_a_conv_held_outside_of_the_modules_is_not_lost(hold):
-    model, x = Holder(hold).eval(), torch.randn(2, 16, 9, 9)
-    assert [row.reason for row in gp.plan(model, x, **ALL).layers] == ['held']
-
-
-class Reader(nn.Module):
-    """Somebody else looks at a tensor of a conv."""
-
-    def __init__(self, read):
-        super().__init__()
-        self.conv, self.other = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
-        self.read = read
-
-    def forward(self, x):
-        return self.other(self.read(self.conv, x))
-
-
-@pytest.mark.parametrize(
-    'read',
-    [
-        lambda conv, x: nn.functional.conv2d(x, conv.weight.abs(), conv.bias),
-        lambda conv, x: conv(x.to(conv.weight.dtype)),
-        lambda conv, x: conv(x) + conv.bias.mean(),
-    ],
-    ids=['weight', 'dtype', 'bias'],
-)
-def test_a_conv_whose_tensors_are_read_elsewhere_stays(read):
-    reasons = {row.name: row.reason for row in gp.plan(Reader(read), X, **ALL).layers}
-    assert reasons['conv'] in ('weight_read', 'unused')
-    assert reasons['other'] == ''
-    converted, _ = gp.convert(Reader(read), X, **ALL)
-    assert converted(X).shape == (2, 16, 8, 8)
-
-
-def test_a_weight_tied_to_any_module_stays():
-    model = net()
-    model.register_parameter('extra', model[3].weight)
-    model.add_module('linear', nn.Module())
-    model.linear.weight = model[4].weight
-    model.forward = lambda x: nn.Sequential.forward(model[:5], x)
-    assert [row.reason for row in gp.plan(model, X, **ALL).layers] == ['', 'tied', 'tied']
-
-
-def hook(*args):
-    return None
-
-
-@pytest.mark.parametrize(
-    'register',
-    ['register_forward_hook', 'register_forward_pre_hook', 'register_full_backward_hook'],
-)
-def test_hooks_on_a_conv_keep_it_and_those_on_others_survive(register):
-    model = net()
-    getattr(model[3], register)(hook)
-    getattr(model[1], register)(hook)
-    converted, plan = gp.convert(model, X, **ALL)
-    assert [row.reason for row in plan.layers] == ['', 'hooks', '']
-    count = sum(len(v) for k, v in vars(converted[1]).items() if k.endswith('_hooks'))
-    assert count == sum(len(v) for k, v in vars(model[1]).items() if k.endswith('_hooks')) == 1
-    plan = plan.replace_layer('3', decision='convert')
-    with pytest.raises(ValueError, match=r"'3'.*hooks"):
-        plan.apply(model)
-
-
-def test_planning_leaves_nothing_behind():
-    model = net().train()
-    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    gp.plan(model, X, macs=0.9, **ALL)
-    assert torch.equal(torch.get_rng_state(), random)
-    assert same(model.state_dict(), state)
-    assert all(m.training for m in model.modules())
-    assert {type(m) for m in model[:1]} == {nn.Conv2d}
-    assert not any(v for m in model.modules() for k, v in vars(m).items() if k.endswith('_hooks'))
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
 def test_frozen_flags_and_modes_are_kept():
@@ -223,72 +140,9 @@ def test_one_optimizer_needs_no_list_and_a_copy_needs_none():
     assert held == {id(p) for p in model.parameters()}
 
 
-def test_an_optimizer_of_another_model_is_refused():
-    model = net()
-    other = torch.optim.SGD(net().parameters(), lr=0.1)
-    before = [id(p) for p in model.parameters()]
-    with pytest.raises(ValueError, match='no parameter of this'):
-        gp.plan(model, X, **ALL).apply(model, inplace=True, optimizers=other)
-    assert before == [id(p) for p in model.parameters()]
-
-
-def test_a_forgotten_optimizer_is_warned_of(caplog):
-    with caplog.at_level(logging.WARNING):
-        gp.plan(net(), X, **ALL).apply(net(), inplace=True)
-    assert 'optimizers=' in caplog.text
-
-
-class Behind(nn.Module):
-    """A conv, and a norm that gets its maps in some way."""
-
-    def __init__(self, between, also):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16)
-        self.between, self.also = between, also
-
-    def forward(self, x):
-        maps = self.conv(x)
-        return self.norm(self.between(maps)) + self.also(maps)
-
-
-@pytest.mark.parametrize(
-    'between, also, norm',
-    [
-        (nn.Identity(), lambda y: 0, 'norm'),
-        (nn.ReLU(), lambda y: 0, ''),
-        (nn.ReLU(inplace=True), lambda y: 0, ''),
-        (nn.Identity(), lambda y: y, ''),
-        (nn.Identity(), lambda y: y.mean(), ''),
-    ],
-    ids=['alone', 'relu', 'relu in place', 'added', 'averaged'],
-)
-def test_a_norm_takes_a_shift_only_of_maps_that_nobody_else_gets(between, also, norm):
-    row = gp.plan(Behind(between, also).eval(), X, **ALL).layers[0]
-    assert row.norm == norm
-
-
 def test_one_picture_without_a_batch_axis_goes_through():
     converted, _ = gp.convert(nn.Sequential(nn.Conv2d(3, 15, 3)), X, **ALL)
     torch.testing.assert_close(converted(X[0]), converted(X)[0])
-
-
-class Listed(nn.Module):
-    """Reads a conv's weight, which a list holds, too."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)
-        self.weights = [self.second.weight]
-
-    def forward(self, x):
-        return self.second(self.first(x)) * sum(w.square().mean() for w in self.weights)
-
-
-def test_a_weight_in_a_list_stays_with_its_conv():
-    model = Listed()
-    converted, plan = gp.convert(model, torch.randn(2, 16, 9, 9), **ALL)
-    assert [row.reason for row in plan.layers] == ['', 'held']
-    assert converted.weights[0] is converted.second.weight
 
 
 def test_what_others_noted_on_a_conv_stays():
@@ -298,8 +152,47 @@ def test_what_others_noted_on_a_conv_stays():
     assert isinstance(converted[3], gp.GhostConv2d) and converted[3].gain == 2.0
 
 
-def test_weights_that_are_computed_are_not_taken_for_tied():
-    model = nn.Sequential(*(nn.Conv2d(16, 16, 3, bias=False) for _ in range(3))).eval()
-    nn.utils.parametrizations.weight_norm(model[1])
-    plan = gp.plan(model, torch.randn(1, 16, 9, 9), **ALL)
-    assert [row.reason for row in plan.layers] == ['', 'parametrized', '']
+def test_modules_are_replaced_wherever_they_stand():
+    model = Shared()
+    new = nn.Identity()
+    assert replace_modules(model, {'second': new}) is model
+    assert model.first is model.second is model.many[0] is new
+    assert replace_modules(model, {'': new}) is new
+
+
+@pytest.mark.parametrize(
+    ('settings', 'equal'),
+    [({}, True), ({'ratio': 3}, False), ({'dw_size': 1}, False), ({'cheap': 'shift'}, False)],
+)
+def test_settings_of_a_ghost_are_recognised(settings, equal):
+    own = {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}
+    ghost = build_ghost(nn.Conv2d(3, 16, 3), own)
+    assert has_settings(ghost, {**own, **settings}) == equal
+
+
+def test_ghosts_have_the_seed_and_leave_the_random_state():
+    model, settings = net(), {'3': {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}}
+    before = torch.get_rng_state()
+    first, again = (build_ghosts(model, settings, 5)['3'] for _ in range(2))
+    assert same(first.state_dict(), again.state_dict())
+    assert first.dense_name == '3'
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ValueError, match="'1', a BatchNorm2d, cannot be converted"):
+        build_ghosts(model, {'1': settings['3']}, 0)
+
+
+def test_a_forward_that_is_bound_to_the_original_is_found():
+    model = net()
+    check_forwards(model)
+    own = nn.Conv2d(3, 16, 3)
+    model[0].forward = functools.partial(lambda x: own(x))
+    with pytest.raises(ValueError, match=r"'0' .*has a forward of its own"):
+        check_forwards(model)
+
+
+def test_a_shift_of_the_mean_is_added_to_the_input():
+    norm, x = nn.BatchNorm2d(3).eval(), torch.ones(1, 3, 2, 2)
+    shift = torch.tensor([1.0, 2.0, 3.0])
+    wanted = norm(x + shift[:, None, None])
+    shift_running_mean(norm, shift)
+    torch.testing.assert_close(norm(x), wanted)
