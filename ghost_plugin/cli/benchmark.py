@@ -1,19 +1,22 @@
-"""The command ``benchmark``: models in turns on this machine, so that a slowdown affects all alike.
+"""The command ``benchmark``: any models by any backends, timed in alternation on this machine.
 
-Two names of timm are compared eagerly, in training, too. ``grid`` times any models by any backends,
-``forms`` and ``bf16`` our GhostNets against timm's that way, and ``convert`` the conversion itself.
+A model is named as in :mod:`.model_loading`, or by timm alone; ``NAME@PLAN.json`` is its conversion
+by a plan and ``NAME@2`` its conversion with ratio 2, both fitted without images.
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
+import os
 import platform
 import resource
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
-from operator import attrgetter
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +24,186 @@ import torch
 from torch import nn
 
 from ..conversion import ConversionPlan
-from ..conversion.api import plan
-from ..deploy import fuse
-from ..deploy.backends import TIMED
-from ..profiling import Timing, time_together
+from ..conversion.api import convert, plan
+from ..deploy.backends import TIMED, ModelVariants, check_backend
+from ..profiling import MIN_ROUND_MS, time_together
 from ..utils import optional
 from ..utils.atomic_io import atomic_write
-from .benchmark_grid import BACKENDS, run_grid
+from ..utils.modules import plain_forward
+from .model_loading import LoadedModel, load
 from .options import Command, Parser, device, target, whole
-from .terminal import table
+from .terminal import Meter, show, table
 
-optional.require('timm')
-
-import timm
-
-PAIRS = {
-    'ghostnet_plugin': 'ghostnet_100',
-    'ghostnet_plugin_v2_100': 'ghostnetv2_100',
-    'ghostnet_plugin_v3_100': 'ghostnetv3_100',
+BACKENDS = ['eager', 'channels-last', 'compiled', 'onnxruntime', 'openvino']
+TRAINING = {
+    'training': torch.contiguous_format,
+    'training-channels-last': torch.channels_last,
 }
-FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
+_MODES = {'inference': ['eager'], 'folded': ['fused', 'channels-last'], 'training': list(TRAINING)}
+# timm's networks and ours.
+PAIRS = (
+    ('ghostnet_100', 'ghostnet_plugin'),
+    ('ghostnetv2_100', 'ghostnet_plugin_v2_100'),
+    ('ghostnetv3_100', 'ghostnet_plugin_v3_100'),
+)
 
 
-def inference(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """A forward pass in eval mode without gradients."""
-    model.eval()
+@dataclass(frozen=True)
+class Measurement:
+    """One model by one backend.
 
-    def step() -> None:
-        with torch.inference_mode():
-            model(images)
+    Attributes:
+        model, backend: Names.
+        batch, threads: Batch size; threads of every library.
+        median, low, high: Milliseconds of a call, with quartiles; None if it did not run.
+        memory: Megabytes that the process grew by for building and first calls; None off Linux.
+        difference: Of the outputs from the plain model's, as a share of their size.
+        reason: Why it did not run.
+    """
 
-    return step
+    model: str
+    backend: str
+    batch: int
+    threads: int
+    median: float | None = None
+    low: float | None = None
+    high: float | None = None
+    memory: float | None = None
+    difference: float | None = None
+    reason: str = ''
 
 
-def folded(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """Inference after ``fuse`` for our models and timm's counterpart for others."""
-    ours = hasattr(model, 'switch_to_deploy')
-    return inference((fuse if ours else timm.utils.reparameterize_model)(model.eval()), images)
+@dataclass(frozen=True)
+class Settings:
+    """How models are timed.
+
+    Attributes:
+        backends: Keys of :data:`ghost_plugin.deploy.backends.TIMED` and of :data:`TRAINING`.
+        batches, threads: Each is a run of its own.
+        size: Of the images, (height, width); each model's own if None.
+        rounds, warmup: Rounds of each model and backend, 20 ms or one call, and untimed calls.
+        device: Of models and images.
+    """
+
+    backends: Sequence[str]
+    batches: Sequence[int] = (1,)
+    threads: Sequence[int] = (1,)
+    size: tuple[int, int] | None = None
+    rounds: int = 20
+    warmup: int = 3
+    device: str = 'cpu'
 
 
-def training(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """Forward, cross-entropy, backward and an SGD step."""
+@plain_forward()
+def measure(models: Sequence[str], settings: Settings) -> list[Measurement]:
+    """Time all models by all backends, in alternation for each batch size and number of threads.
+
+    Args:
+        models: Names, see above.
+        settings: How.
+
+    Returns:
+        One measurement per model, backend, batch size and number of threads.
+
+    Raises:
+        ValueError: No such model or backend.
+    """
+    for name in set(settings.backends) - TRAINING.keys():
+        check_backend(name, TIMED)
+    sources = {name: load_variant(name, settings.size) for name in models}
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in settings.threads:
+            torch.set_num_threads(threads)
+            for batch in settings.batches:
+                found += _measure(sources, settings, batch, threads)
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def load_variant(name: str, size: tuple[int, int] | None = None) -> LoadedModel:
+    """Load a model, and convert it if its name says so.
+
+    Args:
+        name: A name of :mod:`.model_loading`, with ``@RATIO`` or ``@PLAN.json`` if converted.
+        size: Of the images, (height, width).
+    """
+    plain, _, how = name.partition('@')
+    torch.manual_seed(0)
+    source = load(plain).adjusted(size)
+    if not how:
+        return source
+    if how.endswith('.json'):
+        model = ConversionPlan.load(Path(how)).apply(source.model)
+    else:
+        try:
+            ratio = float(how)
+        except ValueError:
+            raise ValueError(
+                f'a plan (.json) or a ratio follows @, got {how!r} in {name!r}'
+            ) from None
+        model = convert(source.model, source.example(), ratio=ratio)[0]
+    return replace(source, model=model.eval())
+
+
+def _measure(
+    sources: dict[str, LoadedModel], settings: Settings, batch: int, threads: int
+) -> list[Measurement]:
+    tasks: dict[Any, Callable[[], Any]] = {}
+    found: dict[tuple[str, str], Measurement] = {}
+    with Meter() as meter:
+        for name, source in sources.items():
+            shape = batch, 3, *source.preprocessing.size
+            images = source.wrap(torch.randn(shape, device=settings.device))
+            variants = ModelVariants(source.model.to(settings.device), images)
+            for backend in settings.backends:
+                total = len(sources) * len(settings.backends)
+                meter('building', len(found) + 1, total, f'{name}, {backend}')
+                empty = Measurement(name, backend, batch, threads)
+                found[name, backend], run = _build(empty, variants)
+                if run is not None:
+                    tasks[name, backend] = run
+    for timing in time_together(
+        tasks, settings.rounds, settings.warmup, rest=True, min_ms=MIN_ROUND_MS
+    ):
+        found[timing.name] = replace(
+            found[timing.name], median=timing.median, low=timing.low, high=timing.high
+        )
+    return list(found.values())
+
+
+def _build(
+    empty: Measurement, variants: ModelVariants
+) -> tuple[Measurement, Callable[[], Any] | None]:
+    if empty.backend in TRAINING:
+        memory_format = TRAINING[empty.backend]
+        model = copy.deepcopy(variants.model).to(memory_format=memory_format)
+        step = train_step(model, variants.example[0].to(memory_format=memory_format))
+        try:
+            step()
+        except Exception as error:  # no classifier, or too few pixels for its norms
+            return replace(empty, reason=f'{type(error).__name__}: {error}'), None
+        return empty, step
+    before = _resident()
+    made = TIMED[empty.backend].try_build(variants, calls=2)
+    if made.run is None:
+        return replace(empty, reason=made.reason), None
+    grown = None if before is None else max(0.0, _resident() - before)
+    found = replace(empty, memory=grown, difference=made.difference.typical)
+    return found, partial(made.run, variants.example)
+
+
+def train_step(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    """Make a function that does a training step: forward, cross-entropy, backward, SGD.
+
+    Args:
+        model: A classifier.
+        images: (N, 3, H, W).
+    """
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    labels = torch.randint(0, 1000, (len(images),), device=images.device)
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -74,109 +213,95 @@ def training(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-MODES = {'inference': inference, 'folded': folded, 'training': training}
+def _resident() -> float | None:
+    """Resident memory of this process in megabytes."""
+    try:
+        pages = int(Path('/proc/self/statm').read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
-def measure(
-    args: argparse.Namespace, models: list[str], mode: str, batch: int
-) -> dict[tuple[str, str], Timing]:
-    """Time models in both memory formats.
-
-    Args:
-        args: Options of the command.
-        models: Names of timm.
-        mode: A key of :data:`MODES`.
-        batch: Batch size.
-
-    Returns:
-        Timings by (model, memory format).
-    """
-    tasks = {}
-    for name in models:
-        for form, memory_format in FORMATS.items():
-            model = timm.create_model(name).to(args.device, memory_format=memory_format)
-            images = torch.randn(batch, 3, args.size, args.size, device=args.device)
-            tasks[name, form] = MODES[mode](model, images.to(memory_format=memory_format))
-    return dict(zip(tasks, time_together(tasks, args.rounds, args.warmup), strict=True))
+def verdicts(found: Sequence[Measurement]) -> list[str]:
+    """A sentence per model, batch size and threads: the best backend, and a conversion's gain."""
+    best: dict[tuple[str, int, int], Measurement] = {}
+    for one in found:
+        key = (one.model, one.batch, one.threads)
+        if one.median and one.backend not in TRAINING:
+            best[key] = min(best.get(key, one), one, key=lambda other: other.median)
+    return [_verdict(one, best) for one in best.values()]
 
 
-def _compare(args: argparse.Namespace, models: list[str]) -> Iterator[dict[str, Any]]:
-    """Print the table of two models and yield the timings."""
-    print(f'\n| Mode | Batch | Memory format | {models[0]} | {models[1]} | Ratio |')
-    print('| --- | --- | --- | --- | --- | --- |')
-    for mode in args.modes:
-        for batch in args.batch:
-            timings = measure(args, models, mode, batch)
-            pairs = {form: [timings[name, form] for name in models] for form in FORMATS}
-            pairs['best of both'] = [
-                min((timings[name, form] for form in FORMATS), key=attrgetter('median'))
-                for name in models
+def _verdict(one: Measurement, best: dict[tuple[str, int, int], Measurement]) -> str:
+    text = (
+        f'{one.model}, batch {one.batch}, {one.threads} threads: fastest by {one.backend}, '
+        f'{one.median:.2f} ms'
+    )
+    plain, converted, _ = one.model.partition('@')
+    other = best.get((plain, one.batch, one.threads)) if converted else None
+    if other is None:
+        return text
+    ratio = other.median / one.median
+    said = 'gains' if ratio > 1 else 'does NOT gain, the plain network wins'
+    return f'{text}; the conversion {said}: {ratio:.2f} times as fast as {plain} at its best'
+
+
+def results(found: Sequence[Measurement]) -> str:
+    """A Markdown table; the ratio compares with the first model by the same backend."""
+    first = {
+        (one.backend, one.batch, one.threads): one.median
+        for one in found
+        if one.model == found[0].model
+    }
+    rows = []
+    for one in found:
+        cells = [one.model, one.backend, str(one.batch), str(one.threads)]
+        if one.median is None:
+            rows.append([*cells, '', '', '', '', '', one.reason])
+            continue
+        base = first[one.backend, one.batch, one.threads]
+        rows.append(
+            [
+                *cells,
+                f'{one.median:.2f} ({one.low:.2f} to {one.high:.2f})',
+                f'{base / one.median:.2f}' if base else '',
+                f'{1000 * one.batch / one.median:.0f}',
+                '' if one.memory is None else f'{one.memory:.0f}',
+                '' if one.difference is None else f'{one.difference:.1e}',
+                '',
             ]
-            for form, (mine, other) in pairs.items():
-                cells = [f'{t.median:.1f} ({t.low:.1f} to {t.high:.1f})' for t in (mine, other)]
-                ratio = f'{other.median / mine.median:.2f}'
-                print('|', ' | '.join([mode, str(batch), form, *cells, ratio]), '|', flush=True)
-            for (name, form), timing in timings.items():
-                yield {'mode': mode, 'batch': batch, 'model': name, 'format': form,
-                       **asdict(timing)}  # fmt: skip
-
-
-def compare(args: argparse.Namespace) -> None:
-    """Compare two models, or each of our GhostNets with timm's."""
-    pairs = list(PAIRS.items()) if args.models == ['family'] else [args.models]
-    unknown = [name for name in pairs[0] if not timm.is_model(name)]
-    if len(pairs[0]) != 2 or unknown:
-        said = f'; timm has no {", ".join(unknown)}' if unknown else ''
-        raise ValueError(
-            f'give two models, family, {", ".join(JOBS)}, got {len(args.models)}: '
-            f'{args.models}{said}'
         )
-    machine = platform.processor() or platform.machine()
-    print(f'{machine}, {args.device}, {args.threads} threads, torch {torch.__version__}, float32')
-    print(f'eager, {args.size} px, {args.rounds} rounds after {args.warmup}; '
-          'median (quartiles), ms\na ratio above 1: the first is faster')  # fmt: skip
-    found = []
-    for pair in pairs:
-        for row in _compare(args, list(pair)):
-            found.append(row)
-            _write(args.json, found)
+    head = ['Model', 'Backend', 'Batch', 'Threads', 'ms', 'Ratio', 'images/s', 'MB', 'Difference']
+    return table([*head, ''], rows)
 
 
-def _write(path: Path | None, rows: list[dict[str, Any]]) -> None:
-    if path:
-        with atomic_write(path) as partial:
-            partial.write_text(json.dumps(rows, indent=1, default=str))
-
-
-def grid(args: argparse.Namespace, models: list[str], backends: list[str]) -> None:
-    """Time models by backends, print the table, write and draw it.
+def draw(found: Sequence[Measurement], path: str | os.PathLike, top1: dict | None) -> None:
+    """Plot the latency of each model and backend, against accuracy if that is given.
 
     Args:
-        args: Options of the command.
-        models: As :mod:`.benchmark_grid` names them.
-        backends: Keys of ``ghost_plugin.deploy.backends.TIMED``.
+        found: Measurements.
+        path: Image file.
+        top1: Accuracy in per cent by model.
     """
-    if not models:
-        raise ValueError('grid needs models, such as grid timm:resnet18 timm:resnet18@2')
-    found = run_grid(models, backends, args.batch, args.cores or [args.threads], args.size,
-                     args.rounds, args.warmup, args.device, args.plot, args.top1)  # fmt: skip
-    _write(args.json, [asdict(one) for one in found])
+    from matplotlib.figure import Figure
 
-
-def _ours(dtype: str) -> Callable[[argparse.Namespace], None]:
-    """The grid of our GhostNets and timm's by all backends that compute in a dtype, or in less."""
-
-    def run(args: argparse.Namespace) -> None:
-        size = getattr(torch, dtype).itemsize
-        backends = [
-            row.name
-            for row in TIMED.values()
-            if row.runs_on(args.device) and getattr(torch, row.dtype).itemsize <= size
-        ]
-        models = [f'timm:{name}' for mine, other in PAIRS.items() for name in (other, mine)]
-        grid(args, models, ['eager', *(name for name in backends if name != 'eager')])
-
-    return run
+    shown = [one for one in found if one.median]
+    figure = Figure(figsize=(8, 0.8 + (4 if top1 else 0.3 * len(shown))), layout='constrained')
+    axes = figure.add_subplot()
+    axes.set_xlabel('milliseconds a call, median')
+    labels = [f'{m.model}, {m.backend}, batch {m.batch}, {m.threads} threads' for m in shown]
+    if top1:
+        for one, label in zip(shown, labels, strict=True):
+            if one.model in top1:
+                axes.plot(one.median, top1[one.model], 'o', label=label)
+        axes.set_ylabel('top-1, %')
+        axes.legend(fontsize=6)
+    else:
+        spread = [[m.median - m.low for m in shown], [m.high - m.median for m in shown]]
+        axes.barh(labels, [m.median for m in shown], xerr=spread)
+        axes.invert_yaxis()
+        axes.tick_params(axis='y', labelsize=7)
+    figure.savefig(path, dpi=120)
 
 
 IMAGES, BATCH = 256, 32
@@ -189,16 +314,21 @@ STEPS: dict[str, Callable[[nn.Module, torch.Tensor, ConversionPlan, list], Any]]
 }
 
 
-def conversion_costs(args: argparse.Namespace) -> None:
-    """Seconds and memory of converting ResNet-50, each step in a process of its own."""
-    settings = 'resnet50', args.size, args.threads
+def conversion_costs(name: str, size: int, threads: int) -> list[dict[str, Any]]:
+    """Measure and print the costs of converting a model, each step in a process of its own.
+
+    Args:
+        name: A model of timm.
+        size: Of the images, pixels.
+        threads: Of torch.
+    """
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        rows = [pool.submit(measure_step, step, *settings).result() for step in STEPS]
-    print(f'\n{settings[0]}, {args.size} px, {args.threads} threads')
+        rows = [pool.submit(measure_step, step, name, size, threads).result() for step in STEPS]
+    print(f'{name}, {size} px, {threads} threads')
     cells = [[r['step'], f'{r["seconds"]:.1f}', f'{r["megabytes"]:.0f}'] for r in rows]
-    print(table(['Step', 'Seconds', 'Memory above one batch of inference (MB)'], cells))
-    _write(args.json, rows)
+    show(table(['Step', 'Seconds', 'Memory above one batch of inference (MB)'], cells))
+    return rows
 
 
 def measure_step(step: str, name: str, size: int, threads: int) -> dict[str, Any]:
@@ -214,7 +344,7 @@ def measure_step(step: str, name: str, size: int, threads: int) -> dict[str, Any
         ``step``, ``seconds`` and ``megabytes`` above the peak of one inference.
     """
     torch.set_num_threads(threads)
-    model = timm.create_model(name).eval()
+    model = load(f'timm:{name}').model
     example = torch.randn(1, 3, size, size)
     batches = [torch.randn(BATCH, 3, size, size) for _ in range(IMAGES // BATCH)]
     made = plan(model, example)
@@ -230,47 +360,96 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-JOBS: dict[str, Callable[[argparse.Namespace], None]] = {
-    'forms': _ours('float32'),
-    'bf16': _ours('bfloat16'),
-    'convert': conversion_costs,
-    'grid': lambda args: grid(args, args.models[1:], args.backends),
-}
-
-
 def add_options(parser: Parser) -> None:
     """Add the options of ``benchmark``."""
     add = parser.add_argument
-    add('models', nargs='*', default=['ghostnet_plugin', 'ghostnet_100'],
-        help='two timm names, family, forms, bf16, convert, or grid MODEL ...')  # fmt: skip
-    add('--modes', nargs='+', choices=list(MODES), default=list(MODES))
+    add('models', nargs='*', default=['ghostnet_100', 'ghostnet_plugin'], metavar='MODEL',
+        help="models; or family, forms, bf16: timm's GhostNets and ours, by few backends, all in "
+        'float32, all; or convert: the costs of a conversion')  # fmt: skip
+    add('--backends', nargs='+', default=BACKENDS, help=f'%(default)s; also {list(TRAINING)}')
     add('--batch', nargs='+', type=whole, default=[1, 16], help='batch sizes (1 16)')
     add('--size', type=whole, default=224, help='of the images, pixels (%(default)s)')
     add('--rounds', type=whole, default=30, help='timed rounds of each (%(default)s)')
     add('--warmup', type=int, default=5, help='untimed calls before (%(default)s)')
-    add('--threads', type=whole, default=torch.get_num_threads())
-    add('--backends', nargs='+', default=BACKENDS, help='of grid (%(default)s)')
-    add('--cores', nargs='+', type=whole, help='of grid: numbers of threads (--threads)')
-    add('--plot', type=target, metavar='PNG', help='of grid: draw the latencies')
-    add('--top1', type=Path, metavar='JSON', help='of grid: per cent by model, for the plot')
+    add('--threads', nargs='+', type=whole, default=[torch.get_num_threads()])
+    add('--plot', type=target, metavar='PNG', help='draw the latencies')
+    add('--top1', type=Path, metavar='JSON', help='accuracy in per cent by model, for the plot')
     add('--device', help='cuda if available, else cpu')
     add('--json', type=target, help='file for all results')
-    parser.rename('--side', '--size')
-    parser.rename('--picture', '--plot')
+    add('--modes', nargs='+', choices=list(_MODES), help=argparse.SUPPRESS)
+    for former, name in {'--side': 'size', '--picture': 'plot', '--cores': 'threads'}.items():
+        parser.rename(former, f'--{name}')
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run one of the benchmarks."""
+    """Measure, print the table and the verdicts, write and draw."""
     args.device = device(args.device)
-    torch.set_num_threads(args.threads)
-    alone = len(args.models) == 1 or args.models[0] == 'grid'
-    (JOBS.get(args.models[0], compare) if alone else compare)(args)
+    found: list[Any] = []
+    if args.models == ['convert']:
+        found = conversion_costs('resnet50', args.size, args.threads[0])
+    else:
+        top1 = _top1(args)
+        groups, backends = _groups(args)
+        settings = Settings(backends, args.batch, args.threads, (args.size, args.size),
+                            args.rounds, args.warmup, args.device)  # fmt: skip
+        machine = platform.processor() or platform.machine()
+        print(f'{machine}, {args.device}, torch {torch.__version__}, {args.size} px; ms: median')
+        print(f'(quartiles) of {args.rounds} rounds; a ratio above 1: faster than the first model')
+        for models in groups:
+            rows = measure(models, settings)
+            load_average = ' '.join(f'{value:.1f}' for value in os.getloadavg())
+            show('\n'.join([results(rows), '', *verdicts(rows)]))
+            print(f'load of the machine (1, 5, 15 min): {load_average}\n')
+            found += rows
+        if args.plot:
+            draw(found, args.plot, top1)
+        found = [asdict(one) for one in found]
+    if args.json:
+        with atomic_write(args.json) as partial_file:
+            partial_file.write_text(json.dumps(found, indent=1))
+
+
+def _top1(args: argparse.Namespace) -> dict[str, float] | None:
+    """Accuracies for the plot, after a check that it can be drawn."""
+    if args.plot:
+        optional.require('matplotlib')
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = sorted(FigureCanvasBase.get_supported_filetypes())
+        if args.plot.suffix[1:].lower() not in known:
+            raise ValueError(f'--plot must end in one of {known}, got {str(args.plot)!r}')
+    return json.loads(args.top1.read_text()) if args.top1 else None
+
+
+def _groups(args: argparse.Namespace) -> tuple[list[list[str]], list[str]]:
+    """Models that are timed together, and the backends."""
+    backends = args.backends
+    if args.modes:
+        print('warning: --modes is called --backends now', file=sys.stderr)
+        backends = [name for mode in args.modes for name in _MODES[mode]]
+    dtypes = {'forms': ('float32',), 'bf16': ('float32', 'bfloat16')}
+    name = args.models[0]
+    if args.models == ['family'] and backends is BACKENDS:
+        backends = ['eager', 'fused', 'channels-last', *TRAINING]
+    elif len(args.models) == 1 and name in dtypes:
+        backends = [
+            row.name
+            for row in TIMED.values()
+            if row.dtype in dtypes[name] and row.runs_on(args.device)
+        ]
+    if len(args.models) == 1 and name in ('family', *dtypes):
+        return [[f'timm:{one}' for one in pair] for pair in PAIRS], list(dict.fromkeys(backends))
+    models = args.models[1:] if name == 'grid' else args.models
+    if not models:
+        raise ValueError('grid needs models, such as grid timm:resnet18 timm:resnet18@2')
+    named = [one if ':' in one or '.py' in one else f'timm:{one}' for one in models]
+    return [named], list(backends)
 
 
 COMMANDS = {
     'benchmark': Command(add_options, run, """
-ghost-plugin benchmark ghostnet_plugin ghostnet_100 --batch 1 16
+ghost-plugin benchmark ghostnet_100 ghostnet_plugin --batch 1 16 --backends eager training
 ghost-plugin benchmark family
-ghost-plugin benchmark grid timm:resnet18 timm:resnet18@2 --batch 1 16 --plot times.png
+ghost-plugin benchmark timm:resnet18 timm:resnet18@2 --threads 1 2 --plot times.png
 """),
 }  # fmt: skip
