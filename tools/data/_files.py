@@ -1,4 +1,4 @@
-"""What the data tools share: opening a folder or zip, reading images, saying what was mended."""
+"""Shared by the data scripts: folders and zips, images, reports of problems."""
 
 import argparse
 import lzma
@@ -27,8 +27,13 @@ Making = Callable[[Path, Path, Problems], dict[str, int]]
 
 
 @contextmanager
-def whole_folder(target: Path, force: bool, source: Path | None = None) -> Iterator[Path]:
-    """A folder to write into that becomes ``target`` only when all of it was written.
+def atomic_folder(target: Path, force: bool, source: Path | None = None) -> Iterator[Path]:
+    """A folder to write into that becomes ``target`` only when the block succeeds.
+
+    Args:
+        target: Folder to make.
+        force: Replace a folder that holds something.
+        source: Data that is read meanwhile.
 
     Raises:
         FileExistsError: ``target`` holds something and ``force`` is false.
@@ -76,7 +81,7 @@ def unpack(source: Path, to: Path) -> Path:
                 if not (to / name).resolve().is_relative_to(to.resolve()):
                     raise ValueError(f'{source} holds {name!r}, which points outside; not unpacked')
             archive.extractall(to)
-    # Cut or changed files, and those behind a password.
+    # Truncated, damaged and encrypted files.
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         raise ValueError(
             f'{source} cannot be unpacked ({error}); get it again, or unpack it by other means '
@@ -85,11 +90,8 @@ def unpack(source: Path, to: Path) -> Path:
     return to
 
 
-def files_in(source: Path, problems: Problems) -> list[Path]:
-    """Paths of all files below a folder, relative to it, sorted; hidden ones are passed over.
-
-    What stands above the folder says nothing about the files in it.
-    """
+def list_files(source: Path, problems: Problems) -> list[Path]:
+    """Paths of all files below a folder, relative to it, sorted, without hidden ones."""
     found = []
     for path in sorted(source.rglob('*')):
         inner = path.relative_to(source)
@@ -102,13 +104,13 @@ def files_in(source: Path, problems: Problems) -> list[Path]:
     return found
 
 
-def split_in(folder: Path) -> str:
-    """The last part of a relative path that is called like a split, in lower case, or ''."""
+def split_in_path(folder: Path) -> str:
+    """The last part of a relative path that names a split, in lower case, or ''."""
     named = [part.lower() for part in folder.parts if part.lower() in SPLITS]
     return named[-1] if named else ''
 
 
-def free(path: Path, problems: Problems) -> Path:
+def free_name(path: Path, problems: Problems) -> Path:
     """``path``, or the first of NAME-2, NAME-3, ... where another file has that name."""
     names = (path.with_stem(f'{path.stem}-{n}') for n in count(2))
     if not path.exists():
@@ -118,24 +120,25 @@ def free(path: Path, problems: Problems) -> Path:
     return renamed
 
 
-def prepare(args: argparse.Namespace, make: Making, lacking: str) -> None:
-    """Make the folder ``args.out`` out of ``args.source``, whole or not at all, and say what it is.
+def make_folder(args: argparse.Namespace, make: Making, lacking: str) -> None:
+    """Make the folder ``args.out`` from ``args.source``, completely or not at all, and report it.
 
     Args:
-        args: Of the command line.
-        make: Takes an unpacked source, a folder to fill and what it notes; images by split.
-        lacking: What the source has not where there are none.
+        args: The command line.
+        make: Called with an unpacked source, a folder to fill and the problems to extend; returns
+            the number of images by split.
+        lacking: Noun for the error when there are no images.
     """
     problems: Problems = defaultdict(list)
-    whole = whole_folder(args.out, args.force, args.source)
-    with whole as out, tempfile.TemporaryDirectory(dir=out) as scratch:
+    made = atomic_folder(args.out, args.force, args.source)
+    with made as out, tempfile.TemporaryDirectory(dir=out) as scratch:
         counts = make(unpack(args.source, Path(scratch)), out, problems)
         if not counts:
-            raise ValueError('; '.join([f'no {lacking} in {args.source}', *said(problems)]))
+            raise ValueError('; '.join([f'no {lacking} in {args.source}', *summaries(problems)]))
     report(args.out, counts, problems)
 
 
-def size_of(image: Path) -> tuple[int, int] | None:
+def image_size(image: Path) -> tuple[int, int] | None:
     """(width, height) in pixels of an image that can be read to its end, else None."""
     try:
         with Image.open(image) as image:
@@ -145,18 +148,18 @@ def size_of(image: Path) -> tuple[int, int] | None:
         return None
 
 
-def some(names: Iterable[object], number: int = 3) -> str:
+def first_names(names: Iterable[object], number: int = 3) -> str:
     """The first few names, for a message."""
     names = [str(name) for name in names]
     return ', '.join(names[:number]) + (' ...' if len(names) > number else '')
 
 
-def said(problems: Problems) -> list[str]:
+def summaries(problems: Problems) -> list[str]:
     """A line for each kind of problem."""
-    return [f'{len(names)} {kind}: {some(names)}' for kind, names in problems.items()]
+    return [f'{len(names)} {kind}: {first_names(names)}' for kind, names in problems.items()]
 
 
 def report(out: Path, counts: dict[str, int], problems: Problems) -> None:
     """Say what was left out or clipped, and what there is now."""
     made = ', '.join(f'{n} {split}' for split, n in sorted(counts.items()))
-    print(*said(problems), f'{out}: {made}', sep='\n')
+    print(*summaries(problems), f'{out}: {made}', sep='\n')

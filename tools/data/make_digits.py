@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from _files import whole_folder
+from _files import atomic_folder
 
 from ghost_plugin.cli.errors import needs, tool
 
@@ -23,10 +23,10 @@ from sklearn.datasets import load_digits
 DATA = load_digits()
 # Samples of the first ten writers train, those of the last ones validate; half a writer between.
 SPLITS = {'train': slice(0, 1382), 'val': slice(1451, 1797)}
-SIDE = 160  # of a detection image, pixels
-CLASS_SIDE = 32  # of a classification image, pixels
-DIGITS = (2, 6)  # per image, least and most
-SIZES = (26, 70)  # of a digit and its margin, pixels
+SIZE = 160  # height and width of a detection image, pixels
+CLASS_SIZE = 32  # height and width of a classification image, pixels
+DIGITS = (2, 6)  # lowest and highest number per image
+SIZES = (26, 70)  # height and width of a digit with its margin, pixels
 CONTRAST = (80, 220)  # grey levels between ink and paper
 
 
@@ -34,12 +34,12 @@ def paper(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
     """Uneven, noisy background with strokes that are no digits, and its mean colour (3,)."""
     tint = rng.uniform(40, 215) + rng.uniform(-25, 25, 3)
     coarse = (tint + rng.normal(0, 18, (6, 6, 1)) + rng.normal(0, 6, (6, 6, 3))).clip(0, 255)
-    waves = Image.fromarray(coarse.astype('uint8')).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    noise = rng.normal(0, rng.uniform(2, 10), (SIDE, SIDE, 1))
+    waves = Image.fromarray(coarse.astype('uint8')).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    noise = rng.normal(0, rng.uniform(2, 10), (SIZE, SIZE, 1))
     image = Image.fromarray((np.asarray(waves) + noise).clip(0, 255).astype('uint8'))
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(3, 12)):
-        corner, reach = rng.uniform(0, SIDE, 2), rng.uniform(6, 40, 2)
+        corner, reach = rng.uniform(0, SIZE, 2), rng.uniform(6, 40, 2)
         box = [*corner, *(corner + reach)]
         ink = tuple(int(v) for v in (tint + rng.normal(0, 40)).clip(0, 255))
         (draw.line, draw.rectangle, draw.ellipse)[rng.integers(3)](
@@ -60,7 +60,7 @@ def stamp(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def overlaps(box: list[int], others: list[list[int]]) -> bool:
-    """Whether a box (x, y, w, h) covers more than a tenth of itself or of another one."""
+    """True if a box (x, y, w, h) covers more than a tenth of itself or of another one."""
     for other in others:
         w = min(box[0] + box[2], other[0] + other[2]) - max(box[0], other[0])
         h = min(box[1] + box[3], other[1] + other[3]) - max(box[1], other[1])
@@ -70,7 +70,7 @@ def overlaps(box: list[int], others: list[list[int]]) -> bool:
 
 
 def scene(pool: list[int], rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, list]]]:
-    """An image and its (class, (x, y, w, h)) pairs."""
+    """Draw an image; returns it with its (class, (x, y, w, h)) pairs."""
     image, tint = paper(rng)
     canvas, found = np.asarray(image, 'float32').copy(), []
     wanted = rng.integers(DIGITS[0], DIGITS[1] + 1)
@@ -78,7 +78,7 @@ def scene(pool: list[int], rng: np.random.Generator) -> tuple[Image.Image, list[
         index = rng.choice(pool)
         ink = stamp(DATA.images[index], rng)
         h, w = ink.shape
-        x, y = (int(rng.integers(0, SIDE - side + 1)) for side in (w, h))
+        x, y = (int(rng.integers(0, SIZE - size + 1)) for size in (w, h))
         if overlaps([x, y, w, h], [box for _, box in found]):
             continue
         contrast = rng.uniform(*CONTRAST) * (1 if tint.mean() < 128 else -1)
@@ -103,7 +103,7 @@ def make_detection(out: Path, split: str, images: int, seed: int) -> None:
         image, found = scene(pool, rng)
         name = f'{number:05d}.jpg'
         image.save(out / split / name, quality=92)
-        coco['images'].append({'id': number, 'file_name': name, 'width': SIDE, 'height': SIDE})
+        coco['images'].append({'id': number, 'file_name': name, 'width': SIZE, 'height': SIZE})
         coco['annotations'] += [
             {
                 'id': len(coco['annotations']) + i,
@@ -125,7 +125,7 @@ def make_classification(out: Path, split: str) -> None:
         folder = out / split / str(DATA.target[index])
         folder.mkdir(parents=True, exist_ok=True)
         grey = Image.fromarray((DATA.images[index] * (255 / 16)).astype('uint8'))
-        size = (CLASS_SIDE, CLASS_SIDE)
+        size = (CLASS_SIZE, CLASS_SIZE)
         grey.resize(size, Image.Resampling.BICUBIC).save(folder / f'{index:04d}.png')
 
 
@@ -140,7 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.train < 1 or args.val < 1:
         raise ValueError(f'at least 1 image each, got --train {args.train} --val {args.val}')
-    with whole_folder(args.out, args.force) as out:
+    with atomic_folder(args.out, args.force) as out:
         for split in SPLITS:
             make_detection(out / 'detection', split, getattr(args, split), args.seed)
             make_classification(out / 'classification', split)

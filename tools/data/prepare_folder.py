@@ -15,12 +15,12 @@ from _files import (
     IMAGES,
     SPLITS,
     Problems,
-    files_in,
-    free,
-    prepare,
-    size_of,
-    some,
-    split_in,
+    first_names,
+    free_name,
+    image_size,
+    list_files,
+    make_folder,
+    split_in_path,
 )
 
 from ghost_plugin.cli.errors import tool
@@ -33,22 +33,22 @@ def folder(source: Path, out: Path, problems: Problems, every: int) -> dict[str,
     images = images_in(source, problems)
     check(images)
     for number, path in enumerate(images):
-        if size_of(source / path) is None:
+        if image_size(source / path) is None:
             problems['broken images, left out'].append(str(path))
             continue
         split = split_above(path) or ('val' if number % every == every - 1 else 'train')
         target = out / split / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / path, free(target, problems))
+        shutil.copyfile(source / path, free_name(target, problems))
         counts[split] += 1
         classes.add(path.parent.name)
-    print(f'{len(classes)} classes: {some(sorted(classes), 10)}')
+    print(f'{len(classes)} classes: {first_names(sorted(classes), 10)}')
     return counts
 
 
 def images_in(source: Path, problems: Problems) -> list[Path]:
     """Relative paths of all images, sorted; other files are noted."""
-    files = files_in(source, problems)
+    files = list_files(source, problems)
     others = [str(path) for path in files if path.suffix.lower() not in IMAGES]
     if others:
         problems[f'files that are none of {", ".join(IMAGES)}, left out'] = others
@@ -57,7 +57,7 @@ def images_in(source: Path, problems: Problems) -> list[Path]:
 
 def split_above(image: Path) -> str:
     """The split folder above an image's class folder, or ''."""
-    return split_in(image.parent.parent)
+    return split_in_path(image.parent.parent)
 
 
 def check(images: list[Path]) -> None:
@@ -65,15 +65,16 @@ def check(images: list[Path]) -> None:
     bare = [p for p in images if p.parent.name.lower() in ('', *SPLITS) and not split_above(p)]
     if bare:
         raise ValueError(
-            f'images without a class folder: {some(bare)}; put all into CLASS/ or SPLIT/CLASS/ '
-            f'(SPLIT is one of {", ".join(SPLITS)})'
+            f'images without a class folder: {first_names(bare)}; put all into CLASS/ or '
+            f'SPLIT/CLASS/ (SPLIT is one of {", ".join(SPLITS)})'
         )
     splits = {split_above(path) for path in images} - {''}
     outside = sorted({path.parent for path in images if splits and not split_above(path)})
     if outside:
         raise ValueError(
             f'beside the splits {", ".join(sorted(splits))} there are classes in none: '
-            f'{some(outside)}; move them into one of {", ".join(SPLITS)}, or out of the source'
+            f'{first_names(outside)}; move them into one of {", ".join(SPLITS)}, or out of the '
+            'source'
         )
 
 
@@ -87,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.every < 2:
         raise ValueError(f'--every must be 2 or more, got {args.every}')
-    prepare(args, partial(folder, every=args.every), 'usable images in class folders')
+    make_folder(args, partial(folder, every=args.every), 'usable images in class folders')
 
 
 if __name__ == '__main__':

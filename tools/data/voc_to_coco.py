@@ -20,48 +20,49 @@ from _files import (
     IMAGES,
     SPLITS,
     Problems,
-    files_in,
-    free,
-    prepare,
-    said,
-    size_of,
-    some,
-    split_in,
+    first_names,
+    free_name,
+    image_size,
+    list_files,
+    make_folder,
+    split_in_path,
+    summaries,
 )
 
 from ghost_plugin.cli.errors import tool
 
 CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
-Thing = tuple[str, list[float]]  # class and CORNERS in pixels, counted from 1, the last included
+# Class, and CORNERS in pixels, counted from 1, the last included.
+Annotation = tuple[str, list[float]]
 Row = tuple[Path, tuple[int, int], list]  # image, its (width, height), its boxes
 
 
-def annotated(
+def read_annotations(
     source: Path, files: list[Path], problems: Problems
-) -> Iterator[tuple[Path, Path, list[Thing]]]:
-    """Each annotation that can be read, its image and its things; all others are noted."""
+) -> Iterator[tuple[Path, Path, list[Annotation]]]:
+    """Yield each readable annotation, its image and its objects; note all others."""
     images = [path for path in files if path.suffix.lower() in IMAGES]
-    told, things = {}, {}
+    file_names, objects = {}, {}
     for path in (path for path in files if path.suffix.lower() == '.xml'):
         try:
-            told[path], things[path] = read(source / path)
+            file_names[path], objects[path] = read(source / path)
         except ValueError as error:
             problems['annotations that cannot be read, left out'].append(f'{path} ({error})')
-    paired = pairs(told, images)
+    paired = match_images(file_names, images)
     note = {
-        'annotations without an image, left out': told.keys() - paired.keys(),
+        'annotations without an image, left out': file_names.keys() - paired.keys(),
         'images without a usable annotation, left out': {*images} - {*paired.values()},
     }
     problems.update({kind: sorted(map(str, paths)) for kind, paths in note.items() if paths})
-    yield from ((path, image, things[path]) for path, image in paired.items())
+    yield from ((path, image, objects[path]) for path, image in paired.items())
 
 
-def read(path: Path) -> tuple[str, list[Thing]]:
-    """Name of the image as the file tells it ('' if it does not), and its things.
+def read(path: Path) -> tuple[str, list[Annotation]]:
+    """Read the file name of the image ('' if there is none) and the objects.
 
     Raises:
-        ValueError: No XML, or a thing lacks its class or a corner. Without that one the image
-            would teach that nothing is there.
+        ValueError: No XML, or an object lacks its class or a corner. Left out alone, it would
+            count as background.
     """
     text = path.read_text(errors='replace')
     if '<!DOCTYPE' in text or '<!ENTITY' in text:  # a few lines can swell to fill the memory
@@ -70,11 +71,13 @@ def read(path: Path) -> tuple[str, list[Thing]]:
         tree = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         raise ValueError(str(error)) from error
-    things = [thing(element, number) for number, element in enumerate(tree.iter('object'), 1)]
-    return PureWindowsPath(tree.findtext('filename', '').strip()).name, things
+    objects = [
+        parse_object(element, number) for number, element in enumerate(tree.iter('object'), 1)
+    ]
+    return PureWindowsPath(tree.findtext('filename', '').strip()).name, objects
 
 
-def thing(element: ElementTree.Element, number: int) -> Thing:
+def parse_object(element: ElementTree.Element, number: int) -> Annotation:
     """Class and corners of the ``number``-th object."""
     name = element.findtext('name', '').strip()
     if not name:
@@ -93,11 +96,11 @@ def as_number(text: str) -> float:
         return inf
 
 
-def pairs(told: dict[Path, str], images: list[Path]) -> dict[Path, Path]:
-    """The image of each annotation that has one, sorted; names may come again in other folders.
+def match_images(file_names: dict[Path, str], images: list[Path]) -> dict[Path, Path]:
+    """The image of each annotation that has one, sorted; folders may share file names.
 
     Args:
-        told: Path of each annotation, and the image's name that :func:`read` found in it.
+        file_names: Image name inside each annotation, by the path of the annotation.
         images: Paths, relative to the same folder.
 
     Raises:
@@ -106,7 +109,7 @@ def pairs(told: dict[Path, str], images: list[Path]) -> dict[Path, Path]:
     named, takers = defaultdict(list), defaultdict(list)
     for image in images:
         named[image.stem].append(image)
-    for path, name in told.items():
+    for path, name in file_names.items():
         # Masks have the names of their images, too, but for the suffix.
         fitting = [p for p in named[path.stem] if p.name == name] or named[path.stem]
         if fitting:
@@ -115,7 +118,7 @@ def pairs(told: dict[Path, str], images: list[Path]) -> dict[Path, Path]:
 
 
 def nearest(path: Path, others: list[Path]) -> Path:
-    """The one in the same folder, else the one that shares the most folders from the top."""
+    """The path in the same folder, else the one that shares the most leading folders."""
 
     def nearness(other: Path) -> tuple[bool, int]:
         common = os.path.commonpath([path.parent, other.parent])
@@ -143,17 +146,19 @@ def split_lists(source: Path, files: list[Path]) -> list[tuple[Path, str, set[st
 
 
 def split_of(path: Path, lists: list[tuple[Path, str, set[str]]]) -> str:
-    """By ImageSets' lists, else by a folder of that name, else train."""
+    """The split of ImageSets, else of a folder of that name, else train."""
     for folder, split, names in lists:
         if path.is_relative_to(folder) and path.stem in names:
             return split
-    return split_in(path) or 'train'
+    return split_in_path(path) or 'train'
 
 
-def boxes_of(things: list[Thing], size: tuple[int, int], name: str, problems: Problems) -> list:
-    """(class, [x, y, w, h]) pairs in pixels; VOC counts corners from 1 and includes the last."""
+def boxes_of(
+    objects: list[Annotation], size: tuple[int, int], name: str, problems: Problems
+) -> list:
+    """The (class, [x, y, w, h]) pairs in pixels; VOC counts from 1 and includes the last pixel."""
     found = []
-    for kind, corners in things:
+    for kind, corners in objects:
         left, top, right, bottom = corners[0] - 1, corners[1] - 1, corners[2], corners[3]
         inside = (max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1]))
         width, height = inside[2] - inside[0], inside[3] - inside[1]
@@ -170,15 +175,15 @@ def boxes_of(things: list[Thing], size: tuple[int, int], name: str, problems: Pr
 
 def voc(source: Path, out: Path, problems: Problems, classes: list[str] | None) -> dict[str, int]:
     """Turn every XML with an image into COCO's format; returns the images per split."""
-    files = files_in(source, problems)
+    files = list_files(source, problems)
     lists = split_lists(source, files)
     found: dict[str, list[Row]] = defaultdict(list)
-    for path, image, things in annotated(source, files, problems):
-        size = size_of(source / image)
+    for path, image, objects in read_annotations(source, files, problems):
+        size = image_size(source / image)
         if size is None:
             problems['broken images, left out'].append(str(image))
             continue
-        boxes = boxes_of(things, size, str(path), problems)
+        boxes = boxes_of(objects, size, str(path), problems)
         found[split_of(path, lists)].append((source / image, size, boxes))
     known = known_classes(found, classes, problems)
     for split, rows in found.items():
@@ -192,13 +197,15 @@ def known_classes(
     """``classes``, else the names of all boxes, sorted."""
     names = sorted({name for rows in found.values() for *_, boxes in rows for name, _ in boxes})
     if found and not names:
-        raise ValueError('; '.join(['no annotation holds a usable box', *said(problems)]))
+        raise ValueError('; '.join(['no annotation holds a usable box', *summaries(problems)]))
     if found and classes and not set(names) & set(classes):
-        raise ValueError(f'no box is of --classes {" ".join(classes)}; there are {some(names, 20)}')
+        raise ValueError(
+            f'no box is of --classes {" ".join(classes)}; there are {first_names(names, 20)}'
+        )
     if names:
         print(f'classes: {", ".join(classes or names)}')
     if absent := [name for name in classes or () if found and name not in names]:
-        print(f'in no image: {", ".join(absent)}; there are {some(names, 20)}')
+        print(f'in no image: {", ".join(absent)}; there are {first_names(names, 20)}')
     return classes or names
 
 
@@ -207,7 +214,7 @@ def write_coco(out: Path, split: str, rows: list, classes: list[str], problems: 
     (out / split).mkdir(exist_ok=True)
     images, annotations = [], []
     for number, (image, (width, height), boxes) in enumerate(rows):
-        copy = free(out / split / image.name, problems)
+        copy = free_name(out / split / image.name, problems)
         shutil.copyfile(image, copy)
         images.append({'id': number, 'file_name': copy.name, 'width': width, 'height': height})
         for name, box in boxes:
@@ -237,7 +244,7 @@ def main() -> None:
     if len(set(args.classes or [])) < len(args.classes or []):
         raise ValueError(f'--classes must be different, got {" ".join(args.classes)}')
     lacking = 'usable pair of an image and a VOC .xml file'
-    prepare(args, partial(voc, classes=args.classes), lacking)
+    make_folder(args, partial(voc, classes=args.classes), lacking)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Runs of train.py and test.py for tools that show results; what is done is kept."""
+"""Runs of train.py and test.py for the studies; finished runs are kept."""
 
 import json
 import os
@@ -19,18 +19,18 @@ TOOLS = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Task:
-    """One line of the table at the end."""
+    """A row of the final table."""
 
     name: str
     model: str
     config: Path
-    side: int  # of the images, pixels
+    size: int  # height and width of the images, pixels
     metric: str
     unit: str
 
 
 def run(log: Path, *command: object) -> None:
-    """Run a tool; its talk goes into a log, its progress and its errors to the terminal."""
+    """Run a script; its output goes into a log, its progress and errors to the terminal."""
     log.parent.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
     with log.open('a') as out:
@@ -41,7 +41,7 @@ def run(log: Path, *command: object) -> None:
 
 
 def train(task: Task, folder: Path) -> dict:
-    """Train (or go on with) a task and test it; its result lies in ``result.json`` afterwards."""
+    """Train (or resume) a task and test it; the result is kept in ``result.json``."""
     done = folder / 'result.json'
     if done.is_file():
         print(f'{task.name}: done before, kept in {done}')
@@ -61,11 +61,11 @@ def train(task: Task, folder: Path) -> dict:
 
 
 def test(task: Task, checkpoint: Path, folder: Path) -> dict:
-    """What a checkpoint of a task reaches and costs."""
+    """Metrics and costs of a checkpoint of a task."""
     metrics = folder / 'metrics.json'
     run(folder / 'log.txt', TOOLS / 'test.py', task.config, checkpoint,
         '--work-dir', folder / 'test', '--json', metrics)  # fmt: skip
-    cost = gp.count(build_model(task.config), torch.zeros(1, 3, task.side, task.side))
+    cost = gp.count(build_model(task.config), torch.zeros(1, 3, task.size, task.size))
     found = json.loads(metrics.read_text())
     return {
         'metric': found[task.metric],

@@ -20,7 +20,8 @@ from ghost_plugin.training.config import Recipe
 from ghost_plugin.training.evaluation import costs, device_name, top1
 from ghost_plugin.training.image_folder import ImageFolder
 from ghost_plugin.training.loader import Augmentation, Calibration, ImageLoader
-from ghost_plugin.training.trainer import finetune, save
+from ghost_plugin.training.trainer import finetune
+from ghost_plugin.utils.checkpoint_io import save
 
 ORIGINAL = Recipe(batch=64, label_weight=1.0, distill_weight=0.0)
 TUNING = Recipe(batch=64, lr=0.01)

@@ -17,7 +17,7 @@ PARTS = ('datasets/digits_detection.py', 'schedules/adamw.py', 'runtime_detectio
 
 
 def arguments(out: Path) -> list[object]:
-    """What ``swap_backbone.py`` is called with to write the config ``out``."""
+    """Arguments of ``swap_backbone.py`` that write the config ``out``."""
     source, *parts = [f'configs/_base_/{part}' for part in (RETINANET, *PARTS)]
     return [source, '--width', 0.5, '--with', *parts, '-o', out]
 
@@ -40,7 +40,7 @@ def report(results: dict[Task, dict], conversion: list[str], out: Path) -> None:
         minutes, seconds = divmod(int(result['seconds']), 60)
         lines.append(
             f'| {task.name} | {task.model} | {result["params"] / 1e6:.3f} | '
-            f'{result["macs"] / 1e6:.1f} at {task.side} px | {task.unit} {result["metric"]:.3f} | '
+            f'{result["macs"] / 1e6:.1f} at {task.size} px | {task.unit} {result["metric"]:.3f} | '
             f'{minutes}:{seconds:02d} | {result["checkpoint"]} |'
         )
     lines += ['', "timm's ResNet-18 on the digits, converted:", '', *conversion]

@@ -214,11 +214,11 @@ def test_a_source_is_never_replaced_nor_written_into(tool, source, out, tmp_path
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
 def test_a_run_that_fails_leaves_what_was_there_and_nothing_else(error, tmp_path):
-    from _files import whole_folder
+    from _files import atomic_folder
 
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/mine.txt').write_text('x')
-    with pytest.raises(error), whole_folder(tmp_path / 'out', force=True) as out:
+    with pytest.raises(error), atomic_folder(tmp_path / 'out', force=True) as out:
         (out / 'half.txt').write_text('x')
         raise error
     assert sorted(p.name for p in tmp_path.rglob('*')) == ['mine.txt', 'out']
