@@ -1,4 +1,4 @@
-"""The house rules: who imports whom, what stands at the top level."""
+"""House rules: import directions, no shadowed modules, six entries at the top level."""
 
 import ast
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'ghost_plugin'
 FILES = sorted(PACKAGE.rglob('*.py'))
-# Packages and modules of the top level, and what each may import, itself besides.
-ARROWS = {
+# Packages and modules of the top level, and those that each may import beside itself.
+MAY_IMPORT = {
     '_version': set(),
     'utils': set(),
     'specs': set(),
@@ -25,14 +25,22 @@ ARROWS = {
     'training': {'conversion', 'distillation', 'deploy', 'layers', 'profiling', 'utils'},
     'registry': {'utils'},
 }
-# These import from everywhere.
-OPEN = {'__init__', 'integrations', 'cli'}
-FRAMEWORKS = {'timm', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain'}
+ANYTHING = {'__init__', 'integrations', 'cli'}  # these import from everywhere
+# Modules inside a package, and what they must not import.
+MUST_NOT_IMPORT = {
+    'conversion/surgery.py': {'conversion.fitting'},
+    'conversion/fitting': {'conversion.plan', 'conversion.apply', 'conversion.api'},
+}
+FRAMEWORKS = {'timm', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'mmseg'}
+
+
+def name(path):
+    return path.relative_to(PACKAGE).as_posix()
 
 
 def imports(path):
-    """(package-relative rooms, other top-level packages) that a file imports."""
-    rooms, others = set(), set()
+    """Modules of this package, by dotted names without its own, and other packages."""
+    own, others = set(), set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             others |= {alias.name.split('.')[0] for alias in node.names}
@@ -40,33 +48,36 @@ def imports(path):
             others.add(node.module.split('.')[0])
         elif isinstance(node, ast.ImportFrom):
             here = path.relative_to(PACKAGE).parts[: -node.level]
-            target = (*here, *(node.module or '').split('.')) if node.module else here
-            rooms |= {target[0]} if target else {alias.name for alias in node.names}
-    return rooms, others
+            module = '.'.join((*here, *(node.module or '').split('.'))).strip('.')
+            own |= {f'{module}.{alias.name}'.strip('.') for alias in node.names} | {module} - {''}
+    return own, others
 
 
-def room(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
-
-
-@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_arrows(path):
-    rooms, others = imports(path)
+@pytest.mark.parametrize('path', FILES, ids=name)
+def test_import_directions(path):
+    own, others = imports(path)
     assert 'ghost_plugin' not in others, 'imports inside the package are relative'
-    if room(path) in OPEN:
-        return
-    assert rooms <= ARROWS[room(path)] | {room(path)}
-    if room(path) not in ('registry', 'training'):
-        assert not others & FRAMEWORKS
+    for part, targets in MUST_NOT_IMPORT.items():
+        assert not (name(path).startswith(part) and own & targets)
+    package = name(path).split('/')[0].removesuffix('.py')
+    if package not in ANYTHING:
+        assert {target.split('.')[0] for target in own} <= MAY_IMPORT[package] | {package}
+        if package not in ('registry', 'training'):
+            assert not others & FRAMEWORKS
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_file_says_what_it_is_for(path):
-    assert (
-        ast.get_docstring(ast.parse(path.read_text()))
-        or not path.read_text()
-        or path.stem == '_version'
-    )
+@pytest.mark.parametrize('path', [p for p in FILES if p.name == '__init__.py'], ids=name)
+def test_no_attribute_of_a_package_shadows_a_submodule(path):
+    modules = {p.stem for p in path.parent.iterdir() if p.suffix == '.py' or p.is_dir()}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert not modules & {alias.asname or alias.name for alias in node.names}
+
+
+@pytest.mark.parametrize('path', FILES, ids=name)
+def test_a_module_has_a_docstring(path):
+    body = ast.parse(path.read_text())
+    assert ast.get_docstring(body) or path.stem == '_version'
 
 
 def test_top_level_holds_six_entries():
@@ -74,6 +85,6 @@ def test_top_level_holds_six_entries():
     if listed.returncode or not listed.stdout:
         pytest.skip('not a git checkout')
     top = {line.split('/')[0] for line in listed.stdout.splitlines()}
-    assert {name for name in top if not name.startswith('.')} == {
+    assert {entry for entry in top if not entry.startswith('.')} == {
         'pyproject.toml', 'README.md', 'ghost_plugin', 'configs', 'tools', 'tests'
     }  # fmt: skip
