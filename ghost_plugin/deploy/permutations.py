@@ -1,8 +1,8 @@
-"""The forms in which a file holds a channel permutation that is left after fusing.
+"""Constant forms of the channel permutations that are left in a fused model, for one file.
 
-Indexing is the fastest in ONNX Runtime, OpenVINO and PyTorch. Converters for other runtimes do not
-know it, or misread it: pnnx makes something else of an ONNX ``Gather`` without an error. All of
-them know convolutions.
+Indexing is fastest in ONNX Runtime, OpenVINO and PyTorch. Converters of other runtimes do not
+support it or misread it: pnnx converts an ONNX ``Gather`` wrongly, without an error. All of them
+support convolutions.
 """
 
 import copy
@@ -19,17 +19,16 @@ from ..utils.modules import deepcopy_detached
 
 
 def with_constant_permutations(model: nn.Module, convolutions: bool) -> nn.Module:
-    """A copy for one file, whose channel permutations have the form of constants.
+    """Copy a model, with constants in place of its channel permutations.
 
     Args:
-        model: It is left as it is.
-        convolutions: Whether that form is convolutions, the cheaper of two kinds: the Ghost layer
-            in its expanded form (:func:`_expanded`), or a 1x1 convolution behind it with a single
-            1 in each row. Else it is an indexing.
+        model: It stays unchanged.
+        convolutions: Use convolutions, the cheaper of two kinds: the expanded Ghost layer
+            (:func:`_expanded`), or a 1x1 convolution after it with a single 1 in each row.
+            Otherwise use indexing.
 
     Returns:
-        The copy, whose layers do not follow their ``order``; the model itself where no channels
-        are permuted.
+        The copy, whose layers ignore their ``order``; the model itself if it has no permutations.
     """
     if not _permuted(model):
         return model
@@ -41,12 +40,9 @@ def with_constant_permutations(model: nn.Module, convolutions: bool) -> nn.Modul
             continue
         convs = list(_expanded(layer, order))
         if convs and _cost(convs) - _cost(_convs(layer)) < len(order) * layer.num_computed():
-            # A layer that makes no ghosts gives what its primary conv gives.
-            layer.primary_conv, layer.ghosts_per_primary, layer.order = (
-                nn.Sequential(*convs),
-                0,
-                None,
-            )
+            # A layer without ghosts returns the output of its primary conv.
+            layer.primary_conv = nn.Sequential(*convs)
+            layer.ghosts_per_primary, layer.order = 0, None
         else:
             like = next(layer.primary_conv.parameters())
             weight = torch.eye(layer.num_computed()).to(like)[order, :, None, None]
@@ -63,16 +59,16 @@ def _convs(layer: Permuted) -> list[nn.Module]:
 
 
 def _cost(convs: list[nn.Conv2d]) -> int:
-    """Multiply-adds for one pixel of the outputs."""
+    """Count multiply-adds for one pixel of the outputs."""
     return sum(conv.weight.numel() for conv in convs)
 
 
 @torch.no_grad()
 def _expanded(layer: Permuted, order: torch.Tensor) -> Iterator[nn.Conv2d]:
-    """A primary and a depthwise conv that make all outputs in their order, if there are such.
+    """Make a primary and a depthwise conv that compute all outputs in their order, if possible.
 
-    A primary channel is made once more for each of its ghosts, there where the ghost belongs; the
-    depthwise kernel of an output that is primary itself leaves it as it is. Nothing is joined.
+    The primary conv repeats a channel for each of its ghosts, at the place of the ghost; the
+    depthwise kernel of a primary output is the identity. There is no concatenation.
 
     Args:
         layer: A Ghost conv with an order.
@@ -82,14 +78,14 @@ def _expanded(layer: Permuted, order: torch.Tensor) -> Iterator[nn.Conv2d]:
     if not isinstance(layer, GHOST_CONVS) or not all(
         is_standard_conv(c) and not has_hooks_or_parametrization(c) for c in convs
     ):
-        return  # such as shifts, padding of its own, masks
+        return  # such as shifts, other padding modes, masks
     primary, copies = layer.primary, max(layer.ghosts_per_primary, 1)
     is_primary = order < primary
     source = torch.where(is_primary, order, (order - primary) // copies)
     groups = layer.primary_conv.groups
     place = torch.arange(size, device=order.device) * groups // size
     if size % groups or not torch.equal(source * groups // primary, place):
-        return  # an output would be made from the inputs of another group
+        return  # an output would read the inputs of another group
     yield _with(layer.primary_conv, layer.primary_conv.weight[source], _rows(convs[0], source))
     if not layer.ghosts_per_primary:
         return
@@ -112,7 +108,7 @@ def _rows(conv: nn.Conv2d, rows: torch.Tensor) -> torch.Tensor | None:
 
 
 def _step(layer: Permuted, name: str, primary: int, source: torch.Tensor) -> torch.Tensor | None:
-    """A step on the primary channels of a folded Ghost conv, for every output."""
+    """Return the scale or shift of a folded Ghost conv for every output."""
     step = getattr(layer, name, None)
     return None if step is None else step.expand(primary, 1, 1).flatten()[source]
 
@@ -120,7 +116,7 @@ def _step(layer: Permuted, name: str, primary: int, source: torch.Tensor) -> tor
 def _with(
     conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None, groups: int | None = None
 ) -> nn.Conv2d:
-    """A copy of a conv with other weights."""
+    """Copy a conv with other weights."""
     made = copy.deepcopy(conv)
     made.weight = nn.Parameter(weight.detach(), requires_grad=False)
     made.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)

@@ -1,4 +1,4 @@
-"""Ghost layers and depthwise convs of a fused network by Triton kernels, where those are faster."""
+"""Replace Ghost layers and depthwise convs of a fused network by Triton kernels if faster."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ from ...profiling import time_together
 from ...utils.modules import call_model, eval_mode, removing_hooks
 from . import triton_kernels
 
-CALLS = 10  # in one graph, so that starting it does not count
+CALLS = 10  # per timed CUDA graph, so that its launch time is negligible
 
 
 class TritonDepthwise(nn.Module):
     """A depthwise conv by :func:`ghost_plugin.deploy.kernels.triton_kernels.depthwise`.
 
     Args:
-        conv: Depthwise, padded by zeros to keep the map's size up to the stride.
+        conv: Depthwise, with zero padding that keeps the image size up to the stride.
 
     Shape:
         As the conv.
@@ -29,7 +29,7 @@ class TritonDepthwise(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.sides, self.channels = list(conv.kernel_size), conv.out_channels
+        self.size, self.channels = list(conv.kernel_size), conv.out_channels
         self.stride, self.dilation = conv.stride[0], conv.dilation[0]
         self.register_buffer('taps', _taps(conv))
         self.register_buffer('bias', _bias(conv))
@@ -37,16 +37,16 @@ class TritonDepthwise(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         return triton_kernels.depthwise(x, self.bias, self.taps, self.bias, None, self.channels,
-                                 self.sides, self.stride, self.dilation, False, False)  # fmt: skip
+                                 self.size, self.stride, self.dilation, False, False)  # fmt: skip
 
 
 class TritonGhost(Permuted):
-    """A Ghost layer whose halves are written once, without a concatenation.
+    """A Ghost layer that writes its output channels once, without a concatenation.
 
     Args:
-        ghost: Any form of Ghost layer, folded, that :func:`forms` takes.
-        whole: Whether one kernel does it all, which asks for a 1x1 primary conv; else cuDNN does
-            the primary conv, and one kernel what follows.
+        ghost: A fused Ghost layer, see :func:`candidates`.
+        whole: One kernel computes all of it, which needs a 1x1 primary conv; otherwise cuDNN
+            computes the primary conv and one kernel the rest.
 
     Shape:
         As the Ghost layer.
@@ -57,10 +57,10 @@ class TritonGhost(Permuted):
         (conv, self.relu), (cheap, _) = _parts(ghost.primary_conv), _parts(ghost.cheap_operation)
         self.conv = None if whole else _aligned(conv)
         self.outputs, self.dilation = ghost.out_channels, cheap.dilation[0]
-        self.sides = list(cheap.kernel_size)
+        self.size = list(cheap.kernel_size)
         self.short_conv = getattr(ghost, 'short_conv', None)
         order = getattr(ghost, 'order', None)
-        if order is not None:  # it picks the maps that are used
+        if order is not None:  # it selects the output channels
             self.outputs = ghost.num_computed()
         self.order = order
         shift = getattr(ghost, 'shift', None)
@@ -68,7 +68,7 @@ class TritonGhost(Permuted):
             'weight', conv.weight.detach().flatten(1).contiguous() if whole else None
         )
         self.register_buffer('bias', _bias(conv))
-        # Primary maps without ghosts have some of zeros in the tables, which are not computed.
+        # Zero rows for primary channels without ghosts; those ghosts are not computed.
         rest = (0, (ghost.primary - ghost.num_ghosted) * ghost.ghosts_per_primary)
         self.register_buffer('taps', F.pad(_taps(cheap), rest))
         self.register_buffer('cheap_bias', F.pad(_bias(cheap), rest))
@@ -81,38 +81,39 @@ class TritonGhost(Permuted):
         x = x.contiguous(memory_format=torch.channels_last)
         rest = (self.bias, self.taps, self.cheap_bias, self.shift, self.outputs)
         if self.conv is None:
-            maps = triton_kernels.ghost(
-                x, self.weight, *rest, self.sides[0], self.dilation, self.relu
+            out = triton_kernels.ghost(
+                x, self.weight, *rest, self.size[0], self.dilation, self.relu
             )
         else:
             primary = self.conv(x).contiguous(memory_format=torch.channels_last)
-            maps = triton_kernels.depthwise(
-                primary, *rest, self.sides, 1, self.dilation, self.relu, True
+            out = triton_kernels.depthwise(
+                primary, *rest, self.size, 1, self.dilation, self.relu, True
             )
-        maps = self.permute(maps)
-        return maps if self.short_conv is None else self.short_conv(x, maps)
+        out = self.permute(out)
+        return out if self.short_conv is None else self.short_conv(x, out)
 
 
 def _parts(module: nn.Module) -> tuple[nn.Module | None, bool]:
-    """The conv of a folded part and whether a ReLU follows; None where it is anything else."""
+    """Return the conv of a folded part, and whether a ReLU follows; None for other parts."""
     parts = list(module) if isinstance(module, nn.Sequential) else [module]
     conv, *behind = [part for part in parts if type(part) is not nn.Identity] or [None]
-    known = type(conv) is nn.Conv2d and conv.padding_mode == 'zeros'  # others pad as they run
+    known = type(conv) is nn.Conv2d and conv.padding_mode == 'zeros'  # others pad in their forward
     if not known or [type(part) for part in behind] not in ([], [nn.ReLU]):
         return None, False
     return conv, bool(behind)
 
 
 def _keeps_size(conv: nn.Conv2d) -> bool:
-    """Whether a depthwise conv is one that the kernels know."""
-    half = tuple(side // 2 * by for side, by in zip(conv.kernel_size, conv.dilation, strict=True))
-    odd = all(side % 2 for side in conv.kernel_size)
+    """Tell whether the kernels support a depthwise conv."""
+    sizes = zip(conv.kernel_size, conv.dilation, strict=True)
+    padding = tuple(size // 2 * dilation for size, dilation in sizes)
+    odd = all(size % 2 for size in conv.kernel_size)
     even = len(set(conv.stride)) == len(set(conv.dilation)) == 1
-    return conv.groups == conv.in_channels and odd and even and conv.padding == half
+    return conv.groups == conv.in_channels and odd and even and conv.padding == padding
 
 
 def _taps(conv: nn.Conv2d) -> torch.Tensor:
-    """(taps, maps) of a depthwise conv, float32."""
+    """Return (taps, channels) of a depthwise conv, float32."""
     return conv.weight.detach().flatten(1).t().contiguous().float()
 
 
@@ -122,7 +123,7 @@ def _bias(conv: nn.Conv2d) -> torch.Tensor:
 
 
 def _aligned(conv: nn.Conv2d) -> nn.Conv2d:
-    """A conv without its bias, with maps of zeros behind where their number is an odd one."""
+    """Copy a conv without its bias, with zero channels appended up to a multiple of ALIGNED."""
     more = -conv.out_channels % triton_kernels.ALIGNED if conv.groups == 1 else 0
     new = nn.utils.skip_init(
         nn.Conv2d, conv.in_channels, conv.out_channels + more, conv.kernel_size, conv.stride,
@@ -132,8 +133,8 @@ def _aligned(conv: nn.Conv2d) -> nn.Conv2d:
     return new.to(memory_format=torch.channels_last).eval()
 
 
-def forms(module: nn.Module) -> Iterator[nn.Module]:
-    """What may stand for a layer of a fused network, besides the layer itself."""
+def candidates(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield replacements for a layer of a fused network."""
     if type(module) is nn.Conv2d and module.padding_mode == 'zeros':
         if module.groups == module.in_channels > 1 and _keeps_size(module):
             yield TritonDepthwise(module)
@@ -155,11 +156,11 @@ def _known(ghost: Ghost) -> bool:
 
 
 def accelerate(model: nn.Module, example_input: Any) -> list[str]:
-    """Put kernels in the place of layers that they are faster than on this GPU, in place.
+    """Replace layers by kernels where these are faster on this GPU, in place.
 
     Args:
         model: Fused, channels-last, on a GPU.
-        example_input: Its shapes are what is timed.
+        example_input: Its shapes are timed.
 
     Returns:
         Names of the layers that were replaced.
@@ -167,7 +168,7 @@ def accelerate(model: nn.Module, example_input: Any) -> list[str]:
     changed = []
     for name, x in _inputs(model, example_input).items():
         layer = model.get_submodule(name)
-        best = _fastest([layer, *forms(layer)], x)
+        best = _fastest([layer, *candidates(layer)], x)
         if best is not layer:
             parent, _, child = name.rpartition('.')
             setattr(model.get_submodule(parent), child, best)
@@ -176,13 +177,13 @@ def accelerate(model: nn.Module, example_input: Any) -> list[str]:
 
 
 def _inputs(model: nn.Module, example_input: Any) -> dict[str, torch.Tensor]:
-    """What each layer is called with that something may stand for."""
+    """Record the input of each layer that has a replacement."""
     seen: dict[str, torch.Tensor] = {}
 
     def note(name: str, module: nn.Module, given: tuple[Any, ...]) -> None:
         seen[name] = given[0]
 
-    named = {n: m for n, m in model.named_modules() if n and next(forms(m), None) is not None}
+    named = {n: m for n, m in model.named_modules() if n and next(candidates(m), None) is not None}
     parts = ('primary_conv', 'cheap_operation')
     inside = tuple(
         f'{n}.{part}' for n, m in named.items() if isinstance(m, Ghost) for part in parts
@@ -206,7 +207,7 @@ def _fastest(layers: list[nn.Module], x: torch.Tensor) -> nn.Module:
 
 
 def _replay(layer: Callable[[torch.Tensor], Any], x: torch.Tensor) -> Callable[[], None]:
-    """Some calls as one graph: the first of them compiles what is not compiled."""
+    """Capture some calls as one CUDA graph, after a call that compiles."""
     with torch.inference_mode():
         layer(x)
         torch.cuda.synchronize()

@@ -41,7 +41,7 @@ def fused(model, x=None, largest=2.0):
 
 
 def assert_same(layer, x, number):
-    made = list(triton_modules.forms(layer))
+    made = list(triton_modules.candidates(layer))
     assert len(made) == number
     want = layer(x)
     for form in made:
@@ -86,8 +86,8 @@ def test_primary_convs_of_other_kernels_are_left_to_the_library():
     ],
 )
 def test_depthwise_convs(kernel, options):
-    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-    padding = tuple(side // 2 * options.get('dilation', 1) for side in sides)
+    sizes = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = tuple(size // 2 * options.get('dilation', 1) for size in sizes)
     conv = nn.Conv2d(12, 12, kernel, padding=padding, groups=12, **options).to(DEVICE)
     assert_same(conv.requires_grad_(False), torch.randn(2, 12, 13, 16, device=DEVICE), 1)
 
@@ -129,12 +129,12 @@ def test_primary_maps_without_ghosts(permuted):
     ids=str,
 )
 def test_what_the_kernels_do_not_know_is_left(layer):
-    assert not list(triton_modules.forms(gp.fuse(layer.eval())))
+    assert not list(triton_modules.candidates(gp.fuse(layer.eval())))
 
 
 def test_a_primary_conv_that_pads_as_it_runs_is_left():
     same = pytest.importorskip('timm.layers').Conv2dSame
-    assert not list(triton_modules.forms(gp.GhostConv2d(8, 16, 3, stride=2, conv_layer=same)))
+    assert not list(triton_modules.candidates(gp.GhostConv2d(8, 16, 3, stride=2, conv_layer=same)))
 
 
 @pytest.fixture
@@ -170,9 +170,9 @@ def test_the_fastest_form_is_taken(monkeypatch):
 
 
 def test_maps_too_large_for_32_bits_are_refused(monkeypatch):
-    monkeypatch.setattr(triton_kernels, '_LARGEST', 100)
-    form = next(triton_modules.forms(nn.Conv2d(4, 4, 3, padding=1, groups=4)))
-    with pytest.raises(ValueError, match='101 values or more do not fit'):
+    monkeypatch.setattr(triton_kernels, '_MAX_ELEMENTS', 100)
+    form = next(triton_modules.candidates(nn.Conv2d(4, 4, 3, padding=1, groups=4)))
+    with pytest.raises(ValueError, match='101 elements or more are not supported'):
         form(torch.randn(1, 4, 6, 6))
 
 
