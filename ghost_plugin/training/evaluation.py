@@ -56,7 +56,11 @@ def accuracy(
 def top1(
     model: nn.Module, loader: ImageLoader, batch: int = 128, progress: ProgressFn = no_progress
 ) -> dict[str, float]:
-    """:func:`accuracy` as ``{'top1': per cent}``, for :func:`.trainer.finetune`."""
+    """:func:`accuracy` as ``{'top1': per cent}``, for ``validate`` of :func:`.trainer.finetune`.
+
+    Args:
+        model, loader, batch, progress: As in :func:`accuracy`.
+    """
     return {'top1': accuracy(model, loader, batch, progress).top1}
 
 
