@@ -25,7 +25,6 @@ from torch.utils import _pytree as pytree
 
 from ..utils.modules import call_model, eval_mode, removing_hooks
 from .fitting.batches import batch_size, can_concat, rebatch, slice_batch
-from .fitting.channel_statistics import ChannelMoments, moments_from_weights
 from .fitting.initialization import filter_size
 from .fitting.least_squares import shared_mean
 from .fitting.microbatch_scheduler import run_microbatches
@@ -92,7 +91,7 @@ def score(
         parts = list(_parts(batches or _noise(example_input)))
         if batches and can_concat(parts):
             visitors = {
-                name: _on_original_inputs(ghost_visitor(task, name, error))
+                name: _on_original_inputs(ghost_visitor(task, name, LayerFit(error)))
                 for name, error in fitted.items()
             }
             fits = run_microbatches(model, parts, visitors, ACTIVATION_BYTES)
@@ -141,7 +140,7 @@ def _initialize(
     sizes = {layer.name: filter_size(task.ghosts[layer.name]) for layer in layers}
     settings = {layer.name: layer.settings for layer in layers}
     errors: dict[str, dict[float, float]] = {}
-    for name, moments in _statistics(task.model, sizes, batches):
+    for name, moments in collect_moments(task.model, sizes, batches):
         errors[name] = {}
         for ratio in sorted(ratios[name]):
             trial = task
@@ -162,17 +161,6 @@ def _on_original_inputs(visitor: ModuleVisitor[LayerFit]) -> ModuleVisitor[Layer
         return wanted, wanted, fit
 
     return visit
-
-
-def _statistics(
-    model: Any, sizes: Mapping[str, int], batches: Sequence[Any] | None
-) -> Iterator[tuple[str, ChannelMoments]]:
-    if batches:
-        return collect_moments(model, sizes, list(batches))
-    return (
-        (name, moments_from_weights(model.get_submodule(name), size))
-        for name, size in sizes.items()
-    )
 
 
 def _with_noise(calibration: Sequence[Any], example_input: Any) -> list[Any]:

@@ -133,7 +133,7 @@ def num_samples_for(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int
         ghost: To be fitted.
         x, y: (N, C, H, W) inputs and targets of one or more such images.
     """
-    wanted = POSITIONS_PER_ENTRY * ghost.primary_conv.weight[0].numel() // y[0, 0].numel()
+    wanted: int = POSITIONS_PER_ENTRY * ghost.primary_conv.weight[0].numel() // y[0, 0].numel()
     most = MAX_ELEMENTS // max(x[0].numel(), y[0].numel())
     return max(1, min(most, max(MIN_IMAGES, wanted)))
 

@@ -40,7 +40,7 @@ from .sequential import (
     add_shift,
     ghost_visitor,
     initialize_early_layers,
-    initialize_from_weights,
+    initialize_ghosts,
     layers_with_means,
     mean_visitor,
 )
@@ -147,7 +147,7 @@ def _run(
     task: FitTask,
     batches: Sequence[Any],
     visitors: dict[str, ModuleVisitor[Any]],
-    early: Mapping[str, float],
+    early: Mapping[str, LayerFit],
 ) -> FitResults:
     means = {
         name: mean_visitor(task, name)
@@ -155,7 +155,7 @@ def _run(
         if not any(name.startswith(f'{block}.') for block in visitors)
     }
     found = run_microbatches(task.model, batches, {**visitors, **means}, BLOCK_BYTES)
-    layers = {name: LayerFit(error) for name, error in early.items()}
+    layers = dict(early)
     blocks = {}
     for name, fit in found.items():
         if isinstance(fit, BlockFit):
@@ -167,9 +167,9 @@ def _run(
 
 
 def _layer_visitor(
-    task: FitTask, name: str, error: float | None, learn: Callable[..., float]
+    task: FitTask, name: str, first: LayerFit | None, learn: Callable[..., float]
 ) -> ModuleVisitor[LayerFit]:
-    fit_first = ghost_visitor(task, name, error)
+    fit_first = ghost_visitor(task, name, first)
 
     def _visit(
         forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
@@ -187,7 +187,7 @@ def _block_visitor(
     task: FitTask,
     name: str,
     convs: Sequence[str],
-    early: Mapping[str, float],
+    early: Mapping[str, LayerFit],
     learn: Callable[..., float],
 ) -> ModuleVisitor[BlockFit]:
     # A copy made now, because the forward of the block itself will be overridden.
@@ -210,7 +210,7 @@ def _insert_ghosts(
     block: nn.Module,
     name: str,
     convs: Sequence[str],
-    early: Mapping[str, float],
+    early: Mapping[str, LayerFit],
     old: ActivationBatch,
     new: ActivationBatch,
 ) -> dict[str, LayerFit]:
@@ -225,14 +225,14 @@ def _insert_ghosts(
     few = max(1, min(old.num_images, 2 * ACTIVATION_BYTES // max(1, size)))
     fits = paired_forward(block, concat_nested(old.first(few), new.first(few)), few, visitors)
     layers = {conv: fits[conv[start:]] for conv in convs if conv[start:] in fits}
-    missed = [conv for conv in convs if conv not in layers]  # crops and the like
-    errors = initialize_from_weights(task, [conv for conv in missed if conv not in early])
+    known = {conv: early[conv] for conv in convs if conv in early} | layers
+    missed = [conv for conv in convs if conv not in known]  # that run on crops and the like
+    layers = known | initialize_ghosts(task, missed)
     replace_modules(block, {conv[start:]: task.ghosts[conv] for conv in convs})
     for conv, fit in layers.items():
         if conv in norms and fit.shift is not None:
             shift_running_mean(block.get_submodule(norms[conv]), fit.shift)
-    both = layers | {conv: LayerFit({**early, **errors}[conv]) for conv in missed}
-    return {conv: LayerFit(fit.error) for conv, fit in both.items()}  # the block has the shifts
+    return {conv: LayerFit(fit.error) for conv, fit in layers.items()}  # the block has the shifts
 
 
 def bytes_per_image(model: nn.Module, arguments: Arguments) -> int:

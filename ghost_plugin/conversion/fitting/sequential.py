@@ -104,52 +104,33 @@ def _require_finite(name: str, error: float) -> float:
     return error
 
 
-def initialize_from_weights(task: FitTask, names: Iterable[str]) -> dict[str, float]:
-    """Give Ghosts their first weights without data.
+def initialize_ghosts(
+    task: FitTask, names: Iterable[str], batches: Sequence[Any] | None = None
+) -> dict[str, LayerFit]:
+    """Give Ghosts their first weights.
 
     Args:
         task: Its Ghosts change.
         names: Of convs.
+        batches: As in :func:`collect_moments`.
 
     Returns:
-        Relative squared errors by name.
-    """
-    return {
-        name: task.initialize(
-            name, moments_from_weights(task.conv(name), filter_size(task.ghosts[name]))
-        )
-        for name in names
-    }
-
-
-def fit_from_weights(task: FitTask) -> FitResults:
-    """Give all Ghosts their first weights without data; see :func:`initialize_from_weights`."""
-    errors = initialize_from_weights(task, task.ghosts)
-    return FitResults({name: LayerFit(error) for name, error in errors.items()})
-
-
-def initialize_from_batches(
-    task: FitTask, names: Iterable[str], batches: Sequence[Any]
-) -> dict[str, float]:
-    """Give Ghosts their first weights, from the activations of the original.
-
-    Args:
-        task: Its Ghosts change.
-        names: Of convs.
-        batches: All of them are run.
-
-    Returns:
-        Relative squared errors by name.
+        Results by name.
 
     Raises:
         ValueError: The batches never reach one of the convs.
     """
     sizes = {name: filter_size(task.ghosts[name]) for name in names}
     statistics = collect_moments(task.model, sizes, batches)
-    return {name: task.initialize(name, moments) for name, moments in statistics}
+    return {name: LayerFit(task.initialize(name, moments)) for name, moments in statistics}
 
 
-def initialize_early_layers(task: FitTask, batches: Sequence[Any]) -> dict[str, float]:
+def fit_from_weights(task: FitTask) -> FitResults:
+    """Give all Ghosts their first weights, without data."""
+    return FitResults(initialize_ghosts(task, task.ghosts))
+
+
+def initialize_early_layers(task: FitTask, batches: Sequence[Any]) -> dict[str, LayerFit]:
     """Give first weights to Ghosts whose activations are so large that a fit sees few images.
 
     Args:
@@ -157,7 +138,7 @@ def initialize_early_layers(task: FitTask, batches: Sequence[Any]) -> dict[str, 
         batches: All of them are run.
 
     Returns:
-        Relative squared errors by name.
+        Results by name.
     """
     peaks = peak_activation_bytes(task.model, task.ghosts, next(rebatch(batches, 2)))
     early = [
@@ -165,18 +146,18 @@ def initialize_early_layers(task: FitTask, batches: Sequence[Any]) -> dict[str, 
         for name, size in peaks.items()
         if MIN_IMAGES * HELD_ACTIVATIONS * size > ACTIVATION_BYTES
     ]
-    return initialize_from_batches(task, early, list(rebatch(batches, IMAGES_PER_CALL)))
+    return initialize_ghosts(task, early, list(rebatch(batches, IMAGES_PER_CALL)))
 
 
 def collect_moments(
-    model: nn.Module, sizes: Mapping[str, int], batches: Sequence[Any]
+    model: nn.Module, sizes: Mapping[str, int], batches: Sequence[Any] | None
 ) -> Iterator[tuple[str, ChannelMoments]]:
-    """Compute the moments of convs' outputs; as many as memory allows share a pass.
+    """Compute the moments of convs' outputs; as many convs as memory allows share a pass.
 
     Args:
         model: The original.
         sizes: Of the cheap filters, pixels, by the conv's name.
-        batches: All of them are run.
+        batches: All of them are run; without any the input is taken as white noise.
 
     Returns:
         Names and moments.
@@ -185,6 +166,10 @@ def collect_moments(
         ValueError: The batches never reach one of the convs.
     """
     convs: dict[str, Any] = {name: model.get_submodule(name) for name in sizes}
+    if not batches:
+        for name, size in sizes.items():
+            yield name, moments_from_weights(convs[name], size)
+        return
     for names in _within_memory(convs, sizes):
         collectors = {
             name: ChannelMomentsCollector(convs[name], sizes[name], len(batches)) for name in names
@@ -228,11 +213,10 @@ def fit_sequentially(task: FitTask, batches: Sequence[Any]) -> FitResults:
         Results of all layers that the batches reach with an input for each image.
     """
     early = initialize_early_layers(task, batches)
-    fits = {name: LayerFit(error) for name, error in early.items()}
     visitors = {name: ghost_visitor(task, name, early.get(name)) for name in task.ghosts}
     means = {name: mean_visitor(task, name) for name in layers_with_means(task, batches)}
     found = run_microbatches(task.model, batches, visitors | means, ACTIVATION_BYTES)
-    return FitResults(fits | found)
+    return FitResults(early | found)
 
 
 def initialize_others(task: FitTask, results: FitResults, batches: Sequence[Any]) -> FitResults:
@@ -247,9 +231,8 @@ def initialize_others(task: FitTask, results: FitResults, batches: Sequence[Any]
         Results of all Ghosts.
     """
     others = [name for name in task.ghosts if name not in results.errors]
-    errors = initialize_from_batches(task, others, batches)
-    fits = {name: LayerFit(error) for name, error in errors.items()}
-    return FitResults({**results.layers, **fits}, results.blocks)
+    layers = {**results.layers, **initialize_ghosts(task, others, batches)}
+    return FitResults(layers, results.blocks)
 
 
 def layers_with_means(task: FitTask, batches: Sequence[Any]) -> list[str]:
@@ -310,7 +293,7 @@ def mean_visitor(task: FitTask, name: str) -> ModuleVisitor[LayerFit]:
 
 
 def ghost_visitor(
-    task: FitTask, name: str, error: float | None = None, *, shift_norm: bool = True
+    task: FitTask, name: str, first: LayerFit | None = None, *, shift_norm: bool = True
 ) -> ModuleVisitor[LayerFit]:
     """Visitor that fits one Ghost, at the first call, and runs it.
 
@@ -319,7 +302,7 @@ def ghost_visitor(
     Args:
         task: Its Ghost changes.
         name: Of the conv.
-        error: Of the Ghost's first weights, if it has them already.
+        first: Result of the Ghost's first weights, if it has them already.
         shift_norm: Whether the norm behind, if any, may take a shift.
     """
     ghost, conv = task.ghosts[name], task.conv(name)
@@ -330,10 +313,10 @@ def ghost_visitor(
     ) -> tuple[Any, Any, LayerFit]:
         wanted = old.map(forward)
         if fit is None:
-            first = error
-            if first is None:
-                first = task.initialize(name, _moments(conv, filter_size(ghost), wanted))
-            fit = _fit_layer(name, ghost, new, wanted, free, first)
+            start = first or LayerFit(
+                task.initialize(name, _moments(conv, filter_size(ghost), wanted))
+            )
+            fit = _fit_layer(name, ghost, new, wanted, free, start.error)
         return wanted, new.map(lambda *given: add_shift(ghost(*given), fit.shift)), fit
 
     return _visit
@@ -363,7 +346,7 @@ def _fit_layer(
     given: ActivationBatch,
     wanted: torch.Tensor,
     free: bool,
-    error: float,
+    error: float | None,
 ) -> LayerFit:
     """Fit a Ghost in place to its targets, in float32 at least."""
     none = torch.zeros(wanted.shape[1], device=wanted.device)
