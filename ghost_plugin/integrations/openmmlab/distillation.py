@@ -8,7 +8,6 @@ would change; that is why its class is replaced.
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ class _Unregistered:
 
 
 class Distilled:
-    """Mixed in front of a student's class by :func:`distilled`."""
+    """Mixin that :func:`distilled` puts in front of the class of a student."""
 
     def loss(self, inputs: torch.Tensor, data_samples: list, **kwargs: Any) -> dict[str, Any]:
         """Compute the student's losses and ``loss_distill``.
@@ -73,13 +72,6 @@ class Distilled:
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> nn.Module:
         self.teacher.content._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
-
-
-@cache
-def _distilled_class(student: type[nn.Module]) -> type[nn.Module]:
-    """One class for each class of students, so that their instances compare equal in type."""
-    name = f'Distilled{student.__name__}'
-    return type(name, (Distilled, student), {})
 
 
 def _random_parts(model: nn.Module, cfg: Mapping) -> list[str]:
@@ -175,5 +167,5 @@ def distilled(
     pupil.init_teacher = not teacher_checkpoint and any(map(_has_checkpoint, master.modules()))
     pupil.random_parts = [] if teacher_checkpoint else _random_parts(master, teacher)
     pupil.logits, pupil.distill_weight = pairs, weight
-    pupil.__class__ = _distilled_class(type(pupil))
+    pupil.__class__ = type(f'Distilled{type(pupil).__name__}', (Distilled, type(pupil)), {})
     return pupil
