@@ -5,7 +5,7 @@ from torch.nn.utils import prune
 
 import ghost_plugin as gp
 
-X = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+X = torch.randn(2, 3, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def conv(inputs=4):
