@@ -26,7 +26,7 @@ from .fitting.sequential import (
     initialize_others,
 )
 from .inspection import check_root
-from .plan import STEPS, ConversionPlan, count_reasons, fingerprint
+from .plan import STEPS, ConversionPlan, fingerprint
 from .reasons import FINAL, REASONS
 from .surgery import (
     build_ghosts,
@@ -87,7 +87,7 @@ def apply_plan(
         _logger.warning('%s is converted by this plan already; nothing changes', plan.model)
         return ConversionResult(model, plan)
     _check_model(plan, model)
-    check_conversions(plan)
+    plan.check_conversions()
     if not inplace:
         model = _copy(plan, model)
     task, results = _fit(plan, model, calibration, reconstruct, steps, inherit)
@@ -110,33 +110,6 @@ def apply_plan(
         )
     layers = tuple(replace(layer, error=results.errors.get(layer.name)) for layer in plan.layers)
     return ConversionResult(model, replace(plan, layers=layers))
-
-
-def check_conversions(plan: ConversionPlan) -> None:
-    """Raise where nothing can be converted; warn where all convs stay by choice.
-
-    Raises:
-        ValueError: As :meth:`ConversionPlan.check_conversions`.
-    """
-    if any(layer.converts for layer in plan.layers):
-        return
-    if not plan.layers:
-        raise ValueError(
-            f'{plan.model} has no convolution, so there is nothing to convert; leave it as it '
-            'is, or give the part that has nn.Conv2d'
-        )
-    said = (
-        f'of the {len(plan.layers)} convolutions of {plan.model} none is converted: '
-        + count_reasons(plan.layers)
-    )
-    if any(layer.chosen for layer in plan.layers):
-        _logger.warning('%s', said)
-        return
-    raise ValueError(
-        f'{said}. Only an nn.Conv2d can become a Ghost conv: change what '
-        'keeps these (keep_first=False, keep_last=False, another include, hooks and computed '
-        'weights removed), or leave this network as it is; report() of gp.plan lists every conv'
-    )
 
 
 def _check_options(reconstruct: str | None, steps: int, inherit: bool, calibrated: bool) -> None:

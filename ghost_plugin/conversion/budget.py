@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from .plan import ConversionPlan, LayerPlan, count_reasons
 
@@ -98,11 +99,9 @@ def meet_budget(
     for number, (name, limit) in enumerate(budgets.items()):
         undecided, index = undecided_layers(layers), _COSTS[name]
         fixed = before[name] - sum(layer.shape.dense()[index] for layer in undecided)
-        options = {layer.name: choices(layer, _cost(layer, index)) for layer in undecided}
+        options = {row.name: choices(row, partial(_cost, row, index)) for row in undecided}
         if number:
-            options = {
-                layer.name: keep_min_ratio(options[layer.name], layer) for layer in undecided
-            }
+            options = {row.name: keep_min_ratio(options[row.name], row) for row in undecided}
         layers = decide(layers, greedy_select(options, limit - fixed, name, fixed, layers))
     return replace(plan, layers=layers)
 
@@ -118,14 +117,9 @@ def keep_min_ratio(options: list[Choice], layer: LayerPlan) -> list[Choice]:
     return [choice for choice in options if choice.ratio >= floor]
 
 
-def _cost(layer: LayerPlan, index: int) -> Callable[[float], float]:
-    def cost(ratio: float) -> float:
-        shape = layer.shape
-        if ratio == 1:
-            return shape.dense()[index]
-        return shape.ghost({**layer.settings, 'ratio': ratio})[index]
-
-    return cost
+def _cost(layer: LayerPlan, index: int, ratio: float) -> int:
+    settings = {**layer.settings, 'ratio': ratio}
+    return (layer.shape.dense() if ratio == 1 else layer.shape.ghost(settings))[index]
 
 
 def choices(layer: LayerPlan, cost: Callable[[float], float]) -> list[Choice]:

@@ -12,7 +12,7 @@ Two observers are needed for that:
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -179,8 +179,13 @@ def _observe(
     norm_inputs: dict[str, list[nn.Module | None]] = {}
     with ExitStack() as stack:
         for conv, observation in observed.items():
-            stack.enter_context(_counting(conv, observation, order))
-        stack.enter_context(_following(model, observed, provenance, norm_inputs))
+            stack.enter_context(_observing(conv, observation, order, provenance))
+        for name, module in model.named_modules():
+            has_mean = isinstance(getattr(module, 'running_mean', None), torch.Tensor)
+            if has_mean and not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                own = norm_inputs.setdefault(name, [])
+                stack.enter_context(_listing_makers(module, own, provenance))
+        stack.enter_context(provenance)
         stack.enter_context(eval_mode(model))
         leaves = pytree.tree_flatten(model(*args, **kwargs))[0]
     outputs = {conv for leaf in leaves for conv in provenance.makers_of(leaf) or ()}
@@ -199,11 +204,17 @@ def _observe(
 
 
 @contextmanager
-def _counting(
-    conv: nn.Module, observation: _Observation, order: dict[nn.Module, None]
+def _observing(
+    conv: nn.Module,
+    observation: _Observation,
+    order: dict[nn.Module, None],
+    provenance: '_TensorProvenance',
 ) -> Iterator[None]:
-    def count(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    """Count the calls of a conv, and note who made its outputs and who reads its weight."""
+
+    def observe(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         order.setdefault(module)
+        provenance.makers[id(output)] = module, output
         # A transposed conv applies its kernel to every pixel of its input.
         transposed = getattr(module, 'transposed', False)
         maps = (tensors_in((args, kwargs)) if transposed else tensors_in(output))[:1]
@@ -213,12 +224,24 @@ def _counting(
         observation.pixels += sum(each.numel() for each in maps) // channels
         if isinstance(module, nn.Conv2d):
             size = min(output.shape[-2:])
-            first = not observation.calls
-            observation.min_output_size = size if first else min(size, observation.min_output_size)
+            observation.min_output_size = min(size, observation.min_output_size or size)
         observation.calls += 1
 
-    counting = conv.register_forward_hook(count, with_kwargs=True)
-    with _watch_weight_access(conv, observation), removing_hooks(counting):
+    observing = conv.register_forward_hook(observe, with_kwargs=True)
+    with _watch_weight_access(conv, observation), removing_hooks(observing):
+        yield
+
+
+@contextmanager
+def _listing_makers(
+    norm: nn.Module, makers: list[nn.Module | None], provenance: '_TensorProvenance'
+) -> Iterator[None]:
+    """List the conv that made the input of each call of a norm, None where there is none."""
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        makers.append(provenance.makers.get(id(inputs[0]), (None,))[0] if inputs else None)
+
+    with removing_hooks(norm.register_forward_pre_hook(note)):
         yield
 
 
@@ -296,36 +319,3 @@ class _TensorProvenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if len(makers) == len(parts):
                 self.finished[id(result)] = tuple(dict.fromkeys(chain(*makers))), result
         return result
-
-
-@contextmanager
-def _following(
-    model: nn.Module,
-    convs: Iterable[nn.Module],
-    provenance: _TensorProvenance,
-    norm_inputs: dict[str, list[nn.Module | None]],
-) -> Iterator[None]:
-    """Give ``provenance`` the outputs of convs, and ``norm_inputs`` the maker of each norm's input.
-
-    ``norm_inputs`` has the conv of every call of a norm, None where no conv made the input.
-    """
-
-    def made(conv: nn.Module, inputs: Any, output: Any) -> None:
-        provenance.makers[id(output)] = conv, output
-
-    def taken(name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(module: nn.Module, inputs: Any) -> None:
-            conv = provenance.makers.get(id(inputs[0]), (None,))[0] if inputs else None
-            norm_inputs.setdefault(name, []).append(conv)
-
-        return hook
-
-    with ExitStack() as stack:
-        stack.enter_context(removing_hooks(*(c.register_forward_hook(made) for c in convs)))
-        for name, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # takes no hooks
-            if isinstance(getattr(module, 'running_mean', None), torch.Tensor):
-                stack.enter_context(removing_hooks(module.register_forward_pre_hook(taken(name))))
-        stack.enter_context(provenance)
-        yield

@@ -6,6 +6,7 @@ module, so they import the stages when they are called.
 
 import hashlib
 import json
+import logging
 import os
 import warnings
 from collections import Counter
@@ -24,6 +25,7 @@ from ..utils.atomic_io import atomic_write
 from .cost_model import ConvSpec
 from .reasons import FINAL, REASONS
 
+_logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1  # of the JSON
 STEPS = 800  # gradient steps of a reconstruction, for each layer or block
 # The settings of a Ghost conv, and the default of each.
@@ -347,9 +349,25 @@ class ConversionPlan:
             ValueError: No layer converts, and neither patterns, a ratio of 1, a budget nor an edit
                 of the plan wanted that; the error counts the reasons.
         """
-        from .apply import check_conversions
-
-        check_conversions(self)
+        if any(layer.converts for layer in self.layers):
+            return
+        if not self.layers:
+            raise ValueError(
+                f'{self.model} has no convolution, so there is nothing to convert; leave it as it '
+                'is, or give the part that has nn.Conv2d'
+            )
+        said = (
+            f'of the {len(self.layers)} convolutions of {self.model} none is converted: '
+            + count_reasons(self.layers)
+        )
+        if any(layer.chosen for layer in self.layers):
+            _logger.warning('%s', said)
+            return
+        raise ValueError(
+            f'{said}. Only an nn.Conv2d can become a Ghost conv: change what '
+            'keeps these (keep_first=False, keep_last=False, another include, hooks and computed '
+            'weights removed), or leave this network as it is; report() of gp.plan lists every conv'
+        )
 
 
 def count_reasons(layers: Sequence[LayerPlan]) -> str:
