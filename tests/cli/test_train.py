@@ -129,6 +129,19 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+def test_a_run_is_trained_and_tested(cli, environ, pictures, tmp_path):
+    status, _, err = cli('train', CONFIG, '--work-dir', tmp_path / 'run', *small(pictures, 1))
+    assert status == 0, err
+    last = Path((tmp_path / 'run/last_checkpoint').read_text())
+    assert gp.load_weights(gp.GhostNet(0.5, out_indices=(5,)), last).missing == ()
+    metrics = tmp_path / 'made/metrics.json'
+    options = ['--work-dir', tmp_path / 'test', '--json', metrics, *small(pictures, 1)]
+    status, _, err = cli('test', CONFIG, last, *options)
+    assert status == 0, err
+    assert 0 <= json.loads(metrics.read_text())['accuracy/top1'] <= 100
+
+
+@pytest.mark.slow
 def test_interrupted_training_continues(interruptible, pictures, tmp_path):
     command = [sys.executable, 'tools/train.py', str(CONFIG), '--work-dir', str(tmp_path)]
     process = subprocess.Popen([*command, *small(pictures, 200)], cwd=ROOT, env=ENV, text=True,
@@ -150,13 +163,6 @@ def test_interrupted_training_continues(interruptible, pictures, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f'Saving checkpoint at {epochs} epochs' in done.stdout
     assert 'Saving checkpoint at 1 epochs' not in done.stdout
-    metrics = tmp_path / 'made/metrics.json'
-    last = Path((tmp_path / 'last_checkpoint').read_text())
-    options = ['--work-dir', tmp_path / 'test', '--json', metrics, *small(pictures, 1)]
-    assert run('test.py', CONFIG, last, *options).returncode == 0
-    assert 0 <= json.loads(metrics.read_text())['accuracy/top1'] <= 100
-    report = gp.load_weights(gp.GhostNet(0.5, out_indices=(5,)), last)
-    assert report.missing == ()
 
 
 @pytest.mark.slow
