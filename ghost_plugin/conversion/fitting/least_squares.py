@@ -281,17 +281,17 @@ def _fit_primary(
         solved = solve_inputs(residual) / scale
         product, before = (residual * solved).sum(1, keepdim=True), product
         direction = solved + torch.nan_to_num(product / before, posinf=0, neginf=0) * direction
-        bent = (
+        applied = (
             _weight_gradient(ghost, seen, direction.to(conv.weight).view_as(conv.weight))
             + scale * ridge * direction
         )
         # Kernels that are as good as they get have no curvature left but rounding.
-        curvature = (direction * bent).sum(1, keepdim=True)
+        curvature = (direction * applied).sum(1, keepdim=True)
         step = torch.where(curvature > 1e-30, product / curvature, 0)
-        delta, residual = delta + step * direction, residual - step * bent
-    pull = _weight_gradient(ghost, held, conv.weight, _gap(ghost, held, shift))
-    bent = _weight_gradient(ghost, held, delta.to(conv.weight).view_as(conv.weight))
-    steps = line_search(held.positions, (delta * pull).sum(1), (delta * bent).sum(1))
+        delta, residual = delta + step * direction, residual - step * applied
+    gradient = _weight_gradient(ghost, held, conv.weight, _gap(ghost, held, shift))
+    applied = _weight_gradient(ghost, held, delta.to(conv.weight).view_as(conv.weight))
+    steps = line_search(held.positions, (delta * gradient).sum(1), (delta * applied).sum(1))
     delta = delta * steps[:, None]
     conv.weight += delta.to(conv.weight).view_as(conv.weight)
 
@@ -457,10 +457,10 @@ def _fit_cheap(
         ]
     )
     kernels = delta[:, : size**2].view_as(cheap.weight).to(cheap.weight)
-    moved = _without_bias(cheap, held_maps, kernels)[:, :, held.rows]
+    change = _without_bias(cheap, held_maps, kernels)[:, :, held.rows]
     if constant:
-        moved = moved + delta[:, -1].to(moved)[:, None, None]
-    slope, curvature = ((other * moved).double().sum((0, 2, 3)) for other in (held_gap, moved))
+        change = change + delta[:, -1].to(change)[:, None, None]
+    slope, curvature = ((other * change).double().sum((0, 2, 3)) for other in (held_gap, change))
     steps = line_search(held.positions, slope, curvature)
     cheap.weight += steps.to(kernels)[:, None, None, None] * kernels
     if cheap.bias is not None:

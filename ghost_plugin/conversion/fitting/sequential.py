@@ -23,7 +23,7 @@ from .paired_forward import ActivationBatch, Forward, ModuleVisitor
 STATISTICS_BYTES, ACTIVATION_BYTES = 2**29, 2**28  # that one pass may hold
 # A conv that fewer images reach within memory gets its first weights from a pass over all of them.
 MIN_IMAGES = 64
-IMAGES_PER_CALL = 4  # of that pass
+STATISTICS_BATCH = 4  # images at a time of that pass
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def initialize_early_layers(task: FitTask, batches: Sequence[Any]) -> dict[str, 
         for name, size in peaks.items()
         if MIN_IMAGES * HELD_ACTIVATIONS * size > ACTIVATION_BYTES
     ]
-    return initialize_ghosts(task, early, list(rebatch(batches, IMAGES_PER_CALL)))
+    return initialize_ghosts(task, early, list(rebatch(batches, STATISTICS_BATCH)))
 
 
 def collect_moments(
@@ -333,7 +333,7 @@ def add_shift(maps: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
 
 
 def _moments(conv: nn.Conv2d, size: int, maps: torch.Tensor) -> ChannelMoments:
-    parts = torch.split(maps, IMAGES_PER_CALL)
+    parts = torch.split(maps, STATISTICS_BATCH)
     collector = ChannelMomentsCollector(conv, size, len(parts))
     for part in parts:
         collector.add(part)
