@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make an environment with OpenMMLab's original packages, all pure Python, and run the tests of
-# that door in it; the tested environment of setup_env.sh stays as it is.
+# that integration in it; the tested environment of setup_env.sh stays as it is.
 #
 #   bash tools/setup_originals.sh            set up and test
 #   bash tools/setup_originals.sh --python   print the environment's python, install nothing

@@ -51,3 +51,11 @@ def refused(cli):
         return lines[0]
 
     return call
+
+
+@pytest.fixture
+def environ(monkeypatch):
+    """Variables that the commands set are removed again."""
+    for name in ('LOCAL_RANK', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'):
+        monkeypatch.setenv(name, os.environ.get(name, ''))
+        monkeypatch.delenv(name)

@@ -204,6 +204,7 @@ def test_the_original_is_trained_then_teaches(ok, model, pictures, tmp_path):
     assert out.splitlines()[-3].endswith(f'| {found["top1"]:.2f} |')
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_the_same(ok, model, made, pictures, tmp_path):
     whole, cut = tmp_path / 'whole.pth', tmp_path / 'cut.pth'
     start = ['finetune', model[0], made[0], '--weights', made[1], *model[1:]]

@@ -1,8 +1,5 @@
 """The command convert for configs: written with a plan, trained with the shown table."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,14 +27,6 @@ val_dataloader = dict(dataset=dict(data_root=data))
 test_dataloader = dict(dataset=dict(data_root=data))
 train_cfg = dict(max_epochs=1, val_interval=1)
 """
-
-
-def run_tool(name, *args):
-    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, args)]
-    env = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def built(config):
@@ -76,7 +65,7 @@ def test_a_detectors_config_is_converted(ok, tmp_path):
     assert len(names) > 15 and all(name.startswith('backbone.') for name in names)
 
 
-def test_a_file_with_a_checkpoint_is_converted_trained_and_tested(ok, pictures, tmp_path):
+def test_a_file_with_a_checkpoint_is_converted_trained_and_tested(ok, environ, pictures, tmp_path):
     dense, out = tmp_path / 'dense.py', tmp_path / 'made/mine.py'
     dense.write_text(DENSE.format(root=ROOT, data=pictures))
     torch.save(built(dense).state_dict(), tmp_path / 'dense.pth')
@@ -84,11 +73,11 @@ def test_a_file_with_a_checkpoint_is_converted_trained_and_tested(ok, pictures, 
     ok('convert', dense, '--checkpoint', tmp_path / 'dense.pth', *shown, '-o', out)
     assert '../dense.py' in out.read_text()
     work = tmp_path / 'work'
-    log = run_tool('train.py', out, '--work-dir', work)
+    log = ok('train', out, '--work-dir', work)
     assert 'ImageClassifier, converted:' in log and '| whole model |' in log
     assert 'Load checkpoint from' in log and 'mine.pth' in log
     last = (work / 'last_checkpoint').read_text()
-    assert 'accuracy/top1' in run_tool('test.py', out, last, '--work-dir', tmp_path / 'test')
+    assert 'accuracy/top1' in ok('test', out, last, '--work-dir', tmp_path / 'test')
 
 
 @pytest.mark.parametrize(

@@ -38,14 +38,6 @@ def error_of(done):
     return lines[0]
 
 
-@pytest.fixture
-def environ(monkeypatch):
-    """Variables that the commands set are removed again."""
-    for name in ('LOCAL_RANK', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'):
-        monkeypatch.setenv(name, os.environ.get(name, ''))
-        monkeypatch.delenv(name)
-
-
 def small(images, epochs):
     options = {
         'train_cfg.max_epochs': epochs,
@@ -102,16 +94,17 @@ def test_checkpoints_run_no_code(cli, environ, pictures, command, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(checkpoint, 'get_torch_safe_globals'), reason='not guarded')
-def test_weights_of_a_config_run_no_code(pictures, tmp_path):
+def test_weights_of_a_config_run_no_code(cli, environ, pictures, tmp_path):
     bad = tmp_path / 'bad.pth'
     torch.save({'state_dict': Hostile()}, bad)
     pretrained = ['model.init_cfg.type=Pretrained', f'model.init_cfg.checkpoint={bad}']
-    done = run('train.py', CONFIG, '--work-dir', tmp_path, *small(pictures, 1), *pretrained)
-    assert 'more than tensors' in error_of(done) and 'owned' not in done.stdout
+    options = ['--work-dir', tmp_path, *small(pictures, 1), *pretrained]
+    status, out, err = cli('train', CONFIG, *options)
+    assert status == 2 and 'more than tensors' in err and 'owned' not in out
 
 
-@pytest.mark.parametrize('package', ['mmengine', 'mmcv'])
-def test_missing_packages_are_named(package, tmp_path):
+def test_a_broken_package_is_named(tmp_path):
+    package = 'mmengine'
     (tmp_path / package).mkdir()
     (tmp_path / package / '__init__.py').write_text("raise OSError('broken')")
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
@@ -176,7 +169,7 @@ def test_a_full_disk_ends_in_one_line(pictures, tmp_path):
     assert not (tmp_path / 'last_checkpoint').exists()
 
 
-def test_a_broken_image_is_named(pictures, tmp_path):
+def test_a_broken_image_is_named(cli, environ, pictures, tmp_path):
     (pictures / 'train/red/9999.png').write_bytes(b'not an image')
-    done = run('train.py', CONFIG, '--work-dir', tmp_path, *small(pictures, 1))
-    assert '9999.png' in error_of(done)
+    status, _, err = cli('train', CONFIG, '--work-dir', tmp_path, *small(pictures, 1))
+    assert status == 2 and '9999.png' in err.splitlines()[-1]
