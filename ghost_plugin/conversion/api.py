@@ -107,20 +107,32 @@ def plan(
     )
     if macs is None and params is None and latency is None:
         return made
-    ratios = candidate_ratios(made.layers, selection.fixed)
     batches = None if calibration is None else as_batches(calibration, model)
-    without = {layer.name for layer in undecided_layers(made.layers)} - ratios.keys()
-    layers = tuple(
-        layer.keep('no_gain') if layer.name in without else layer for layer in made.layers
-    )
-    if ratios:
-        layers = score(model, layers, ratios, example_input, batches, seed)
+    made = _with_scores(made, selection.fixed, model, example_input, batches)
     if macs is None and params is None:
         macs = 1.0  # all stay, before time decides
-    made = meet_budget(replace(made, layers=layers), macs=macs, params=params)
+    made = meet_budget(made, macs=macs, params=params)
     if latency is not None:
         made = meet_latency(model, example_input, made, latency, prepare)
     return made
+
+
+def _with_scores(
+    plan: ConversionPlan,
+    fixed: frozenset[str],
+    model: nn.Module,
+    example_input: Any,
+    batches: list[Any] | None,
+) -> ConversionPlan:
+    """Score all ratios that save something; layers without any are kept."""
+    ratios = candidate_ratios(plan.layers, fixed)
+    without = {layer.name for layer in undecided_layers(plan.layers)} - ratios.keys()
+    layers = tuple(
+        layer.keep('no_gain') if layer.name in without else layer for layer in plan.layers
+    )
+    if ratios:
+        layers = score(model, layers, ratios, example_input, batches, plan.seed)
+    return replace(plan, layers=layers)
 
 
 @plain_forward()

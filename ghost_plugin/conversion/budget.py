@@ -176,20 +176,15 @@ def greedy_select(
     total = sum(choice.cost for choice in chosen.values())
     while total > limit:
         steps = [
-            (_price(chosen[name], other), name, other)
-            for name, own in options.items()
-            for other in own
-            if other.cost < chosen[name].cost
+            ((other.loss_increase - now.loss_increase) / (now.cost - other.cost), name, other)
+            for name, now in chosen.items()
+            for other in options[name]
+            if other.cost < now.cost
         ]
         _, name, other = min(steps, key=lambda step: step[:2])
         total += other.cost - chosen[name].cost
         chosen[name] = other
     return _relax_selection(options, chosen, limit - total)
-
-
-def _price(now: Choice, other: Choice) -> float:
-    """Loss increase per saved cost."""
-    return (other.loss_increase - now.loss_increase) / (now.cost - other.cost)
 
 
 def _relax_selection(
@@ -198,11 +193,10 @@ def _relax_selection(
     """Take steps back while their cost is at most ``spare``."""
     while True:
         steps = [
-            (chosen[name].loss_increase - other.loss_increase, name, other)
-            for name, own in options.items()
-            for other in own
-            if other.loss_increase < chosen[name].loss_increase
-            and other.cost - chosen[name].cost <= spare
+            (now.loss_increase - other.loss_increase, name, other)
+            for name, now in chosen.items()
+            for other in options[name]
+            if other.loss_increase < now.loss_increase and other.cost - now.cost <= spare
         ]
         if not steps:
             return chosen

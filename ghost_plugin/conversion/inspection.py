@@ -212,7 +212,7 @@ def _observing(
 ) -> Iterator[None]:
     """Count the calls of a conv, and note who made its outputs and who reads its weight."""
 
-    def observe(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def _hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         order.setdefault(module)
         provenance.makers[id(output)] = module, output
         # A transposed conv applies its kernel to every pixel of its input.
@@ -227,7 +227,7 @@ def _observing(
             observation.min_output_size = min(size, observation.min_output_size or size)
         observation.calls += 1
 
-    observing = conv.register_forward_hook(observe, with_kwargs=True)
+    observing = conv.register_forward_hook(_hook, with_kwargs=True)
     with _watch_weight_access(conv, observation), removing_hooks(observing):
         yield
 
@@ -238,10 +238,10 @@ def _listing_makers(
 ) -> Iterator[None]:
     """List the conv that made the input of each call of a norm, None where there is none."""
 
-    def note(module: nn.Module, inputs: Any) -> None:
+    def _hook(module: nn.Module, inputs: Any) -> None:
         makers.append(provenance.makers.get(id(inputs[0]), (None,))[0] if inputs else None)
 
-    with removing_hooks(norm.register_forward_pre_hook(note)):
+    with removing_hooks(norm.register_forward_pre_hook(_hook)):
         yield
 
 

@@ -37,14 +37,14 @@ _Value = TypeVar('_Value')
 def _explain_frozen(cls: type[_Value]) -> type[_Value]:
     """Let the error of a write into a frozen value say what to do instead."""
 
-    def refuse(self: Any, name: str, value: Any) -> NoReturn:
+    def _refuse(self: Any, name: str, value: Any) -> NoReturn:
         raise FrozenInstanceError(
             f'cannot assign to {name!r}: plans are not changed in place. '
             "plan.replace_layer('layer1.0.conv1', ratio=4) gives an edited plan, and "
             "decision='keep' one that leaves a conv as it is"
         )
 
-    cls.__setattr__ = refuse  # type: ignore[method-assign]
+    cls.__setattr__ = _refuse  # type: ignore[method-assign]
     return cls
 
 

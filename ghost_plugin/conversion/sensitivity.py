@@ -154,13 +154,13 @@ def _initialize(
 def _on_original_inputs(visitor: ModuleVisitor[LayerFit]) -> ModuleVisitor[LayerFit]:
     """A visitor that fits to the original's inputs, and gives both networks its outputs."""
 
-    def visit(
+    def _visit(
         forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
     ) -> tuple[Any, Any, LayerFit]:
         wanted, _, fit = visitor(forward, old, old, fit)
         return wanted, wanted, fit
 
-    return visit
+    return _visit
 
 
 def _with_noise(calibration: Sequence[Any], example_input: Any) -> list[Any]:
@@ -218,10 +218,10 @@ def _mean_gaps(
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def hook(name: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        def observe(module: nn.Module, inputs: Any, maps: torch.Tensor) -> None:
+        def _hook(module: nn.Module, inputs: Any, maps: torch.Tensor) -> None:
             found[name].append((ghosts[name](inputs[0]) - maps).mean((2, 3)))
 
-        return observe
+        return _hook
 
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in ghosts]
     with removing_hooks(*handles), eval_mode(model):
@@ -242,7 +242,7 @@ def _probe(
 ) -> GradientProbe:
     """Adds (g d)^2 of each image when the gradient comes; d is less ``mean``, (C, 1, 1)."""
 
-    def probe(module: nn.Module, inputs: Any, maps: torch.Tensor) -> GradientHandler:
+    def _on_output(module: nn.Module, inputs: Any, maps: torch.Tensor) -> GradientHandler:
         with torch.no_grad():
             gap = ghost(inputs[0]) - maps - (0 if mean is None else mean)
 
@@ -253,4 +253,4 @@ def _probe(
 
         return add
 
-    return probe
+    return _on_output
