@@ -89,7 +89,7 @@ def create_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float)
     rising = round(warmup * steps)
     return CosineLRScheduler(
         optimizer,
-        t_initial=max(steps - rising, 1),
+        t_initial=max(steps - rising, 2),  # timm warns at 1, where only the first rate counts
         warmup_t=rising,
         warmup_lr_init=optimizer.param_groups[0]['lr'] / (rising + 1),
         warmup_prefix=True,

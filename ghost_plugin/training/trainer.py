@@ -91,8 +91,6 @@ class _Training:
     def __init__(
         self, model: nn.Module, recipe: Recipe, loader: ImageLoader, teacher: nn.Module | None
     ) -> None:
-        from timm.utils import ModelEmaV3
-
         self.model, self.recipe, self.loader = model, recipe, loader
         self.epoch_steps = loader.steps(recipe.batch)
         self.steps = max(round(recipe.epochs * self.epoch_steps), 1)
@@ -100,6 +98,8 @@ class _Training:
         self.history: list[dict[str, float]] = []
         self.ema = None
         if recipe.ema:
+            from timm.utils import ModelEmaV3
+
             # The decay of step s is at most s / (10 + s), so that the first weights are forgotten.
             average = {'use_warmup': True, 'warmup_gamma': 10.0, 'warmup_power': 1.0}
             self.ema = ModelEmaV3(deepcopy_detached(model), recipe.ema, **average)

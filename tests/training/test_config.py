@@ -30,12 +30,13 @@ def rates(steps, warmup):
     return found
 
 
-def test_learning_rate_rises_and_falls():
+def test_learning_rate_rises_and_falls(caplog):
     found = rates(100, 0.1)
     assert found.index(max(found)) == 10 and max(found) == 1
     assert found[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert found[10:] == sorted(found[10:], reverse=True)
     assert 0 < found[-1] < 0.01 and rates(1, 0.05) == [1]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)

@@ -27,19 +27,19 @@ ORIGINAL = Recipe(batch=64, label_weight=1.0, distill_weight=0.0)
 TUNING = Recipe(batch=64, lr=0.01)
 LATENCY = 0.7  # budget, as a share of the original's
 MACS = 0.5  # budget where no plan meets that one
-SIZE, BATCH = 32, 16  # of the images that are timed, pixels and number
+SIZE, BATCH = 32, 16  # of the timed images: pixels, images per batch
 ROUNDS = 30
 RUNTIMES = ('openvino', 'onnxruntime', 'channels-last')
 
 
 def trained(
-    source: model_loading.LoadedModel, feed: ImageLoader, kept: Path, epochs: float, meter: Meter
+    source: model_loading.LoadedModel, loader: ImageLoader, kept: Path, epochs: float, meter: Meter
 ) -> torch.nn.Module:
     """The original; training it is done once."""
     if not kept.is_file():
         state = kept.with_suffix('.state')
         recipe = replace(ORIGINAL, epochs=epochs)
-        finetune(source.model, feed, recipe, state=state, resume=True, progress=meter)
+        finetune(source.model, loader, recipe, state=state, resume=True, progress=meter)
         save(source.model.state_dict(), kept)
         state.unlink()
     gp.load_weights(source.model, kept)
@@ -98,9 +98,9 @@ def study(
     torch.manual_seed(0)
     source = model_loading.load('timm:resnet18', num_classes=10).adjusted(size=(SIZE, SIZE))
     train = ImageFolder(data, 'train')
-    feed = ImageLoader(train, source.preprocessing, Augmentation(flip=False))
+    loader = ImageLoader(train, source.preprocessing, Augmentation(flip=False))
     held = ImageLoader(ImageFolder(data, 'val', train.classes), source.preprocessing)
-    original = trained(source, feed, out / 'resnet18.pth', epochs, meter)
+    original = trained(source, loader, out / 'resnet18.pth', epochs, meter)
     calibration = list(Calibration(ImageLoader(train.some(512, 0), source.preprocessing)))
     batch = calibration[0][:BATCH]
     runtime = fastest(original, batch)
@@ -119,7 +119,7 @@ def study(
 
     measure('original', original)
     measure('converted', model)
-    finetune(model, feed, replace(TUNING, epochs=epochs / 3), teacher=original, progress=meter)
+    finetune(model, loader, replace(TUNING, epochs=epochs / 3), teacher=original, progress=meter)
     save(model.state_dict(), out / 'converted.pth')
     measure('fine-tuned', model)
     timings = time_together(calls, ROUNDS, rest=True, min_ms=MIN_ROUND_MS)
