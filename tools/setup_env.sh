@@ -151,8 +151,12 @@ install_mmcv() {
     rm -rf "$SOURCE"
 }
 
-if [ "$(cat "$READY" 2>/dev/null)" != "$wanted" ]; then
-    if ! "$PY" -m pip --version >/dev/null 2>&1; then
+has_pip() {
+    "$PY" -m pip --version >/dev/null 2>&1
+}
+
+if ! has_pip || [ "$(cat "$READY" 2>/dev/null)" != "$wanted" ]; then
+    if ! has_pip; then
         echo "making a virtual environment in $VENV: seconds"
         job "$PYTHON" -m venv "$VENV" || fail "$PYTHON cannot make a virtual environment" \
             "(Debian and Ubuntu: apt install python3-venv); log: $LOG"

@@ -74,12 +74,14 @@ def quiet_workers() -> None:
     """Silence data loader workers whose parent process was interrupted."""
     report = sys.excepthook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def _report(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
         worker = multiprocessing.parent_process() is not None
         if not (worker and issubclass(kind, ConnectionError | EOFError)):
             report(kind, error, trace)
 
-    sys.excepthook = hook
+    sys.excepthook = _hook
 
 
 def named(part: str, rows: dict[str, Row]) -> dict[str, Row]:

@@ -55,6 +55,12 @@ class Parser(argparse.ArgumentParser):
         args: Sequence[str] | None = None,
         namespace: argparse.Namespace | None = None,
     ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse after former names of options are replaced.
+
+        Args:
+            args: Arguments; those of the process if None.
+            namespace: Takes the values.
+        """
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args([self._current_name(arg) for arg in given], namespace)
 

@@ -97,13 +97,16 @@ _COLUMNS = {
 
 def figures(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table of those known values that all rows have."""
-    columns = [key for key in _COLUMNS if all(row.get(key) is not None for row in rows)]
-    cells = [[_cell(row[key], *_COLUMNS[key][1:]) for key in columns] for row in rows]
-    return table([_COLUMNS[key][0] for key in columns], cells)
-
-
-def _cell(value: Any, form: str, unit: float) -> str:
-    return format(value if unit == 1 else value / unit, form)
+    columns = [
+        (key, rest)
+        for key, (_, *rest) in _COLUMNS.items()
+        if all(row.get(key) is not None for row in rows)
+    ]
+    cells = [
+        [format(row[key] if unit == 1 else row[key] / unit, form) for key, (form, unit) in columns]
+        for row in rows
+    ]
+    return table([_COLUMNS[key][0] for key, _ in columns], cells)
 
 
 def show(text: str) -> None:
