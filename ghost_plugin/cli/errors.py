@@ -74,9 +74,7 @@ def quiet_workers() -> None:
     """Silence data loader workers whose parent process was interrupted."""
     report = sys.excepthook
 
-    def _report(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         worker = multiprocessing.parent_process() is not None
         if not (worker and issubclass(kind, ConnectionError | EOFError)):
             report(kind, error, trace)
