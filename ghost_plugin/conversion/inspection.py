@@ -285,7 +285,7 @@ class _WatchedParameters(dict[str, Any]):
         return super().__getitem__(name)
 
 
-class _TensorProvenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _TensorProvenance(TorchDispatchMode):
     """Follows which conv made which tensor, and how many operations read it.
 
     Args:
@@ -293,7 +293,7 @@ class _TensorProvenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, given: Iterable[Any]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         # With the tensors themselves, so that no id comes twice.
         self.makers: dict[int, tuple[nn.Module, Any]] = {}
         # Tensors that finishing operations made of given ones and of outputs of these convs.

@@ -40,15 +40,15 @@ def test_what_the_plan_says_is_what_happens():
         assert (kinds[row.name] is gp.GhostConv2d) == (row.decision == 'convert')
 
 
-@pytest.mark.parametrize('calibration', [None, [torch.randn(4, 3, 16, 16)]])
+@pytest.mark.parametrize('calibration', [None, [images(4)]])
 @pytest.mark.parametrize('ratio', [2, 3])
 def test_redundant_maps_are_inherited_exactly(calibration, ratio):
     """Where maps really are filters of each other, nothing is lost."""
     conv = nn.Conv2d(3, 12, 3, padding=1, bias=False)
     with torch.no_grad():
-        families = 12 // ratio
-        for copy_of in range(families, 12):
-            conv.weight[copy_of] = conv.weight[copy_of % families] * (copy_of - 8.5)
+        primaries = 12 // ratio
+        for copy_of in range(primaries, 12):
+            conv.weight[copy_of] = conv.weight[copy_of % primaries] * (copy_of - 8.5)
     conv.weight.data = conv.weight.data[torch.randperm(12)]
     model = nn.Sequential(conv).double().eval()
     converted, made = gp.convert(
@@ -65,16 +65,16 @@ def test_redundant_maps_are_inherited_exactly(calibration, ratio):
 def test_inherited_is_nearer_than_fresh_and_data_nearer_still():
     torch.manual_seed(3)
     model = net()
-    pictures = nn.functional.avg_pool2d(torch.randn(64, 3, 20, 20), 5, 1)
-    want = model[:4](pictures)
+    smooth = nn.functional.avg_pool2d(torch.randn(64, 3, 20, 20), 5, 1)
+    want = model[:4](smooth)
 
     def lost(**options):
         converted, made = gp.convert(model, images(), include='3', **options)
-        return ((converted[:4](pictures) - want).square().mean() / want.var()).item(), made
+        return ((converted[:4](smooth) - want).square().mean() / want.var()).item(), made
 
     fresh, _ = lost(inherit=False)
     blind, _ = lost()
-    seen, made = lost(calibration=[pictures])
+    seen, made = lost(calibration=[smooth])
     assert seen < blind < fresh
     assert seen < 0.6
     assert 0 < made.layers[1].error < 1

@@ -13,7 +13,7 @@ from ghost_plugin.conversion.selection import select
 
 
 class Net(nn.Module):
-    """Every kind of conv that a plan must tell apart."""
+    """Every kind of conv that a plan must distinguish."""
 
     def __init__(self):
         super().__init__()

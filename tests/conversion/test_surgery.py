@@ -140,7 +140,7 @@ def test_one_optimizer_needs_no_list_and_a_copy_needs_none():
     assert held == {id(p) for p in model.parameters()}
 
 
-def test_one_picture_without_a_batch_axis_goes_through():
+def test_one_image_without_a_batch_axis_goes_through():
     converted, _ = gp.convert(nn.Sequential(nn.Conv2d(3, 15, 3)), X, **ALL)
     torch.testing.assert_close(converted(X[0]), converted(X)[0])
 
