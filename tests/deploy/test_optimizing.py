@@ -1,7 +1,5 @@
 import dataclasses
 import json
-import subprocess
-import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +9,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import ghost_plugin as gp
-from ghost_plugin.deploy import backends, optimizing
+from ghost_plugin.deploy import optimizing
 from ghost_plugin.deploy.backends import BACKENDS, Backend
 from ghost_plugin.utils import optional
 
@@ -146,89 +144,6 @@ def test_threads_get_their_own_answers(backend, converted):
         torch.testing.assert_close(answer, converted(picture), rtol=1e-3, atol=1e-4)
 
 
-SIGNALLED = """
-import faulthandler, gc, os, signal, torch
-from ghost_plugin.deploy.inference import openvino_fn
-from openvino import Model, Type, opset13
-
-faulthandler.enable()
-signal.signal(signal.SIGUSR1, lambda *given: None)
-x = opset13.parameter([1, 3], Type.f32)
-first, second = (openvino_fn(Model([opset13.relu(x)], [x])) for _ in range(2))
-for run in (first, second):
-    assert run([torch.ones(1, 3)])[0].tolist() == [[1, 1, 1]]
-del run, first
-gc.collect()
-del second
-gc.collect()
-os.kill(os.getpid(), signal.SIGUSR1)
-print('alive')
-"""
-
-
-def test_signals_after_openvino_models_are_deleted():
-    if not optional.usable('openvino'):
-        pytest.skip('needs openvino')
-    done = subprocess.run([sys.executable, '-c', SIGNALLED], capture_output=True, text=True)
-    assert done.stdout == 'alive\n', done.stderr
-
-
-class Pair(nn.Module):
-    """Gives something else when its inputs are swapped or the scale is another."""
-
-    def forward(self, left, right, scale=1.0):
-        return left - 3 * right * scale
-
-
-LEFT, RIGHT = torch.randn(2, 1, 3, 4, 4)
-EXAMPLES = [(LEFT, RIGHT), {'left': LEFT, 'right': RIGHT}, {'right': RIGHT, 'left': LEFT}]
-CALLS = [
-    ((LEFT, RIGHT), {}),
-    ((LEFT,), {'right': RIGHT}),
-    ((), {'right': RIGHT, 'left': LEFT}),
-    ((LEFT, RIGHT, 1.0), {}),
-]
-
-
-@pytest.mark.parametrize('args, kwargs', CALLS)
-@pytest.mark.parametrize('example', EXAMPLES)
-def test_calls_go_by_the_names_of_forward(example, args, kwargs):
-    fast = gp.optimize(Pair().eval(), example, 'fused', rounds=1)
-    assert torch.equal(fast(*args, **kwargs), LEFT - 3 * RIGHT)
-
-
-@pytest.mark.parametrize(
-    ('args', 'kwargs', 'said'),
-    [
-        ((), {'left': LEFT}, "'right' is missing; as in the example .* 'left', 'right'"),
-        ((LEFT, RIGHT), {'mask': LEFT}, "'mask' is not known"),
-        ((LEFT, RIGHT, 1.0, LEFT), {}, 'argument 3 is not known'),
-        ((LEFT,), {'left': LEFT, 'right': RIGHT}, "'left' is given twice, by position and by name"),
-        ((LEFT, 5), {}, "'right' must be a tensor, got int"),
-        ((LEFT, RIGHT, 2.0), {}, "'scale' is 1.0 in the example and is fixed, got 2.0"),
-        ((LEFT, RIGHT, LEFT), {}, "'scale' is 1.0 in the example and is fixed, got tensor"),
-    ],
-)
-def test_calls_unlike_the_example_are_refused(args, kwargs, said):
-    fast = gp.optimize(Pair().eval(), (LEFT, RIGHT), 'fused', rounds=1)
-    with pytest.raises((TypeError, ValueError), match=said):
-        fast(*args, **kwargs)
-
-
-class Open(nn.Module):
-    """Tells no names of what it takes."""
-
-    def forward(self, *args, **kwargs):
-        return Pair()(*args, **kwargs)
-
-
-def test_calls_of_a_model_without_names_go_like_the_example():
-    fast = gp.optimize(Open().eval(), {'right': RIGHT, 'left': LEFT}, 'fused', rounds=1)
-    assert torch.equal(fast(left=LEFT, right=RIGHT), LEFT - 3 * RIGHT)
-    with pytest.raises(TypeError, match='argument 0 is not known'):
-        fast(LEFT, RIGHT)
-
-
 def _rows(monkeypatch, *rows):
     rows = (BACKENDS['eager'], *rows)
     monkeypatch.setattr(optimizing, 'ROWS', rows)
@@ -294,22 +209,3 @@ def test_compiled_forms_pack_their_weights_at_every_shape(backend, converted):
         convs = sum(isinstance(m, nn.Conv2d) for m in gp.fuse(converted).modules())
         packed = counters['inductor']['mkldnn_conv_weight_pack_matcher_count']
         assert packed >= 2 * convs, 'not frozen'
-
-
-def test_the_first_call_of_each_shape_may_do_something_else():
-    calls = []
-    run = backends._first_call_per_shape(
-        lambda x: calls.append('first'), lambda x: calls.append('later')
-    )
-    for size in (1, 1, 2, 1, 2):
-        run([torch.zeros(size)])
-    assert calls == ['first', 'later', 'first', 'later', 'later']
-
-
-def test_variants_are_built_once(converted, monkeypatch):
-    calls = []
-    monkeypatch.setattr(backends, 'fuse', lambda model: calls.append(1) or gp.fuse(model))
-    variants = backends.ModelVariants(converted, torch.randn(1, 3, 16, 16))
-    assert variants.channels_last is variants.channels_last
-    assert variants.fused is variants.fused
-    assert calls == [1]

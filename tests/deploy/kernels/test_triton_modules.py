@@ -18,7 +18,7 @@ if not hasattr(torch.library, 'triton_op'):
     pytest.skip('needs torch 2.6', allow_module_level=True)
 if DEVICE == 'cpu':  # it decides when the kernels are defined
     os.environ['TRITON_INTERPRET'] = '1'
-from ghost_plugin.deploy.kernels import triton_kernels, triton_modules
+from ghost_plugin.deploy.kernels import triton_modules
 
 os.environ.pop('TRITON_INTERPRET', None)
 
@@ -167,24 +167,6 @@ def test_the_fastest_form_is_taken(monkeypatch):
     )
     assert triton_modules._fastest(layers, torch.zeros(1)) is layers[1]
     assert triton_modules._fastest(layers[:1], torch.zeros(1)) is layers[0]
-
-
-def test_maps_too_large_for_32_bits_are_refused(monkeypatch):
-    monkeypatch.setattr(triton_kernels, '_MAX_ELEMENTS', 100)
-    form = next(triton_modules.candidates(nn.Conv2d(4, 4, 3, padding=1, groups=4)))
-    with pytest.raises(ValueError, match='101 elements or more are not supported'):
-        form(torch.randn(1, 4, 6, 6))
-
-
-def test_a_tile_leaves_few_maps_unused():
-    assert [triton_kernels._block(maps, 16) for maps in (1, 12, 36, 60, 480)] == [
-        16,
-        16,
-        16,
-        64,
-        64,
-    ]
-    assert triton_kernels._block(8, 8) == 8
 
 
 ON_GPU = [name for name, row in BACKENDS.items() if row.device == 'cuda']
