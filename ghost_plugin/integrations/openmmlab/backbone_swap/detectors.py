@@ -62,28 +62,11 @@ def change(
             cannot be had.
     """
     old = probe_levels(part['backbone'], scope)
-    strides = [stride for _, stride in old]
-    remarks = []
+    backbone, remarks = new, []
     if is_ghost_backbone(new):
-        specs.find(new['type'])
-    backbone = new
-    if is_ghost_backbone(new) and 'out_indices' not in new:
-        if _is_dilated(part) and max(strides) in (8, 16):
-            new = {'output_stride': max(strides), **new}
-        chosen = choose_levels(part, old, new)
-        new = {**new, 'out_indices': tuple(sorted(set(chosen.values())))}
-        if max(chosen.values()) < _DEEPEST:
-            remarks.append(
-                f'the old feature maps end at stride {max(strides)}, so the new backbone ends at '
-                f'level {max(chosen.values())} of {_DEEPEST}'
-            )
-        backbone, given = new, probe_levels(new, scope)
-        if len(given) != len(old):
-            stride_of = {level: s for level, (_, s) in zip(new['out_indices'], given, strict=True)}
-            ready = (*stride_of.values(), *(s for s in strides if s > max(stride_of.values())))
-            strides = [s if s in ready else stride_of[chosen[s]] for s in strides]
-            backbone = _adapter(new, given, strides)
-            remarks.append(f'levels of strides {strides} are made of {[s for _, s in given]}')
+        specs.find(new['type'])  # raises for an unknown name
+        if 'out_indices' not in new:
+            new, backbone, remarks = _with_levels(part, old, new, scope)
     given, maps = probe_levels(new, scope), probe_levels(backbone, scope)
     if len(maps) != len(old):
         raise ValueError(
@@ -113,6 +96,30 @@ def change(
             f'1x1 convs make the {_channels(old)} channels that {_reader(part)} must have'
         )
     return {'backbone': {'_delete_': True, **backbone}, **(fitted or {})}, remarks
+
+
+def _with_levels(
+    part: Mapping, old: Sequence[Level], new: dict[str, Any], scope: str
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Choose ``out_indices``; return the backbone, an adapter around it if needed, and remarks."""
+    strides, remarks = [stride for _, stride in old], []
+    if _is_dilated(part) and max(strides) in (8, 16):
+        new = {'output_stride': max(strides), **new}
+    chosen = choose_levels(part, old, new)
+    new = {**new, 'out_indices': tuple(sorted(set(chosen.values())))}
+    if max(chosen.values()) < _DEEPEST:
+        remarks.append(
+            f'the old feature maps end at stride {max(strides)}, so the new backbone ends at '
+            f'level {max(chosen.values())} of {_DEEPEST}'
+        )
+    given = probe_levels(new, scope)
+    if len(given) == len(old):
+        return new, new, remarks
+    stride_of = {level: s for level, (_, s) in zip(new['out_indices'], given, strict=True)}
+    ready = (*stride_of.values(), *(s for s in strides if s > max(stride_of.values())))
+    strides = [s if s in ready else stride_of[chosen[s]] for s in strides]
+    remarks.append(f'levels of strides {strides} are made of {[s for _, s in given]}')
+    return new, _adapter(new, given, strides), remarks
 
 
 def _adapter(

@@ -62,7 +62,9 @@ def _probe(cfg: dict, scope: str) -> list[Level]:
             f'cannot build backbone {cfg.get("type")!r}: {describe_error(error)}'
         ) from error
     if any(len(getattr(one, 'shape', ())) != 4 for one in maps):
-        raise ValueError(f'the backbone {cfg.get("type")} returns tokens or scores, not maps')
+        raise ValueError(
+            f'the backbone {cfg.get("type")} returns tokens or scores, not feature maps'
+        )
     return [(one.shape[1], round(_SIZE / one.shape[-1])) for one in maps]
 
 
