@@ -14,7 +14,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -322,9 +321,8 @@ def conversion_costs(name: str, size: int, threads: int) -> list[dict[str, Any]]
         size: Of the images, pixels.
         threads: Of torch.
     """
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        rows = [pool.submit(measure_step, step, name, size, threads).result() for step in STEPS]
+    with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
+        rows = [pool.apply(measure_step, (step, name, size, threads)) for step in STEPS]
     print(f'{name}, {size} px, {threads} threads')
     cells = [[r['step'], f'{r["seconds"]:.1f}', f'{r["megabytes"]:.0f}'] for r in rows]
     show(table(['Step', 'Seconds', 'Memory above one batch of inference (MB)'], cells))

@@ -27,8 +27,8 @@ from .options import (
 )
 from .terminal import show, table
 
-SPLIT = {'auto': 'auto', 'yes': True, 'no': False}
-DYNAMIC = {'all': True, 'batch': 'batch', 'none': False}
+SPLIT: dict[str, bool | str] = {'auto': 'auto', 'yes': True, 'no': False}
+DYNAMIC: dict[str, bool | str] = {'all': True, 'batch': 'batch', 'none': False}
 
 
 def add_export(parser: Parser) -> None:
@@ -119,10 +119,10 @@ def optimize(args: argparse.Namespace) -> None:
         images = ImageFolder(args.data, 'train').some(args.images, 0)
         loader = ImageLoader(images, source.preprocessing, device=where)
         batches = Calibration(loader, args.batch, wrap=source.wrap)
-    images = torch.randn(args.batch, 3, *source.preprocessing.size, device=where)
+    noise = torch.randn(args.batch, 3, *source.preprocessing.size, device=where)
     report = optimize_model(
         model,
-        source.wrap(images),
+        source.wrap(noise),
         args.backend,
         dtypes=args.dtypes,
         calibration=batches,
