@@ -176,7 +176,7 @@ class Backend:
         return f'{self.name}, split_concat' if self.split_concat else self.name
 
     def runs_on(self, device: str) -> bool:
-        """Tell whether it runs on a device type."""
+        """Return whether it runs on a device type."""
         return self.device in ('', device)
 
     def refusal(self, reason: str) -> Exception:
@@ -273,11 +273,6 @@ def _freezing(compiled: Callable, **config: bool) -> Callable:
     return run
 
 
-def _onnxruntime_split(variants: ModelVariants) -> InferenceFn:
-    # GhostNet 1.0x at batch 16: 66 ms with dynamic axes, 56 with fixed ones; not split 61 and 69.
-    return onnxruntime_fn(variants.split_concat, session_per_shape=True)
-
-
 def _openvino(variant: str, dtype: str) -> Callable[[ModelVariants], InferenceFn]:
     return lambda variants: openvino_fn(getattr(variants, variant), dtype)
 
@@ -294,7 +289,10 @@ ROWS = (
     Backend('compiled', 'float32', _compiled(_F32)),
     Backend('aot', 'float32', _aot, **_CPU),
     Backend('onnxruntime', 'float32', lambda v: onnxruntime_fn(v.onnx), _ORT, **_CPU),
-    Backend('onnxruntime', 'float32', _onnxruntime_split, _ORT, **_SPLIT),
+    # GhostNet 1.0x at batch 16: 66 ms with dynamic axes, 56 with fixed ones; not split 61 and 69.
+    Backend(
+        'onnxruntime', 'float32', lambda v: onnxruntime_fn(v.split_concat, True), _ORT, **_SPLIT
+    ),
     Backend('openvino', 'float32', _openvino('onnx', 'f32'), _OV, **_CPU),
     Backend('openvino', 'float32', _openvino('split_concat', 'f32'), _OV, **_SPLIT),
     Backend('channels-last-bf16', 'bfloat16', _channels_last(_BF16)),
@@ -361,16 +359,15 @@ def layer_timer(backend: str) -> Callable[[nn.Module, Any], Callable[[], Any]]:
         ValueError: There is no such backend.
     """
     check_backend(backend, TIMED)
-    row = TIMED[backend]
+    return functools.partial(_prepare, TIMED[backend])
 
-    def prepare(module: nn.Module, example_input: Any) -> Callable[[], Any]:
-        variants = ModelVariants(module, example_input, dynamic=False)
-        built = row.try_build(variants, calls=2)
-        if built.run is None:
-            raise row.refusal(built.reason)
-        return functools.partial(built.run, variants.example)
 
-    return prepare
+def _prepare(row: Backend, module: nn.Module, example_input: Any) -> Callable[[], Any]:
+    variants = ModelVariants(module, example_input, dynamic=False)
+    built = row.try_build(variants, calls=2)
+    if built.run is None:
+        raise row.refusal(built.reason)
+    return functools.partial(built.run, variants.example)
 
 
 def ready(backend: str) -> Callable[[nn.Module, Any], Callable[[], Any]]:

@@ -29,7 +29,7 @@ Tensors = Sequence[torch.Tensor]
 DYNAMO_OPSET = 18  # the oldest opset that the exporter through torch.export writes
 
 
-def write_onnx_by_tracing(
+def _write_onnx_by_tracing(
     model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int
 ) -> None:
     """Write ONNX with the exporter that traces one call."""
@@ -49,7 +49,7 @@ def write_onnx_by_tracing(
     )
 
 
-def write_onnx_by_export(
+def _write_onnx_by_export(
     model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int
 ) -> None:
     """Write ONNX with the exporter through ``torch.export``.
@@ -77,7 +77,7 @@ def write_onnx_by_export(
         raise ValueError(f'it writes opset {found}, not {opset}')
 
 
-def onnx_to_openvino(source: Path, path: Path) -> None:
+def _onnx_to_openvino(source: Path, path: Path) -> None:
     """Convert an ONNX file to OpenVINO's IR."""
     optional.require('openvino')
     import openvino
@@ -85,7 +85,7 @@ def onnx_to_openvino(source: Path, path: Path) -> None:
     openvino.save_model(openvino.convert_model(str(source)), str(path), compress_to_fp16=False)
 
 
-def onnx_names(path: Path) -> list[set[str]]:
+def _onnx_names(path: Path) -> list[set[str]]:
     """Return the name of each input and output of an ONNX file."""
     import onnx
 
@@ -93,25 +93,27 @@ def onnx_names(path: Path) -> list[set[str]]:
     return [{value.name} for value in (*graph.input, *graph.output)]
 
 
-def openvino_names(path: Path) -> list[set[str]]:
+def _openvino_names(path: Path) -> list[set[str]]:
     """Return the names of each input and output of OpenVINO's IR; equal outputs have several."""
     model = openvino_core().read_model(str(path))
     return [value.get_names() for value in (*model.inputs, *model.outputs)]
 
 
-def write_torchscript(
+def _write_torchscript(
     model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int
 ) -> None:
     """Write TorchScript by tracing one call."""
     torch.jit.trace(model, tuple(inputs), check_trace=False).save(str(path))
 
 
-def write_program(model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int) -> None:
+def _write_program(
+    model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int
+) -> None:
     """Write a program of ``torch.export``."""
     torch.export.save(_exported(model, inputs, free), path)
 
 
-def write_aot(model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int) -> None:
+def _write_aot(model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int) -> None:
     """Compile with AOTInductor and write the package."""
     axes = [
         (str(x.dtype), [names.get(axis, size) for axis, size in enumerate(x.shape)])
@@ -195,22 +197,22 @@ class Format:
 FORMATS = {
     '.onnx': Format(
         'onnx',
-        {'trace': write_onnx_by_tracing, 'dynamo': write_onnx_by_export},
+        {'trace': _write_onnx_by_tracing, 'dynamo': _write_onnx_by_export},
         onnxruntime_fn,
         splits_concat=True,
-        names=onnx_names,
+        names=_onnx_names,
         portable=True,
     ),
     '.xml': Format(
         'openvino',
-        {'trace': write_onnx_by_tracing},
+        {'trace': _write_onnx_by_tracing},
         openvino_fn,
         ('.bin',),
-        onnx_to_openvino,
+        _onnx_to_openvino,
         splits_concat=True,
-        names=openvino_names,
+        names=_openvino_names,
     ),
-    '.pt': Format('torchscript', {'trace': write_torchscript}, torchscript_fn, portable=True),
-    '.pt2': Format('program', {'dynamo': write_program}, program_fn),
+    '.pt': Format('torchscript', {'trace': _write_torchscript}, torchscript_fn, portable=True),
+    '.pt2': Format('program', {'dynamo': _write_program}, program_fn),
 }
-AOT = Format('aot', {'aot': write_aot}, aot_fn)
+AOT = Format('aot', {'aot': _write_aot}, aot_fn)

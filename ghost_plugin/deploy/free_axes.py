@@ -216,7 +216,7 @@ class _Search:
         return found
 
     def _independent(self, axes: list[_InputAxes]) -> bool:
-        """Tell whether the samples of the example, given twice, return each result twice."""
+        """Return whether the samples of the example, given twice, return each result twice."""
         pairs = zip(self.example, axes, strict=True)
         outputs = self._outputs(
             [x if own.batch is None else torch.cat([x, x], own.batch) for x, own in pairs]

@@ -75,7 +75,9 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
     fused = _fused(model)
     if example_input is not None:
         found = _difference(model, fused, example_input)
-        if found.relative > _limit(model) and not _is_rounding(model, example_input):
+        dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        limit = max([_LARGE, *(16 * torch.finfo(dtype).eps for dtype in dtypes)])
+        if found.relative > limit and not _is_rounding(model, example_input):
             raise ValueError(
                 f'fused, {type(model).__name__} computes something else: outputs differ by '
                 f'{found.relative:.1%} of the largest ({found.absolute:.3g}), and not by rounding. '
@@ -152,23 +154,15 @@ def _difference(before: nn.Module, after: nn.Module, example_input: Any) -> Diff
     return differences(*pair)
 
 
-def _limit(model: nn.Module) -> float:
-    """Return the relative difference that rounding may cause."""
-    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return max([_LARGE, *(16 * torch.finfo(dtype).eps for dtype in types)])
-
-
 def _is_rounding(model: nn.Module, example_input: Any) -> bool:
-    """Tell whether the difference is rounding: float64 has none, or two equal runs differ, too."""
+    """Return whether the difference is rounding: none in float64, or equal runs differ, too."""
     if _difference(model, model, example_input).relative > _LARGE:
         return True  # outputs are random
-    wide = pytree.tree_map(_double, example_input)
+    wide = pytree.tree_map(
+        lambda x: x.double() if torch.is_tensor(x) and x.is_floating_point() else x, example_input
+    )
     try:
         exact = deepcopy_detached(model, share=True).double()
         return _difference(exact, _fused(exact), wide).relative <= _LARGE
     except Exception:  # some networks do not support float64
         return False
-
-
-def _double(value: Any) -> Any:
-    return value.double() if torch.is_tensor(value) and value.is_floating_point() else value

@@ -51,7 +51,7 @@ def test_calls_unlike_the_example_are_refused(args, kwargs, said):
 
 
 class Open(nn.Module):
-    """Tells no names of what it takes."""
+    """Has no argument names."""
 
     def forward(self, *args, **kwargs):
         return Pair()(*args, **kwargs)

@@ -75,11 +75,11 @@ class Graph:
         return max(math.prod(self.shapes.get(name, [0])) for name in names)
 
     def is_dense(self, node: NodeProto) -> bool:
-        """Tell whether a node is a convolution with one group."""
+        """Return whether a node is a convolution with one group."""
         return self._is_conv(node) and attribute(node, 'group', 1) == 1
 
     def is_channelwise(self, node: NodeProto) -> bool:
-        """Tell whether a node computes each channel from the same channel of its input only."""
+        """Return whether a node computes each channel from the same channel of its input only."""
         if self._is_conv(node):
             rows, columns = self.constants[node.input[1]].shape[:2]
             return columns == 1 and rows == attribute(node, 'group', 1) > 1
@@ -87,7 +87,7 @@ class Graph:
         return node.op_type in _CHANNELWISE and len(node.output) == 1 and not axes
 
     def is_global_pool(self, node: NodeProto) -> bool:
-        """Tell whether a node reduces each channel to one value."""
+        """Return whether a node reduces each channel to one value."""
         if node.op_type != 'ReduceMean':
             return node.op_type in _POOLS
         axes = [list(a.ints) for a in node.attribute if a.name == 'axes']
@@ -95,7 +95,7 @@ class Graph:
         return bool(axes) and {axis % 4 for axis in axes[0]} <= {2, 3}
 
     def is_concat(self, node: NodeProto) -> bool:
-        """Tell whether a node concatenates the channels of two values."""
+        """Return whether a node concatenates the channels of two values."""
         two = node.op_type == 'Concat' and len(node.input) == 2
         return two and attribute(node, 'axis', 0) in _CHANNEL_AXES
 

@@ -104,7 +104,7 @@ def _parts(module: nn.Module) -> tuple[nn.Module | None, bool]:
 
 
 def _keeps_size(conv: nn.Conv2d) -> bool:
-    """Tell whether the kernels support a depthwise conv."""
+    """Return whether the kernels support a depthwise conv."""
     sizes = zip(conv.kernel_size, conv.dilation, strict=True)
     padding = tuple(size // 2 * dilation for size, dilation in sizes)
     odd = all(size % 2 for size in conv.kernel_size)
