@@ -45,7 +45,7 @@ def write_converted(
         names['weights'] = out.with_suffix('.pth')
         save({'state_dict': model.state_dict()}, names['weights'])
     lines = [
-        made_by('tools/convert.py', source),
+        made_by('ghost-plugin convert', source),
         f'_base_ = {base_name(source, out.parent)!r}',
         '',
         'model = dict(',
