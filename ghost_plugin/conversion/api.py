@@ -16,7 +16,7 @@ from .fitting.batches import as_batches, batch_size
 from .inspection import inspect_convs
 from .latency_budget import meet_latency
 from .layer_latency import PrepareFn, latency_backend_fn
-from .plan import SETTINGS, STEPS, ConversionPlan, fingerprint
+from .plan import NUM_STEPS, SETTINGS, ConversionPlan, fingerprint
 from .selection import select
 from .sensitivity import score
 
@@ -154,7 +154,7 @@ def convert(
     keep_last: bool = True,
     seed: int = 0,
     reconstruct: str | None = None,
-    steps: int = STEPS,
+    steps: int = NUM_STEPS,
     inherit: bool = True,
     inplace: bool = False,
     optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,

@@ -26,7 +26,7 @@ from .fitting.sequential import (
     initialize_others,
 )
 from .inspection import check_root
-from .plan import STEPS, ConversionPlan, fingerprint
+from .plan import NUM_STEPS, ConversionPlan, fingerprint
 from .reasons import FINAL, REASONS
 from .surgery import (
     build_ghosts,
@@ -61,7 +61,7 @@ def apply_plan(
     *,
     calibration: Iterable[Any] | None = None,
     reconstruct: str | None = None,
-    steps: int = STEPS,
+    steps: int = NUM_STEPS,
     inherit: bool = True,
     inplace: bool = False,
     optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,

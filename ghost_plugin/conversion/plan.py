@@ -27,7 +27,7 @@ from .reasons import FINAL, REASONS
 
 _logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1  # of the JSON
-STEPS = 800  # gradient steps of a reconstruction, for each layer or block
+NUM_STEPS = 800  # steps of Adam of a reconstruction, for each layer or block
 # The settings of a Ghost conv, and the default of each.
 SETTINGS: dict[str, Any] = {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}
 
@@ -300,7 +300,7 @@ class ConversionPlan:
         *,
         calibration: Iterable[Any] | None = None,
         reconstruct: str | None = None,
-        steps: int = STEPS,
+        steps: int = NUM_STEPS,
         inherit: bool = True,
         inplace: bool = False,
         optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,

@@ -45,7 +45,7 @@ from .sequential import (
     mean_visitor,
 )
 
-NUM_STEPS, LEARNING_RATE = 800, 1e-3  # of Adam, for each block; the rate falls by a cosine
+LEARNING_RATE = 1e-3  # of Adam; it falls by a cosine
 MAX_BATCH, MIN_BATCH, MAX_BATCH_BYTES = 48, 8, 2**27  # images of a step, and their activations
 HOLDOUT_DIVISOR, NUM_EVALS = 8, 6  # one image in so many is held back; evaluations of these
 BLOCK_BYTES = 8 * ACTIVATION_BYTES  # of activations between blocks that may be held
@@ -101,9 +101,7 @@ def _find_block(model: nn.Module, name: str) -> str:
     return name
 
 
-def reconstruct_layers(
-    task: FitTask, batches: Sequence[Any], steps: int = NUM_STEPS, seed: int = 0
-) -> FitResults:
+def reconstruct_layers(task: FitTask, batches: Sequence[Any], steps: int, seed: int) -> FitResults:
     """Fit all Ghosts, each by gradient steps after its least squares.
 
     Args:
@@ -118,9 +116,7 @@ def reconstruct_layers(
     return _run(task, batches, visitors, early)
 
 
-def reconstruct_blocks(
-    task: FitTask, batches: Sequence[Any], steps: int = NUM_STEPS, seed: int = 0
-) -> FitResults:
+def reconstruct_blocks(task: FitTask, batches: Sequence[Any], steps: int, seed: int) -> FitResults:
     """Fit all Ghosts, and each block that holds some by gradient steps on its output.
 
     Args:
