@@ -1,6 +1,5 @@
 """Build modules of other packages and read what they return: channels and strides of levels."""
 
-import functools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ _SIZE = 128  # of the probe image, pixels; all strides up to 128 divide it
 # Keys that do not affect shapes; old norms with eps=0 do not run in current PyTorch.
 _IGNORED = ('init_cfg', 'pretrained', 'norm_cfg')
 Level = tuple[int, int]  # channels and stride (pixels) of one feature map
+_PROBED: dict[tuple[str, str], list[Level]] = {}  # by config as JSON, and scope
 Result = TypeVar('Result')
 
 
@@ -34,16 +34,12 @@ def probe_levels(cfg: dict, scope: str) -> list[Level]:
     """
     bare = {key: value for key, value in cfg.items() if key not in _IGNORED}
     try:
-        return list(_probe_json(json.dumps(bare, sort_keys=True), scope))
+        text = json.dumps(bare, sort_keys=True)
     except TypeError:  # the config holds more than plain values
         return _probe(bare, scope)
-
-
-@functools.lru_cache(maxsize=256)
-def _probe_json(cfg: str, scope: str) -> tuple[Level, ...]:
-    """Probe a config once; JSON is hashable."""
-    levels = _probe(json.loads(cfg), scope)
-    return tuple(levels)
+    if (text, scope) not in _PROBED:
+        _PROBED[text, scope] = _probe(json.loads(text), scope)  # a copy: constructors write into it
+    return list(_PROBED[text, scope])
 
 
 def _probe(cfg: dict, scope: str) -> list[Level]:
