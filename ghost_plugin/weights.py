@@ -215,7 +215,9 @@ def load_weights(
     fitting = {k: v for k, v in best.items() if k in own and v.shape == own[k].shape}
     missing = tuple(k for k in own if k not in fitting and not k.endswith(_BATCHES))
     unused = tuple(k for k in best if k not in fitting)
-    lost = tuple(k for k in missing if not (k in best and _is_classifier(k, start)))
+    lost = tuple(
+        k for k in missing if not (k in best and k.removeprefix(start).startswith(_CLASSIFIERS))
+    )
     nothing = all(k.endswith(_BATCHES) for k in fitting)
     if lost and (strict or nothing):
         raise ValueError(_mismatch(lost, best, own, match))
@@ -404,10 +406,6 @@ def _ambiguous(chosen: Match, rivals: list[Match]) -> str:
         'state.items() if k.startswith(prefix)}), of the model the submodule '
         '(load_weights(model.part, ...))'
     )
-
-
-def _is_classifier(name: str, start: str) -> bool:
-    return name.removeprefix(start).startswith(_CLASSIFIERS)
 
 
 def adapt_input(found: StateDict, own: StateDict) -> tuple[str, ...]:

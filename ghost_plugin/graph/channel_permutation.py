@@ -87,9 +87,14 @@ class _ChannelGroupBuilder:
             return inputs[0]
         if kind in TOGETHER:
             return self._merged(inputs)
-        if kind in CHANNELWISE or (kind in _MEANS and _keeps_axes(node)):
+        if kind in CHANNELWISE:
             return inputs[0]
-        if not (_reads_metadata(node) or self._is_head(node, inputs)):
+        if kind in _MEANS and _argument(node, 2, 'keepdim', False) and _is_spatial_mean(node):
+            return inputs[0]
+        metadata = node.target in ('size', 'dim') or (
+            node.target is getattr and node.args[1] in _METADATA
+        )
+        if not (metadata or self._is_head(node, inputs)):
             for group in inputs:
                 group.pinned = True
         return ChannelGroup(pinned=True)
@@ -146,11 +151,6 @@ def _per_channel_size(module: nn.Module | None) -> int:
     return len(module.running_mean) if module is not None and is_affine_norm(module) else 0
 
 
-def _keeps_axes(node: fx.Node) -> bool:
-    """True if a mean returns (N, C, 1, 1)."""
-    return bool(_argument(node, 2, 'keepdim', False)) and is_spatial(_argument(node, 1, 'dim', ()))
-
-
 def _pools(node: fx.Node, module: nn.Module | None) -> bool:
     """True if (N, C) is left of (N, C, H, W), or of (N, C, 1, 1), as no other size fits then."""
     if isinstance(module, nn.Flatten):
@@ -158,17 +158,13 @@ def _pools(node: fx.Node, module: nn.Module | None) -> bool:
     if node.target in _FLATTENS:
         ends = _argument(node, 1, 'start_dim', 0), _argument(node, 2, 'end_dim', -1)
         return ends == (1, -1)
-    return node.target in _MEANS and is_spatial(_argument(node, 1, 'dim', ()))
+    return node.target in _MEANS and _is_spatial_mean(node)
 
 
-def is_spatial(axes: Any) -> bool:
-    """True if these are the axes of height and width of (N, C, H, W)."""
+def _is_spatial_mean(node: fx.Node) -> bool:
+    """True if a mean is over height and width of (N, C, H, W)."""
+    axes = _argument(node, 1, 'dim', ())
     return isinstance(axes, tuple | list) and sorted(axis % 4 for axis in axes) == [2, 3]
-
-
-def _reads_metadata(node: fx.Node) -> bool:
-    """True if a node depends on sizes or types of a tensor, and not on its values."""
-    return node.target in ('size', 'dim') or (node.target is getattr and node.args[1] in _METADATA)
 
 
 def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 
 import torch
 from torch import nn
@@ -27,10 +26,6 @@ def _preserving_statistics(module: nn.Module) -> Iterator[None]:
             norm._buffers.update(buffers)
 
 
-def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _preserving_statistics(module)
-
-
 def checkpointed(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Call ``module(x)`` without keeping its activations; backward computes them again.
 
@@ -43,4 +38,8 @@ def checkpointed(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """
     if not (module.training and torch.is_grad_enabled()):
         return module(x)
-    return checkpoint(module, x, use_reentrant=False, context_fn=partial(_contexts, module))
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), _preserving_statistics(module)  # of the first and second forward
+
+    return checkpoint(module, x, use_reentrant=False, context_fn=contexts)

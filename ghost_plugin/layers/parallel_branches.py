@@ -8,7 +8,7 @@ and add. Values and gradients are those of the plain sum.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -189,17 +189,13 @@ def _moments(
 def _from_covariance(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of 1x1 convs; weights (B, C, in_channels)."""
     pixels = x.movedim(1, -1).flatten(0, 2)
-    with _full_precision(x.device.type):
+    device = x.device.type
+    with torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext():
         pixels = pixels.to(torch.promote_types(pixels.dtype, weights.dtype))
         mean = pixels.mean(0)
         centred = pixels - mean
         covariance = centred.T @ centred / len(pixels)
         return weights @ mean, ((weights @ covariance) * weights).sum(2).clamp_min(0)
-
-
-def _full_precision(device: str) -> AbstractContextManager:
-    """Switch autocast off, also for devices that have none."""
-    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
 
 
 @torch.no_grad()

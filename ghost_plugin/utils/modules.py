@@ -67,14 +67,14 @@ class _Replaced:
                     setattr(self.owner, name, value)
 
 
-def _run_once(function: Callable, preserve_rng_state: bool, *args: Any) -> Any:
-    return function(*args)
-
-
 # Both variants of torch.utils.checkpoint, wherever the function itself was imported to. The
 # re-entrant one hides inner modules from gradients, and both would run inner hooks twice.
 _PLAIN_CHECKPOINTS = (
-    _Replaced(checkpoint.CheckpointFunction, 'apply', staticmethod(_run_once)),
+    _Replaced(
+        checkpoint.CheckpointFunction,
+        'apply',
+        staticmethod(lambda function, preserve_rng_state, *args: function(*args)),
+    ),
     _Replaced(
         checkpoint,
         '_checkpoint_without_reentrant_generator',

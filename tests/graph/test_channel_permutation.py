@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.graph.channel_permutation import absorb_permutations, is_spatial
+from ghost_plugin.graph.channel_permutation import absorb_permutations
 
 
 def permuted(inputs, outputs):
@@ -12,12 +12,26 @@ def permuted(inputs, outputs):
     return conv
 
 
+class Head(nn.Module):
+    """A mean over some axes in front of a linear layer."""
+
+    def __init__(self, axes):
+        super().__init__()
+        self.conv, self.fc, self.axes = permuted(3, 8), nn.Linear(8, 2), axes
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean(self.axes))
+
+
 @pytest.mark.parametrize(
-    ('axes', 'spatial'),
-    [((2, 3), True), ((-1, -2), True), ([3, 2], True), ((1,), False), (2, False), ((), False)],
+    ('axes', 'absorbed'),
+    [((2, 3), 1), ((-1, -2), 1), ([3, 2], 1), ((1, 2), 0), ((0, 2), 0)],
 )
-def test_spatial_axes(axes, spatial):
-    assert is_spatial(axes) == spatial
+def test_only_means_over_pixels_keep_channels_apart(axes, absorbed):
+    net, x = Head(axes).eval(), torch.randn(8, 3, 8, 8)
+    want = net(x)
+    assert absorb_permutations(net) == absorbed
+    torch.testing.assert_close(net(x), want)
 
 
 def test_a_permutation_goes_into_norm_depthwise_conv_and_consumer(randomise_norms):
