@@ -244,7 +244,7 @@ def test_files_compute_what_the_model_does(tmp_path, suffix, dynamic, images):
     assert torch.equal(x, images[0])
 
 
-@pytest.mark.parametrize('backend', ['fused', 'channels-last', 'torchscript', 'onnxruntime'])
+@pytest.mark.parametrize('backend', ['fused', 'channels-last', 'onnxruntime'])
 def test_the_fastest_form_leaves_its_inputs_alone(backend, images):
     if backend == 'onnxruntime':
         pytest.importorskip('onnx')
