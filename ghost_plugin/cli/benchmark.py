@@ -74,7 +74,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Settings:
-    """How models are timed.
+    """Settings of a timing.
 
     Attributes:
         backends: Keys of :data:`ghost_plugin.deploy.backends.TIMED` and of :data:`TRAINING`.

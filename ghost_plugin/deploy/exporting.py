@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and its largest difference from the model.
+    """Report of the written files and their largest difference from the model.
 
     Attributes:
         path: The file.

@@ -1,1 +1,1 @@
-"""What fusion, conversion and pruning know about a model's graph."""
+"""Analysis of a model's graph for fusion, conversion and pruning."""

@@ -10,7 +10,7 @@ SMALL = 64  # pixels; inputs up to this size are seen whole and augmented by shi
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the input of a network.
+    """Preprocessing of an image to the input of a network.
 
     Attributes:
         size: Height and width of the input, pixels.
