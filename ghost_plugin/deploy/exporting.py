@@ -183,7 +183,12 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     split: bool | None = None,
 ) -> ExportReport:
-    """Call :func:`export` for a path that must end in ``.onnx``; arguments are the same."""
+    """Call :func:`export` for a path that must end in ``.onnx``.
+
+    Args:
+        model, example_input, path, dynamic, opset, exporter, fused, split_concat, portable,
+            tolerance, input_names, output_names, split: As in :func:`export`.
+    """
     options = dict(locals())
     if Path(path).suffix != '.onnx':
         raise ValueError(f'the name of an ONNX file ends in .onnx, got {os.fspath(path)!r}')

@@ -85,16 +85,16 @@ class CallSignature:
         """Return the example with other tensors and with copies of its lists and objects."""
         given = dict(zip(self.keys, new, strict=True))
 
-        def part(key: Any, value: Any) -> Any:
+        def _part(key: Any, value: Any) -> Any:
             if key in given:
                 return given[key]
             constant = isinstance(value, CONSTANT_TYPES) or is_compiling()
             return value if constant else clone_tensors(value)
 
         if isinstance(self.example, Mapping):
-            return {key: part(key, value) for key, value in self.example.items()}
+            return {key: _part(key, value) for key, value in self.example.items()}
         if isinstance(self.example, tuple | list):
-            return tuple(part(index, value) for index, value in enumerate(self.example))
+            return tuple(_part(index, value) for index, value in enumerate(self.example))
         return given[0]
 
     def _check(self, given: Mapping[Any, Any]) -> None:

@@ -180,7 +180,7 @@ def _inputs(model: nn.Module, example_input: Any) -> dict[str, torch.Tensor]:
     """Record the input of each layer that has a replacement."""
     seen: dict[str, torch.Tensor] = {}
 
-    def note(name: str, module: nn.Module, given: tuple[Any, ...]) -> None:
+    def _record(name: str, module: nn.Module, given: tuple[Any, ...]) -> None:
         seen[name] = given[0]
 
     named = {n: m for n, m in model.named_modules() if n and next(candidates(m), None) is not None}
@@ -189,7 +189,7 @@ def _inputs(model: nn.Module, example_input: Any) -> dict[str, torch.Tensor]:
         f'{n}.{part}' for n, m in named.items() if isinstance(m, Ghost) for part in parts
     )
     handles = [
-        module.register_forward_pre_hook(functools.partial(note, name))
+        module.register_forward_pre_hook(functools.partial(_record, name))
         for name, module in named.items()
         if not name.startswith(inside)
     ]
