@@ -50,7 +50,7 @@ def add_export(parser: Parser) -> None:
     add('--output-names', nargs='+', metavar='NAME', help='one per tensor (onnx, xml)')
     add('--json', action='store_true', help='print JSON only')
     parser.rename('--free', '--dynamic')
-    parser.rename('--split', '--split-concat')
+    parser.rename('--split', '--split-concat=yes')  # a switch, so no value follows
 
 
 def export(args: argparse.Namespace) -> None:

@@ -30,11 +30,14 @@ def test_a_file_is_written_and_compared(cli, model, tmp_path):
     assert found['max_abs_diff'] < 1e-4
 
 
-def test_options_are_checked(refused, model, tmp_path):
+def test_options_are_checked(cli, refused, model, tmp_path):
     out = ['-o', tmp_path / 'net.pt2']
     assert 'go together' in refused('export', *model, *out, '--plan', 'plan.json')
     assert '--size takes one size' in refused('export', *model, 1, 2, *out)
     assert "invalid choice: 'x'" in refused('optimize', *model, '--backend', 'x')
+    # the former switch may stand before the model
+    status, _, err = cli('export', '--split', *model, *out)
+    assert status == 2 and "works for ['.onnx', '.xml']" in err
 
 
 def test_the_fastest_backend_is_named(ok, model, monkeypatch):

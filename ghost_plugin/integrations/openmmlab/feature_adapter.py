@@ -85,3 +85,4 @@ class FeatureAdapter(BaseModule):
 
 
 register_old_name(MODELS, 'MatchedLevels', FeatureAdapter)
+MatchedLevels = FeatureAdapter  # in pickles of version 0.1

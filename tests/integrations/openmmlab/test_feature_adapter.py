@@ -1,5 +1,8 @@
 """Feature maps are adapted to the strides and channels that a detector needs."""
 
+import importlib
+import sys
+
 import pytest
 
 pytest.importorskip('mmengine')
@@ -29,6 +32,10 @@ def test_the_old_name_still_builds():
     cfg = {'type': 'ghost_plugin.MatchedLevels', 'backbone': BACKBONE, 'given': GIVEN}
     with pytest.warns(FutureWarning, match=r'use ghost_plugin\.FeatureAdapter'):
         assert type(MODELS.build({**cfg, 'strides': [8, 32]})) is FeatureAdapter
+    with pytest.warns(FutureWarning, match='is called'):  # as pickles of version 0.1 import it
+        sys.modules.pop('ghost_plugin.integrations.levels', None)
+        old = importlib.import_module('ghost_plugin.integrations.levels')
+    assert old.MatchedLevels is FeatureAdapter
 
 
 def test_what_cannot_be_made_is_named():
