@@ -1,7 +1,6 @@
 """Triton kernels against the layers that they stand for: on a GPU, else by Triton's interpreter."""
 
 import copy
-import os
 import time
 
 import pytest
@@ -16,11 +15,7 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 pytest.importorskip('triton')
 if not hasattr(torch.library, 'triton_op'):
     pytest.skip('needs torch 2.6', allow_module_level=True)
-if DEVICE == 'cpu':  # it decides when the kernels are defined
-    os.environ['TRITON_INTERPRET'] = '1'
 from ghost_plugin.deploy.kernels import triton_modules
-
-os.environ.pop('TRITON_INTERPRET', None)
 
 
 def lively(model, largest=2.0):
