@@ -42,6 +42,7 @@ from .terminal import Meter, figures, show
 BUDGETS = ('macs', 'params', 'latency')
 _CHOICES = ('ratio', 'dw_size', 'cheap', 'include', 'exclude', *BUDGETS)
 _SWITCHES = ('no_keep_first', 'no_keep_last')
+_TEACHER = ('label_weight', 'distill_weight', 'temperature', 'features')
 WEIGHTS = ('.pth', '.pt', '.safetensors')
 
 
@@ -319,6 +320,10 @@ def tune(args: argparse.Namespace) -> None:
         model, teacher = load_converted(source.model, args.plan, args.weights), source.model
     names = [field.name for field in dataclasses.fields(Recipe) if field.name in args]
     recipe = Recipe(**{name: getattr(args, name) for name in names})
+    ignored = [name for name in _TEACHER if getattr(recipe, name) != getattr(Recipe(), name)]
+    if ignored and teacher is None:
+        said = ', '.join(f'--{name}'.replace('_', '-') for name in ignored)
+        print(f'note: without a plan there is no teacher; {said} has no effect', file=sys.stderr)
     labels = read_labels(args.labels)
     train = ImageFolder(args.data, args.split, labels)
     val = ImageFolder(args.val, args.val_split, labels or train.classes)

@@ -322,9 +322,10 @@ def test_bad_pictures(refused, model, pictures, tmp_path):
     assert "class 'pink' that has no index" in refused(*tune)
 
 
-def test_another_training_is_not_resumed(ok, refused, model, pictures, tmp_path):
+def test_another_training_is_not_resumed(cli, refused, model, pictures, tmp_path):
     tune = ['finetune', *model, *training(pictures, tmp_path / 'w.pth', '--epochs', 1)]
-    ok(*tune)
+    status, _, err = cli(*tune, '--label-weight', 0.5)
+    assert status == 0 and 'no teacher; --label-weight has no effect' in err
     assert 'is of another training: lr' in refused(*tune, '--lr', 0.3, '--resume')
 
 
