@@ -1,0 +1,152 @@
+"""README and the pages beside the code: snippets run, files and links exist, options are known."""
+
+import functools
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ghost_plugin.cli.main import COMMANDS
+from ghost_plugin.cli.options import Parser
+from ghost_plugin.weights import PUBLISHED
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / 'README.md'
+PAGES = sorted(
+    page
+    for folder in ('.github', 'configs', 'ghost_plugin', 'tools')
+    for page in (ROOT / folder).rglob('*.md')
+    if page.name in ('README.md', 'RESULTS.md', 'CONTRIBUTING.md') and '.mim' not in page.parts
+)
+PAGES = [README, *PAGES]
+BLOCK = re.compile(r'(<!-- not run: .+? -->\n+)?```(\w+)\n(.*?)```', re.DOTALL)
+
+
+def page_id(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(language):
+    """All blocks of a language that run, with the page that holds them."""
+    return [
+        pytest.param(page, code, id=f'{page_id(page)}-{number}')
+        for page in PAGES
+        for number, (skip, kind, code) in enumerate(BLOCK.findall(page.read_text()))
+        if kind == language and not skip
+    ]
+
+
+def prose(page):
+    return re.sub(r'```.*?```', '', page.read_text(), flags=re.DOTALL)
+
+
+def anchors(page):
+    """Anchors of headings, as GitHub makes them."""
+    titles = re.findall(r'^#+ (.*)$', prose(page), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
+
+
+@pytest.mark.parametrize('page, code', blocks('python'))
+def test_python_runs(page, code, tmp_path, monkeypatch):
+    for package in ('timm', 'torchvision', 'mmdet', 'mmpretrain'):
+        if re.search(rf'\b{package}\b', code):
+            pytest.importorskip(package)
+    if 'onnx' in code:
+        pytest.importorskip('onnxruntime')
+    if '_base_' in code:
+        config = pytest.importorskip('mmengine.config').Config
+        (tmp_path / 'mine.py').write_text(code)
+        assert config.fromfile(tmp_path / 'mine.py').model.backbone.type.startswith('ghost_plugin.')
+        return
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, page_id(page), 'exec'), {})
+
+
+def test_printed_values(capsys):
+    """A comment behind a print of README says what is printed, where it begins like a value."""
+    for _, _, code in BLOCK.findall(README.read_text()):
+        for line in re.findall(r'^print\(.*\)  # [\[C].*$', code, re.MULTILINE):
+            if 'timm' in code:
+                pytest.importorskip('timm')
+            exec(code, {})
+            assert line.split('  # ')[1] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('page', PAGES, ids=page_id)
+def test_named_files_exist(page):
+    named = re.findall(
+        r'\b(?:tools|configs|tests)/[\w./{},-]+\.(?:py|sh|png|yml)', page.read_text()
+    )
+    for path in named:
+        options = re.search(r'{(.*?)}', path)
+        for option in options[1].split(',') if options else ['']:
+            assert (ROOT / re.sub(r'{.*?}', option, path)).is_file(), path
+
+
+@pytest.mark.parametrize('page', PAGES, ids=page_id)
+def test_links_resolve(page):
+    text = prose(page)
+    links = re.findall(r'\]\(([^)\s]+)\)', text) + re.findall(
+        r'^\[\S+\]: (\S+)$', text, re.MULTILINE
+    )
+    for link in links:
+        if '://' in link:
+            continue
+        path, _, anchor = link.partition('#')
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@functools.cache
+def options(command):
+    """Option strings of a command; None for ``run``, which passes its arguments on."""
+    if command == 'run':
+        return None
+    parser = Parser()
+    module = importlib.import_module(f'ghost_plugin.cli.{COMMANDS[command][0]}')
+    module.COMMANDS[command].add_options(parser)
+    return {*parser._option_string_actions, '--debug'}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=page_id)
+def test_commands_exist(page):
+    text = page.read_text().replace('\\\n', ' ')
+    shell = '\n'.join(code for _, kind, code in BLOCK.findall(text) if kind == 'bash')
+    inline = '\n'.join(re.findall(r'`(ghost-plugin [^`\n]*)`', prose(page)))
+    for line in f'{shell}\n{inline}'.splitlines():
+        if not line.startswith('ghost-plugin '):
+            continue
+        command, *arguments = shlex.split(line, comments=True)[1:]
+        if command.startswith('-') or command.isupper():
+            continue
+        assert command in COMMANDS, line
+        known = options(command)
+        used = [word.strip('[]') for word in arguments if re.match(r'\[?-', word)]
+        assert known is None or set(used) <= known, line
+
+
+def test_readme_is_short():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 200
+    assert max(map(len, lines)) <= 120
+    assert next(n for n, line in enumerate(lines, 1) if line.startswith('```')) <= 25
+    assert len(re.findall(r'[0-9]+[.,]?[0-9]*', '\n'.join(lines))) <= 120
+
+
+def test_published_weights_are_in_the_table():
+    text = (ROOT / 'ghost_plugin/backbones/README.md').read_text()
+    for name, row in PUBLISHED.items():
+        line = next(line for line in text.splitlines() if f'`{name}`' in line)
+        assert str(row.top1) in line
+        assert row.source.split('/')[-1] in line
+
+
+def test_reason_codes_are_in_the_table():
+    from ghost_plugin.conversion.reasons import REASONS
+
+    text = (ROOT / 'ghost_plugin/conversion/README.md').read_text()
+    assert [code for code in REASONS if f'| `{code}` | {REASONS[code]} |' not in text] == []
