@@ -239,7 +239,8 @@ class ConversionPlan:
             ArithmeticError
         ) as error:  # fmt: skip
             name = os.fspath(path)
-            raise ValueError(f'{name!r} is not a conversion plan: {error}') from error
+            said = f'{error} is missing' if isinstance(error, KeyError) else error
+            raise ValueError(f'{name!r} is not a conversion plan: {said}') from error
         return plan
 
     @classmethod

@@ -63,6 +63,9 @@ def test_files_that_are_no_plans_are_named(tmp_path):
     replace(made, layers=(*made.layers, made.layers[1])).save(path)
     with pytest.raises(ValueError, match="one row for each conv, this one several of '3'"):
         gp.ConversionPlan.load(path)
+    path.write_text('{}')
+    with pytest.raises(ValueError, match="is not a conversion plan: 'rows' is missing"):
+        gp.ConversionPlan.load(path)
     torch.save({}, tmp_path / 'weights.pth')
     with pytest.raises(ValueError, match=r"weights.pth' is not a conversion plan"):
         gp.ConversionPlan.load(tmp_path / 'weights.pth')
