@@ -150,3 +150,12 @@ def test_reason_codes_are_in_the_table():
 
     text = (ROOT / 'ghost_plugin/conversion/README.md').read_text()
     assert [code for code in REASONS if f'| `{code}` | {REASONS[code]} |' not in text] == []
+
+
+def test_messages_of_troubleshooting_exist():
+    page = (ROOT / 'tools/README.md').read_text().split('## Troubleshooting')[1]
+    files = (ROOT / 'ghost_plugin').rglob('*.py')
+    code = re.sub(r"'\s*\n\s*f?'", '', '\n'.join(path.read_text() for path in files))
+    quoted = re.findall(r'^\| `([^`]+)` \|', page, re.MULTILINE)
+    assert len(quoted) > 5
+    assert [message for message in quoted if message not in code] == []
