@@ -224,14 +224,20 @@ def convert(args: argparse.Namespace) -> None:
         _write_weights(args, source, made, model)
 
 
+def _weights_error(out: Path) -> str:
+    return (
+        f'weights of the model are written, so --out ends in one of {", ".join(WEIGHTS)}; got {out}'
+    )
+
+
 def _conversion_errors(args: argparse.Namespace, to_config: bool) -> list[str]:
     found = []
     if args.plan and _given(args, (*_CHOICES, *_SWITCHES, 'latency_backend')):
         found.append('options that choose convs are for a new plan; leave them or the plan out')
     if args.steps and not args.reconstruct:
         found.append('--steps are those of --reconstruct layer or block; add it')
-    if args.out.suffix == '.py' and not to_config:
-        found.append(f'{args.model} is no OpenMMLab config; its weights end in {WEIGHTS}')
+    if not to_config and args.out.suffix not in WEIGHTS:
+        found.append(_weights_error(args.out))
     if to_config and args.num_classes:
         found.append(
             'a config says its num_classes itself; make one that inherits it and convert that'
@@ -313,6 +319,8 @@ def tune(args: argparse.Namespace) -> None:
     """Train with the original as teacher or, without a plan, the original itself."""
     check_converted(args)
     _check(args)
+    if args.out.suffix not in WEIGHTS:
+        fail(_weights_error(args.out))
     quiet_workers()
     source = _load(args)
     model, teacher = source.model, None
