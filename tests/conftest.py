@@ -127,3 +127,11 @@ def assert_lossless():
         return converted
 
     return check
+
+
+@pytest.fixture
+def fresh_model_hub(monkeypatch):
+    """MMPretrain's list of models without those that other tests added."""
+    hub = pytest.importorskip('mmpretrain.apis').ModelHub
+    monkeypatch.setattr(hub, '_models_dict', {})
+    monkeypatch.setattr(hub, '_ModelHub__mmpretrain_registered', False)

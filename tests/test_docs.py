@@ -49,12 +49,14 @@ def anchors(page):
 
 
 @pytest.mark.parametrize('page, code', blocks('python'))
-def test_python_runs(page, code, tmp_path, monkeypatch):
+def test_python_runs(page, code, tmp_path, monkeypatch, request):
     for package in ('timm', 'torchvision', 'mmdet', 'mmpretrain'):
         if re.search(rf'\b{package}\b', code):
             pytest.importorskip(package)
     if 'onnx' in code:
         pytest.importorskip('onnxruntime')
+    if 'ModelHub' in code:
+        request.getfixturevalue('fresh_model_hub')
     if '_base_' in code:
         config = pytest.importorskip('mmengine.config').Config
         (tmp_path / 'mine.py').write_text(code)

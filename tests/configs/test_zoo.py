@@ -90,7 +90,7 @@ def test_figures_are_those_of_the_model(entry):
         assert gp.count(model, torch.zeros(1, 3, size, size)).macs == figures['FLOPs']
 
 
-def test_mmpretrain_builds_by_name():
+def test_mmpretrain_builds_by_name(fresh_model_hub):
     ModelHub.register_model_index(MIM / 'configs/classification/metafile.yml', MIM)
     model = get_model('ghostnet-050_digits')
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
