@@ -93,22 +93,29 @@ def _add_labels(parser: Parser) -> None:
     parser.add_argument('--workers', type=int, help='processes that decode large images')
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Check everything that needs no model, and set device and seed."""
+def _check(args: argparse.Namespace, weights: bool = False) -> None:
+    """Check everything that needs no model, and set device and seed.
+
+    Args:
+        args: The command line.
+        weights: Weights are written to ``args.out``.
+    """
     if 'out' in args:
-        _check_out(args)
+        _check_out(args, weights)
     args.device = device(args.device)
     torch.manual_seed(args.seed)
 
 
-def _check_out(args: argparse.Namespace) -> None:
-    """Exit if the result would replace one of its inputs, or cannot be written."""
+def _check_out(args: argparse.Namespace, weights: bool) -> None:
+    """Exit if the result would replace one of its inputs, or cannot be written under its name."""
     check_writable(args.out)
     written = {args.out.resolve(), args.out.with_suffix('.plan.json').resolve()}
     for name in ('plan', 'weights', 'checkpoint'):
         given = getattr(args, name, None)
         if given and given.resolve() in written:
             fail(f'{args.out} would replace {given}, which is read; give another --out')
+    if weights and args.out.suffix not in WEIGHTS:
+        fail(f'weights are written here, so --out ends in one of {WEIGHTS}; got {args.out}')
     args.out.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -200,7 +207,7 @@ def convert(args: argparse.Namespace) -> None:
     to_config = is_config(args.model) and args.out.suffix not in WEIGHTS
     for said in _conversion_errors(args, to_config):
         fail(said)
-    _check(args)
+    _check(args, weights=not to_config)
     if to_config:
         from ..integrations.openmmlab.converted_config import check_files
 
@@ -224,20 +231,14 @@ def convert(args: argparse.Namespace) -> None:
         _write_weights(args, source, made, model)
 
 
-def _weights_error(out: Path) -> str:
-    return (
-        f'weights of the model are written, so --out ends in one of {", ".join(WEIGHTS)}; got {out}'
-    )
-
-
 def _conversion_errors(args: argparse.Namespace, to_config: bool) -> list[str]:
     found = []
     if args.plan and _given(args, (*_CHOICES, *_SWITCHES, 'latency_backend')):
         found.append('options that choose convs are for a new plan; leave them or the plan out')
     if args.steps and not args.reconstruct:
         found.append('--steps are those of --reconstruct layer or block; add it')
-    if not to_config and args.out.suffix not in WEIGHTS:
-        found.append(_weights_error(args.out))
+    if args.out.suffix == '.py' and not to_config:
+        found.append(f'{args.model} is no OpenMMLab config; its weights end in {WEIGHTS}')
     if to_config and args.num_classes:
         found.append(
             'a config says its num_classes itself; make one that inherits it and convert that'
@@ -318,9 +319,7 @@ def add_finetune(parser: Parser) -> None:
 def tune(args: argparse.Namespace) -> None:
     """Train with the original as teacher or, without a plan, the original itself."""
     check_converted(args)
-    _check(args)
-    if args.out.suffix not in WEIGHTS:
-        fail(_weights_error(args.out))
+    _check(args, weights=True)
     quiet_workers()
     source = _load(args)
     model, teacher = source.model, None

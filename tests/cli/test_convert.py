@@ -299,7 +299,7 @@ def test_no_result_takes_the_place_of_what_it_is_made_from(refused, model, made,
     plan, (name, *size) = made[0], model
     kept = plan.read_bytes()
     said = refused('convert', name, plan, '-o', plan, *size)
-    assert '--out ends in' in said
+    assert 'would replace' in said
     weights = tmp_path / 'dense.pth'
     torch.save(model_loading.load(model[0]).model.state_dict(), weights)
     given = ['--checkpoint', weights, '-o', weights, *size]

@@ -85,8 +85,8 @@ def test_a_file_with_a_checkpoint_is_converted_trained_and_tested(ok, environ, p
     [
         (['nowhere.py', '-o', 'x.py'], 'no config at'),
         ([CIFAR, '-o', 'x.json'], 'a config ends in .py'),
-        (['timm:resnet18', '-o', 'x.py'], '--out ends in one of .pth, .pt, .safetensors; got'),
-        (['timm:resnet18', '-o', 'x.plan.json'], '.pt, .safetensors; got'),
+        (['timm:resnet18', '-o', 'x.py'], 'is no OpenMMLab config'),
+        (['timm:resnet18', '-o', 'x.plan.json'], '--out ends in one of'),
         ([CIFAR, '--num-classes', 3, '-o', 'x.py'], 'says its num_classes itself'),
         ([CIFAR, '--checkpoint', 'x.pth', '-o', 'x.py'], 'would replace'),
     ],
