@@ -206,7 +206,8 @@ class GGhostRegNet(Foldable, Stages):
         ceil(W / out_strides[i])); any H and W of 1 or more.
 
     Raises:
-        ValueError: A value out of its range. TypeError: A value of a wrong kind.
+        ValueError: A value out of its range.
+        TypeError: A value of a wrong kind.
     """
 
     folds = (('conv1', 'bn1'),)
@@ -309,7 +310,7 @@ class GGhostRegNet(Foldable, Stages):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run the first ``depth`` children.
 
-        Args: As :meth:`Stages.run`.
+        Args: As :meth:`ghost_plugin.backbones.common.Stages.run`.
         """
         return self.run(x, taps, depth, self.first_stage if self.grad_checkpointing else depth)
 

@@ -48,7 +48,8 @@ class GhostNet(Foldable):
         ceil(W / out_strides[i])); any H and W of 1 or more.
 
     Raises:
-        ValueError: A value out of its range. TypeError: A value of a wrong kind.
+        ValueError: A value out of its range.
+        TypeError: A value of a wrong kind.
     """
 
     spec = GHOSTNET
@@ -126,7 +127,7 @@ class GhostNet(Foldable):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run the stem and the first ``depth`` stages.
 
-        Args: As :meth:`Stages.run`.
+        Args: As :meth:`ghost_plugin.backbones.common.Stages.run`.
         """
         x = self.act1(self.bn1(self.conv_stem(x)))
         return self.blocks.run(x, taps, depth, 0 if self.grad_checkpointing else depth)

@@ -48,7 +48,7 @@ def plan(
             of keyword arguments.
         macs, params: Budgets, as a share of the model's (0.6) or an amount (``'240M'``): ratios
             with the least estimated change of the output are then chosen per conv, from
-            :data:`~ghost_plugin.conversion.budget.RATIOS`. Never exceeded.
+            :data:`ghost_plugin.conversion.budget.RATIOS`. Never exceeded.
         latency: A budget as a share of the model's own on this machine, or an amount (``'5ms'``):
             convs are timed, those whose Ghost is slower stay, and the plan is measured at the end.
             Beside another budget it only raises the ratios that this has chosen.
@@ -67,7 +67,8 @@ def plan(
 
     Returns:
         The plan. With a budget its layers have scores, so that
-        :meth:`ConversionPlan.rebudget` finds plans for other targets without measuring again.
+        :meth:`ghost_plugin.ConversionPlan.rebudget` finds plans for other targets without measuring
+        again.
 
     Raises:
         ValueError: A pattern matches no conv; a budget cannot be met; ``calibration`` without a
@@ -163,10 +164,11 @@ def convert(
     """Plan a conversion and apply it.
 
     Args:
-        model, example_input, macs, params, latency, latency_backend, ratio, dw_size, cheap,
-            include, exclude, keep_first, keep_last, seed, ready: As in :func:`plan`.
+        model, example_input, macs, params, latency, latency_backend: As in :func:`plan`.
+        ratio, dw_size, cheap, include, exclude, keep_first, keep_last, seed, ready: The same.
         calibration: Batches for both.
-        reconstruct, steps, inherit, inplace, optimizers: As in :meth:`ConversionPlan.apply`.
+        reconstruct, steps, inherit, inplace, optimizers: As in
+            :meth:`ghost_plugin.ConversionPlan.apply`.
 
     Returns:
         The converted model, and its plan with the error of each layer.

@@ -71,13 +71,13 @@ def apply_plan(
     Args:
         plan: A plan of the model.
         model, calibration, reconstruct, steps, inherit, inplace, optimizers: As in
-            :meth:`ConversionPlan.apply`.
+            :meth:`ghost_plugin.ConversionPlan.apply`.
 
     Returns:
         The converted model, and the plan with errors.
 
     Raises:
-        ValueError: As :meth:`ConversionPlan.apply`.
+        ValueError: As :meth:`ghost_plugin.ConversionPlan.apply`.
         TypeError: The model is wrapped (DataParallel, compiled, scripted).
     """
     check_root(model)

@@ -282,7 +282,7 @@ class ConversionPlan:
         """Make a plan for another target from the same scores; nothing is measured again.
 
         Args:
-            macs, params: As in :func:`plan`.
+            macs, params: As in :func:`ghost_plugin.plan`.
 
         Raises:
             ValueError: This plan was made without a budget and has no scores, or no ratios reach

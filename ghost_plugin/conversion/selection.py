@@ -47,7 +47,7 @@ def select(
 
     Args:
         model: The network.
-        records: All its convs, as :func:`inspect_convs` found them.
+        records: All its convs, from :func:`ghost_plugin.conversion.inspection.inspect_convs`.
         ratio, dw_size, cheap: Settings where no pattern says otherwise.
         include, exclude: A pattern, several, or (include only) a mapping from patterns to
             settings; later ones win. A pattern is a module's name (a container stands for all

@@ -186,8 +186,8 @@ def export_onnx(
     """Call :func:`export` for a path that must end in ``.onnx``.
 
     Args:
-        model, example_input, path, dynamic, opset, exporter, fused, split_concat, portable,
-            tolerance, input_names, output_names, split: As in :func:`export`.
+        model, example_input, path, dynamic, opset, exporter, fused: As in :func:`export`.
+        split_concat, portable, tolerance, input_names, output_names, split: The same.
     """
     options = dict(locals())
     if Path(path).suffix != '.onnx':
@@ -271,7 +271,8 @@ def compare(
         run: The inference function.
         reference: The model.
         inputs: Input tensors of each call.
-        tolerance: Allowed relative difference, see :func:`float32_tolerance`.
+        tolerance: Allowed relative difference, see
+            :func:`ghost_plugin.deploy.comparison.float32_tolerance`.
 
     Raises:
         ValueError: The difference is larger for some input.

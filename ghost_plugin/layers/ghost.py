@@ -191,7 +191,9 @@ class GhostModule(Ghost):
         GhostModule.initialize(self)  # a subclass is not complete yet
 
     def initialize(self, moment: float = 1.0, variance: float = 1.0) -> float:
-        """Draw initial weights that keep the variance, see :func:`draw_weights`.
+        """Draw initial weights that keep the variance.
+
+        See :func:`ghost_plugin.layers.common.draw_weights`.
 
         Args:
             moment: Mean square of the inputs.
@@ -253,10 +255,11 @@ class GhostConv2d(Ghost, Permuted):
     operation kept linear so that the model's own norm and activation can stay where they are.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-        padding_mode: As in ``nn.Conv2d``; all but ``padding_mode`` act on the primary conv only.
+        in_channels, out_channels: As in ``nn.Conv2d``.
+        kernel_size, stride, padding, dilation, groups: The same, of the primary conv only.
             With groups the number of primary channels is rounded up to a multiple of them, so a
             depthwise conv stays what it is.
+        bias, padding_mode: The same, of both convs.
         ratio: Output channels per primary channel, 1 or more. Below 2 only the first primary
             channels have one ghost each, as many as there are outputs left.
         dw_size: Kernel size of the cheap depthwise conv in pixels, odd.

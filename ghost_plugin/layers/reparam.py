@@ -139,8 +139,9 @@ class GhostModuleV3(Reparameterized, Ghost):
     Source: Liu et al., GhostNetV3 (arXiv 2404.11202), section 3.1.
 
     Args:
-        in_channels, out_channels, kernel_size, ratio, dw_size, stride, relu, dilation,
-        dw_dilation, norm_layer, act_layer: As :class:`GhostModule`.
+        in_channels, out_channels, kernel_size, ratio, dw_size, stride: As in
+            :class:`ghost_plugin.GhostModule`.
+        relu, dilation, dw_dilation, norm_layer, act_layer: The same.
         attention: Scale the outputs by the attention of GhostNetV2.
 
     Shape:
@@ -202,7 +203,7 @@ class GhostModuleV3(Reparameterized, Ghost):
     def initialize(self, moment: float = 1.0, variance: float = 1.0) -> float:
         """Draw initial weights that keep the variance, which branches share.
 
-        Args: As :meth:`GhostModule.initialize`.
+        Args: As :meth:`ghost_plugin.GhostModule.initialize`.
         """
         draw_branches(self.primary_rpr_conv, moment, variance)
         made = second_moment(self.primary_activation, variance)

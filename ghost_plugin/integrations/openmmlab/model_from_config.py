@@ -33,7 +33,8 @@ def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Prepr
         The model, its preprocessing, and a function from images (N, 3, H, W) to the model's input.
 
     Raises:
-        FileNotFoundError: No such config. ValueError: No model in it, or it cannot be built.
+        FileNotFoundError: No such config.
+        ValueError: No model in it, or it cannot be built.
     """
     try:
         cfg = load_config(source)

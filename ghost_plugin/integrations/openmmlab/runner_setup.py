@@ -37,7 +37,8 @@ def read_config(path: str | os.PathLike) -> Config:
     """Read a config file.
 
     Raises:
-        FileNotFoundError: No such file. ValueError: It cannot be read.
+        FileNotFoundError: No such file.
+        ValueError: It cannot be read.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no config at {os.fspath(path)!r}')
@@ -67,7 +68,8 @@ def check_checkpoint(source: str, resume: bool = False) -> None:
         resume: A run will resume from it, not only start with its weights.
 
     Raises:
-        FileNotFoundError: No such file. ValueError: Not a checkpoint of tensors and plain values,
+        FileNotFoundError: No such file.
+        ValueError: Not a checkpoint of tensors and plain values,
             or without the state of a run.
     """
     if '://' in source or (resume and os.path.isdir(source)):

@@ -228,9 +228,10 @@ def _register(name: str) -> None:
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = f'{VARIANTS[name][0].family}, {VARIANTS[name][1]}.'
-    register_model(entry)
+    globals()[name] = register_model(entry)
 
 
-__all__: list[str] = []  # timm appends the names it registers
+__all__ = ['TimmGGhostRegNet', 'TimmGhostNet', 'TimmGhostNetV2', 'TimmGhostNetV3', 'create']
+# timm appends the names that it registers.
 for _name in VARIANTS:
     _register(_name)

@@ -19,7 +19,8 @@ def load_config(source: str | os.PathLike) -> Config:
     """Read a config file, or ``mmdet::...`` / ``mmpretrain::...`` of an installed package.
 
     Raises:
-        FileNotFoundError: No such config. ImportError: The package is not installed.
+        FileNotFoundError: No such config.
+        ImportError: The package is not installed.
         ValueError: It cannot be read.
     """
     return read_config(resolve(os.fspath(source)))
@@ -112,7 +113,8 @@ def check_out(out: str | os.PathLike, bases: Sequence[str]) -> Path:
 
     Raises:
         ValueError: ``out`` does not end in .py or is among what it inherits; a base is in the
-            Python style. FileExistsError: The file exists and no tool of this package wrote it.
+            Python style.
+        FileExistsError: The file exists and no tool of this package wrote it.
     """
     out = Path(out)
     if out.suffix != '.py':
