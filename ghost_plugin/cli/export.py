@@ -101,7 +101,7 @@ def add_optimize(parser: Parser) -> None:
     add('--data', type=Path, metavar='DIR_OR_ZIP', help='calibration images for int8')
     add('--images', type=whole, default=128, help='number of them (%(default)s)')
     add('--rounds', type=whole, default=20, help='timed rounds (%(default)s)')
-    add('--threads', type=whole, default=torch.get_num_threads(), help='%(default)s')
+    add('--threads', type=whole, default=torch.get_num_threads(), help='all cores without')
     add('--device', help='cuda if available, else cpu')
     add('--json', action='store_true', help='print JSON only')
 

