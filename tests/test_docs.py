@@ -10,7 +10,6 @@ import pytest
 
 from ghost_plugin.cli.main import COMMANDS
 from ghost_plugin.cli.options import Parser
-from ghost_plugin.weights import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / 'README.md'
@@ -137,21 +136,6 @@ def test_readme_is_short():
     assert max(map(len, lines)) <= 120
     assert next(n for n, line in enumerate(lines, 1) if line.startswith('```')) <= 25
     assert len(re.findall(r'[0-9]+[.,]?[0-9]*', '\n'.join(lines))) <= 120
-
-
-def test_published_weights_are_in_the_table():
-    text = (ROOT / 'ghost_plugin/backbones/README.md').read_text()
-    for name, row in PUBLISHED.items():
-        line = next(line for line in text.splitlines() if f'`{name}`' in line)
-        assert str(row.top1) in line
-        assert row.source.split('/')[-1] in line
-
-
-def test_reason_codes_are_in_the_table():
-    from ghost_plugin.conversion.reasons import REASONS
-
-    text = (ROOT / 'ghost_plugin/conversion/README.md').read_text()
-    assert [code for code in REASONS if f'| `{code}` | {REASONS[code]} |' not in text] == []
 
 
 def test_messages_of_troubleshooting_exist():

@@ -369,8 +369,13 @@ def add_options(parser: Parser) -> None:
     add('--size', type=whole, default=224, help='of the images, pixels (%(default)s)')
     add('--rounds', type=whole, default=30, help='timed rounds of each (%(default)s)')
     add('--warmup', type=int, default=5, help='untimed calls before (%(default)s)')
-    add('--threads', nargs='+', type=whole, default=[torch.get_num_threads()],
-        help='numbers of threads, each a run of its own; all cores without')
+    add(
+        '--threads',
+        nargs='+',
+        type=whole,
+        default=[torch.get_num_threads()],
+        help='numbers of threads, each a run of its own; all cores without',
+    )
     add('--plot', type=target, metavar='PNG', help='draw the latencies')
     add('--top1', type=Path, metavar='JSON', help='accuracy in per cent by model, for the plot')
     add('--device', help='cuda if available, else cpu')

@@ -52,8 +52,12 @@ def _add_run(parser: Parser) -> None:
     add = parser.add_argument
     add('--work-dir', help="for logs and checkpoints; the config's, else work_dirs/CONFIG")
     add('--cfg-options', nargs='+', action=KeyValues, default={}, help='key.sub=value')
-    add('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-        help='starts the processes of several GPUs')
+    add(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='starts the processes of several GPUs',
+    )
     add('--local_rank', '--local-rank', type=int, default=0, help='set by torchrun')
 
 

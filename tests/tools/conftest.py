@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).parents[2] / 'tools'
-sys.path[:0] = [str(TOOLS / folder) for folder in ('', 'data', 'studies')]
+sys.path[:0] = [str(TOOLS / folder) for folder in ('', 'data', 'docs', 'studies')]
 
 
 @pytest.fixture

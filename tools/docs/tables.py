@@ -18,7 +18,12 @@ from ghost_plugin.conversion.reasons import FINAL, REASONS
 from ghost_plugin.deploy.backends import ROWS
 from ghost_plugin.weights import PUBLISHED
 
-_ARCHITECTURES = {'': 'GhostNet', 'v2': 'GhostNetV2', 'v3': 'GhostNetV3', 'gghost': 'G-Ghost RegNet'}
+_ARCHITECTURES = {
+    '': 'GhostNet',
+    'v2': 'GhostNetV2',
+    'v3': 'GhostNetV3',
+    'gghost': 'G-Ghost RegNet',
+}
 # What to do about a reason, where there is something.
 _REMEDIES = {
     'first': '`keep_first=False`, or name it in `include`',
@@ -142,6 +147,18 @@ def commands() -> str:
     )
 
 
+def command_examples() -> str:
+    """One line and one example for each command."""
+    rows = []
+    for name, (module, text) in COMMANDS.items():
+        example = 'ghost-plugin run train.py --model ghostnet_plugin_050'
+        if name != 'run':
+            found = importlib.import_module(f'ghost_plugin.cli.{module}').COMMANDS[name].examples
+            example = re.sub(r'\\\n\s*', '', found.strip()).splitlines()[0]
+        rows.append([f'[`{name}`](../ghost_plugin/cli/README.md#{name})', text, f'`{example}`'])
+    return table(['Command', 'Use it to', 'Example'], rows)
+
+
 def command_options() -> str:
     """A section for each command: examples and options, as ``--help`` shows them."""
     return '\n\n'.join(
@@ -173,10 +190,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     'reasons': reasons,
     'backends': backends,
     'commands': commands,
+    'commands-example': command_examples,
     'command-options': command_options,
     'options-plan': lambda: options(gp.plan),
     'options-apply': lambda: options(gp.ConversionPlan.apply),
-    'options-fuse': lambda: options(gp.fuse),
     'options-export': lambda: options(gp.export),
     'options-optimize': lambda: options(gp.optimize),
     'options-quantize': lambda: options(gp.quantize),
