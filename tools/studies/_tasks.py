@@ -26,7 +26,7 @@ class Task:
     config: Path
     size: int  # height and width of the images, pixels
     metric: str
-    unit: str
+    score: str  # format of the metric
 
 
 def run(log: Path, *command: object) -> None:

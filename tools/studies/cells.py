@@ -69,7 +69,7 @@ def tasks(
             config = out / f'backbone{number}_seed{seed}{suffix}.py'
             text = SEEDED.format(base=str(OURS), seed=seed) + schedule
             config.write_text(text + (OTHER.format(*other) if other else ''))
-            studied.append(Task(f'{name}, seed {seed}', name, config, SIDE, AP, 'AP'))
+            studied.append(Task(f'{name}, seed {seed}', name, config, SIDE, AP, 'AP {:.3f}'))
     return studied
 
 

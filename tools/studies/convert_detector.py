@@ -30,7 +30,7 @@ train_cfg = dict(max_epochs=1)
 
 
 def task(name: str, config: Path) -> Task:
-    return Task(name, 'RetinaNet, ResNet-18', config, 160, 'coco/bbox_mAP', 'AP')
+    return Task(name, 'RetinaNet, ResNet-18', config, 160, 'coco/bbox_mAP', 'AP {:.3f}')
 
 
 def study(out: Path) -> dict[str, dict]:

@@ -2,18 +2,30 @@
 """GhostNet into MMDetection's RetinaNet and into a classifier, trained on digits and shown."""
 
 import argparse
+import json
+import platform
 import shutil
+import sys
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import date
 from pathlib import Path
+from typing import Any
 
+import report_page
+import torch
 from _tasks import TOOLS, Task, run, train
+from convert_digits import SIZE
 
+import ghost_plugin as gp
 from ghost_plugin.cli.errors import tool
+from ghost_plugin.cli.terminal import table
 from ghost_plugin.integrations.openmmlab.plots import draw_curves, draw_detections
+from ghost_plugin.training.evaluation import device_name
 
 CLASSIFIER = Path('configs/classification/ghostnet-050_digits.py')
 RETINANET = 'models/retinanet_small.py'
 PARTS = ('datasets/digits_detection.py', 'schedules/adamw.py', 'runtime_detection.py')
+AP, TOP1 = 'AP {:.3f}', 'top-1 {:.1f} %'
 
 
 def arguments(out: Path) -> list[object]:
@@ -30,22 +42,53 @@ def converted(out: Path) -> list[str]:
     return done.read_text().splitlines()
 
 
-def report(results: dict[Task, dict], conversion: list[str], out: Path) -> None:
-    """The tables, on the terminal and as Markdown."""
-    lines = [
-        '| Task | Model | Params (M) | MACs (M) | Metric | Training time | Checkpoint |',
-        '| --- | --- | --- | --- | --- | --- | --- |',
-    ]
+def results_table(results: dict[Task, dict], tuned: dict[str, Any], weights: Path) -> str:
+    """All tasks as a Markdown table, and their checkpoints below.
+
+    Args:
+        results: Figures of the trained tasks.
+        tuned: Figures of the converted network.
+        weights: Its file.
+    """
+    rows, files = [], []
     for task, result in results.items():
         minutes, seconds = divmod(int(result['seconds']), 60)
-        lines.append(
-            f'| {task.name} | {task.model} | {result["params"] / 1e6:.3f} | '
-            f'{result["macs"] / 1e6:.1f} at {task.size} px | {task.unit} {result["metric"]:.3f} | '
-            f'{minutes}:{seconds:02d} | {result["checkpoint"]} |'
-        )
-    lines += ['', "timm's ResNet-18 on the digits, converted:", '', *conversion]
-    (out / 'table.md').write_text('\n'.join(lines) + '\n')
-    print('\n'.join(['', *lines, '', f'images, logs and this table: {out}']))
+        rows.append([
+            task.name, task.model, f'{result["params"] / 1e6:.3f}',
+            f'{result["macs"] / 1e6:.1f} at {task.size} px', task.score.format(result['metric']),
+            f'{minutes}:{seconds:02d}',
+        ])  # fmt: skip
+        files.append(f'checkpoint of the {task.name}: {result["checkpoint"]}')
+    rows.append([
+        'conversion', 'ResNet-18, fine-tuned', f'{tuned["params"] / 1e6:.3f}',
+        f'{tuned["macs"] / 1e6:.1f} at {SIZE} px', TOP1.format(tuned['top1']), '',
+    ])  # fmt: skip
+    head = ['Task', 'Model', 'Params (M)', 'MACs (M)', 'Metric', 'Training time']
+    return '\n'.join([table(head, rows), '', *files, f'weights of the conversion: {weights}'])
+
+
+def highlights(results: dict[Task, dict], conversion: list[dict]) -> list[tuple[str, str]]:
+    """The main figures, each with what it is."""
+    figures = [
+        (task.score.format(result['metric']), f'{task.model}: {result["macs"] / 1e6:.1f} M '
+         f'multiply-adds, {result["params"] / 1e6:.2f} M parameters')
+        for task, result in results.items()
+    ]  # fmt: skip
+    original, _, tuned = conversion
+    share = f'{100 * tuned["macs"] / original["macs"]:.0f} %'
+    meaning = (
+        "of ResNet-18's multiply-adds, converted and fine-tuned: "
+        f'{TOP1.format(tuned["top1"])}, before {original["top1"]:.1f} %'
+    )
+    return [*figures, (share, meaning)]
+
+
+def activation() -> Path | None:
+    """Script that activates this environment, if it has one."""
+    script, here = Path(sys.prefix, 'bin/activate'), Path.cwd()
+    if not script.is_file():
+        return None
+    return script.relative_to(here) if script.is_relative_to(here) else script
 
 
 @tool
@@ -59,8 +102,8 @@ def main() -> None:
         shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     detector = Task('detection', 'RetinaNet, GhostNet 0.5x, FPN 64', out / 'retinanet_ghostnet.py',
-                    160, 'coco/bbox_mAP', 'AP')  # fmt: skip
-    classifier = Task('classification', 'GhostNet 0.5x', CLASSIFIER, 64, 'accuracy/top1', 'top-1 %')
+                    160, 'coco/bbox_mAP', AP)  # fmt: skip
+    classifier = Task('classification', 'GhostNet 0.5x', CLASSIFIER, 64, 'accuracy/top1', TOP1)
     print('1/5 the data: handwritten digits, in images of their own and in cluttered scenes')
     if not Path('data/digits').is_dir():
         run(out / 'data.log', TOOLS / 'data/make_digits.py', 'data/digits')
@@ -71,11 +114,41 @@ def main() -> None:
     results = {task: train(task, out / task.name) for task in (detector, classifier)}
     print("4/5 timm's ResNet-18 trained, converted to 70 % of its latency, tuned: 3 minutes")
     conversion = converted(out / 'conversion')
-    print('5/5 images and the table')
+    print('5/5 images, the table and the page')
+    curves = {task.name: out / f'curves_{task.name}.png' for task in results}
+    checkpoint = results[detector]['checkpoint']
     with (out / 'images.log').open('w') as log, redirect_stdout(log), redirect_stderr(log):
-        draw_detections(detector.config, results[detector]['checkpoint'], out / 'detections.png')
-        draw_curves({t.name: (out / t.name, t.metric) for t in results}, out / 'curves.png')
-    report(results, conversion, out)
+        draw_detections(detector.config, checkpoint, out / 'detections.png')
+        for task in results:
+            draw_curves({task.name: (out / task.name, task.metric)}, curves[task.name])
+    rows = json.loads((out / 'conversion/result.json').read_text())
+    trained = results_table(results, rows[-1], out / 'conversion/converted.pth')
+    text = '\n'.join([trained, '', "timm's ResNet-18 on the digits, converted:", '', *conversion])
+    (out / 'table.md').write_text(f'{text}\n')
+    plan = out / 'conversion/plan.json'
+    page = out / 'index.html'
+    report_page.write(
+        report_page.Report(
+            highlights=highlights(results, rows),
+            results=trained,
+            conversion='\n'.join(conversion),
+            plan=gp.ConversionPlan.load(plan).report(),
+            detections=out / 'detections.png',
+            curves=curves,
+            plan_image=plan.with_suffix('.png'),
+            paths={
+                'activate': activation(),
+                'config': detector.config,
+                'checkpoint': checkpoint,
+                'plan': plan,
+            },
+            made=f'Made on {date.today()} with ghost_plugin {gp.__version__}, torch '
+            f'{torch.__version__}, Python {platform.python_version()}, {device_name("cpu")}.',
+        ),
+        page,
+    )
+    print(f'\n{text}\n\nimages, logs and this table: {out}')
+    print(f'all results on one page, for a browser: {page}')
 
 
 if __name__ == '__main__':
