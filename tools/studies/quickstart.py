@@ -91,32 +91,17 @@ def activation() -> Path | None:
     return script.relative_to(here) if script.is_relative_to(here) else script
 
 
-@tool
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/quickstart'), help='results')
-    parser.add_argument('--fresh', action='store_true', help='start over; the old results go')
-    args = parser.parse_args()
-    out = args.out
-    if args.fresh:
-        shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    detector = Task('detection', 'RetinaNet, GhostNet 0.5x, FPN 64', out / 'retinanet_ghostnet.py',
-                    160, 'coco/bbox_mAP', AP)  # fmt: skip
-    classifier = Task('classification', 'GhostNet 0.5x', CLASSIFIER, 64, 'accuracy/top1', TOP1)
-    print('1/5 the data: handwritten digits, in images of their own and in cluttered scenes')
-    if not Path('data/digits').is_dir():
-        run(out / 'data.log', TOOLS / 'data/make_digits.py', 'data/digits')
-    print("2/5 GhostNet into MMDetection's RetinaNet")
-    log = detector.config.with_suffix('.log')
-    run(log, TOOLS / 'swap_backbone.py', *arguments(detector.config))
-    print('3/5 training and testing: about 10 minutes on 2 cores, an interrupted run goes on')
-    results = {task: train(task, out / task.name) for task in (detector, classifier)}
-    print("4/5 timm's ResNet-18 trained, converted to 70 % of its latency, tuned: 3 minutes")
-    conversion = converted(out / 'conversion')
-    print('5/5 images, the table and the page')
-    curves = {task.name: out / f'curves_{task.name}.png' for task in results}
+def report(results: dict[Task, dict], conversion: list[str], out: Path) -> None:
+    """Draw the images, write the tables and the page, and print where they lie.
+
+    Args:
+        results: Figures of the trained tasks, the detector first.
+        conversion: Table of the conversion.
+        out: Folder of the run.
+    """
+    detector = next(iter(results))
     checkpoint = results[detector]['checkpoint']
+    curves = {task.name: out / f'curves_{task.name}.png' for task in results}
     with (out / 'images.log').open('w') as log, redirect_stdout(log), redirect_stderr(log):
         draw_detections(detector.config, checkpoint, out / 'detections.png')
         for task in results:
@@ -149,6 +134,33 @@ def main() -> None:
     )
     print(f'\n{text}\n\nimages, logs and this table: {out}')
     print(f'all results on one page, for a browser: {page}')
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/quickstart'), help='results')
+    parser.add_argument('--fresh', action='store_true', help='start over; the old results go')
+    args = parser.parse_args()
+    out = args.out
+    if args.fresh:
+        shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    detector = Task('detection', 'RetinaNet, GhostNet 0.5x, FPN 64', out / 'retinanet_ghostnet.py',
+                    160, 'coco/bbox_mAP', AP)  # fmt: skip
+    classifier = Task('classification', 'GhostNet 0.5x', CLASSIFIER, 64, 'accuracy/top1', TOP1)
+    print('1/5 the data: handwritten digits, in images of their own and in cluttered scenes')
+    if not Path('data/digits').is_dir():
+        run(out / 'data.log', TOOLS / 'data/make_digits.py', 'data/digits')
+    print("2/5 GhostNet into MMDetection's RetinaNet")
+    log = detector.config.with_suffix('.log')
+    run(log, TOOLS / 'swap_backbone.py', *arguments(detector.config))
+    print('3/5 training and testing: about 10 minutes on 2 cores, an interrupted run goes on')
+    results = {task: train(task, out / task.name) for task in (detector, classifier)}
+    print("4/5 timm's ResNet-18 trained, converted to 70 % of its latency, tuned: 3 minutes")
+    conversion = converted(out / 'conversion')
+    print('5/5 images, the table and the page')
+    report(results, conversion, out)
 
 
 if __name__ == '__main__':
