@@ -72,7 +72,8 @@ def draw_weights(layer: Any, moment: float = 1.0, variance: float = 1.0) -> None
         moment: Mean square of its inputs.
         variance: Variance of its outputs.
     """
-    weight: torch.Tensor = nn.init.normal_(layer.weight)
+    weight: torch.Tensor = layer.weight
+    nn.init.normal_(weight)  # without its result: transformers replaces it while it loads a file
     axes = tuple(range(1, weight.ndim))
     length = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
     weight.mul_(math.sqrt(variance / moment) / length)

@@ -44,6 +44,13 @@ def test_drawn_weights_give_the_variance():
     assert 0.22 < out.var() < 0.28
 
 
+def test_weights_can_be_drawn_while_transformers_skips_the_drawing(monkeypatch):
+    monkeypatch.setattr(nn.init, 'normal_', lambda weight: None)
+    conv = nn.Conv2d(2, 4, 1)
+    draw_weights(conv)
+    assert torch.allclose(conv.weight.square().sum((1, 2, 3)), torch.ones(4))
+
+
 def test_second_moments():
     assert second_moment(nn.Identity(), 2.0) == pytest.approx(2.0, rel=0.05)
     assert second_moment(nn.ReLU(), 2.0) == pytest.approx(1.0, rel=0.05)
