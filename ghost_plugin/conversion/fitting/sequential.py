@@ -277,6 +277,8 @@ def mean_visitor(task: FitTask, name: str) -> ModuleVisitor[LayerFit]:
         task: Of a conversion.
         name: Of the layer.
     """
+    # Not tokens and feature maps of linear layers, whose channels come last.
+    dimensions = 2 if isinstance(task.model.get_submodule(name), nn.Linear) else 4
 
     def _visit(
         forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
@@ -284,7 +286,7 @@ def mean_visitor(task: FitTask, name: str) -> ModuleVisitor[LayerFit]:
         wanted, given = old.map(forward), new.map(forward)
         if fit is None:
             gap = (wanted - given).double()
-            known = wanted.ndim in (2, 4)  # not tokens, whose channels come last
+            known = wanted.ndim == dimensions
             maps = gap if gap.ndim == 4 else gap[..., None, None]
             fit = LayerFit(shift=mean_gap(maps) if known else gap.new_zeros(1))
         return wanted, add_shift(given, fit.shift), fit

@@ -45,6 +45,26 @@ def test_dense_layers_with_means_are_found(model):
     assert layers_with_means(task(model, '0'), batches) == ['6']
 
 
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.linear(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def test_linear_layers_on_feature_maps_keep_their_bias():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), ChannelsLast(), nn.Conv2d(8, 4, 1)).eval()
+    fitted = task(model, '0')
+    results = fit_sequentially(fitted, [torch.randn(64, 3, 12, 12)])
+    bias = model[1].linear.bias.clone()
+    replace_modules(model, fitted.ghosts)
+    absorb_results(model, fitted.norms, results)
+    assert torch.equal(model[1].linear.bias, bias)
+    assert '1.linear' in results.layers
+
+
 def test_shared_and_repeated_layers_have_no_mean_of_their_own(model):
     class Twice(nn.Module):
         def __init__(self):
