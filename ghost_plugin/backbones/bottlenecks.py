@@ -180,9 +180,9 @@ class GhostBottleneckV3(Reparameterized, GhostBottleneck):
 def _branched(parts: Parts) -> dict[str, Any]:
     """Options of a Ghost module whose branches are depthwise convs."""
     options = parts.ghost()
-    cheap = options.pop('cheap')
-    if cheap != 'depthwise':
-        raise ValueError(
-            f"GhostNetV3 merges depthwise branches, cheap must be 'depthwise', got {cheap!r}"
-        )
+    for name, only in (('cheap', 'depthwise'), ('group_size', 1)):
+        if (given := options.pop(name)) != only:
+            raise ValueError(
+                f'GhostNetV3 merges depthwise branches, {name} must be {only!r}, got {given!r}'
+            )
     return options

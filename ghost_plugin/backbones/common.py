@@ -25,6 +25,7 @@ class Parts:
     ratio: float = 2
     dw_size: int = 3
     cheap: str = 'depthwise'
+    group_size: int | str = 1
     se: bool = True
     zero_init_residual: bool = False
 
@@ -34,6 +35,7 @@ class Parts:
             ratio=self.ratio,
             dw_size=self.dw_size,
             cheap=self.cheap,
+            group_size=self.group_size,
             norm_layer=self.norm_layer,
             act_layer=self.act_layer,
         )

@@ -36,7 +36,8 @@ class GhostNet(Foldable):
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
         norm_layer: Called with the number of channels.
         act_layer: Called without arguments, or with ``inplace=True`` where it takes that.
-        ratio, dw_size, cheap: Options of all Ghost modules, see :class:`ghost_plugin.GhostModule`.
+        ratio, dw_size, cheap, group_size: Options of all Ghost modules, see
+            :class:`ghost_plugin.GhostModule`.
         se: Use squeeze-excite in the blocks that have it in the paper.
         stem_stride: 2, or 1 for small images, which makes all strides half as large.
         grad_checkpointing: Compute activations again in backward instead of keeping them.
@@ -72,6 +73,7 @@ class GhostNet(Foldable):
         stem_stride: int = 2,
         grad_checkpointing: bool = False,
         zero_init_residual: bool = False,
+        group_size: int | str = 1,
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels)
@@ -86,7 +88,16 @@ class GhostNet(Foldable):
         self.conv_stem = nn.Conv2d(in_channels, self.layout.stem, 3, stem_stride, 1, bias=False)
         self.bn1 = norm_layer(self.layout.stem)
         self.act1 = activation(act_layer)
-        parts = Parts(norm_layer, act_layer, ratio, dw_size, cheap, se, zero_init_residual)
+        parts = Parts(
+            norm_layer=norm_layer,
+            act_layer=act_layer,
+            ratio=ratio,
+            dw_size=dw_size,
+            cheap=cheap,
+            group_size=group_size,
+            se=se,
+            zero_init_residual=zero_init_residual,
+        )
         self.blocks = Stages(*self._stages(parts, drop_path_rate))
         self.initialize()
 
@@ -157,7 +168,7 @@ class GhostNetV3(GhostNet):
     Source: Liu et al., GhostNetV3 (arXiv 2404.11202).
 
     Args:
-        args, kwargs: As :class:`GhostNet`; ``cheap`` must be ``'depthwise'``.
+        args, kwargs: As :class:`GhostNet`; ``cheap`` must be ``'depthwise'``, ``group_size`` 1.
         deploy: Build the published form for inference: one conv instead of each group of branches;
             the norms of attention and shortcuts stay.
 

@@ -32,6 +32,7 @@ from .options import (
     amount,
     check_converted,
     device,
+    group_size,
     load_model,
     milliseconds,
     ratio,
@@ -40,7 +41,7 @@ from .options import (
 from .terminal import Meter, figures, show
 
 BUDGETS = ('macs', 'params', 'latency')
-_CHOICES = ('ratio', 'dw_size', 'cheap', 'include', 'exclude', *BUDGETS)
+_CHOICES = ('ratio', 'dw_size', 'cheap', 'group_size', 'include', 'exclude', *BUDGETS)
 _SWITCHES = ('no_keep_first', 'no_keep_last')
 _TEACHER = ('label_weight', 'distill_weight', 'temperature', 'features')
 WEIGHTS = ('.pth', '.pt', '.safetensors')
@@ -62,6 +63,7 @@ def _add_choices(parser: Parser) -> None:
     add('--ratio', type=ratio, help='output channels per computed channel (2)')
     add('--dw-size', type=whole, help='size of the cheap kernels, odd (3)')
     add('--cheap', choices=['depthwise', 'shift', 'linear'], help='cheap operation (depthwise)')
+    add('--group-size', type=group_size, help='primary channels that each ghost mixes, or all (1)')
     add('--include', nargs='+', metavar='P', help='convert only these: name, glob or re:...')
     add('--exclude', nargs='+', metavar='P', help='keep these: name, glob or re:...')
     add('--no-keep-first', action='store_true', help='the first conv may be converted, too')

@@ -122,6 +122,11 @@ def ratio(text: str) -> float | int:
     return int(value) if value == int(value) else value
 
 
+def group_size(text: str) -> int | str:
+    """A whole number above 0, or ``all``."""
+    return text if text == 'all' else whole(text)
+
+
 def target(text: str) -> Path:
     """A file that can be written; checked before the work."""
     check_writable(text)

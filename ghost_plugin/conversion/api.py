@@ -34,6 +34,7 @@ def plan(
     ratio: float = SETTINGS['ratio'],
     dw_size: int = SETTINGS['dw_size'],
     cheap: str = SETTINGS['cheap'],
+    group_size: int | str = SETTINGS['group_size'],
     include: Any = None,
     exclude: Any = None,
     keep_first: bool = True,
@@ -60,6 +61,8 @@ def plan(
         ratio, dw_size, cheap: Settings of all Ghost convs where ``include`` gives no others:
             output channels per primary channel, size of the cheap kernels in pixels, and
             ``'depthwise'``, ``'shift'`` or ``'linear'``.
+        group_size: One more of these settings: the number of primary channels that each ghost
+            mixes, or ``'all'``. Convs with groups or with fewer primary channels are kept.
         include, exclude, keep_first, keep_last: Patterns of convs to convert or keep, as in
             :func:`ghost_plugin.conversion.selection.select`.
         seed: Seed of fresh weights, and of random projections for scores.
@@ -92,6 +95,7 @@ def plan(
         ratio=ratio,
         dw_size=dw_size,
         cheap=cheap,
+        group_size=group_size,
         include=include,
         exclude=exclude,
         keep_first=keep_first,
@@ -149,6 +153,7 @@ def convert(
     ratio: float = SETTINGS['ratio'],
     dw_size: int = SETTINGS['dw_size'],
     cheap: str = SETTINGS['cheap'],
+    group_size: int | str = SETTINGS['group_size'],
     include: Any = None,
     exclude: Any = None,
     keep_first: bool = True,
@@ -165,7 +170,8 @@ def convert(
 
     Args:
         model, example_input, macs, params, latency, latency_backend: As in :func:`plan`.
-        ratio, dw_size, cheap, include, exclude, keep_first, keep_last, seed, ready: The same.
+        ratio, dw_size, cheap, group_size, include, exclude, keep_first, keep_last: The same.
+        seed, ready: The same.
         calibration: Batches for both.
         reconstruct, steps, inherit, inplace, optimizers: As in
             :meth:`ghost_plugin.ConversionPlan.apply`.
@@ -189,6 +195,7 @@ def convert(
         ratio=ratio,
         dw_size=dw_size,
         cheap=cheap,
+        group_size=group_size,
         include=include,
         exclude=exclude,
         keep_first=keep_first,

@@ -165,7 +165,7 @@ def _check_model(plan: ConversionPlan, model: nn.Module) -> None:
         if not layer.converts:
             continue
         code = layer.reason if layer.reason in FINAL else ''
-        code = code or ('' if layer.shape.groups_divide(layer.settings) else 'groups')
+        code = code or layer.shape.settings_blocker(layer.settings)
         if code:
             raise ValueError(f'{layer.name!r} cannot be converted ({code}): {REASONS[code]}')
     found = fingerprint(model)
@@ -182,8 +182,8 @@ def _check_model(plan: ConversionPlan, model: nn.Module) -> None:
     lost = sorted({name for layer in plan.layers for name in (layer.name, layer.norm)} - names)
     if lost:
         raise ValueError(
-            f'{type(model).__name__} has no module {lost[0]!r}; decision, ratio, dw_size and '
-            'cheap of a row may be edited, not its name or norm'
+            f'{type(model).__name__} has no module {lost[0]!r}; decision, ratio, dw_size, '
+            'cheap and group_size of a row may be edited, not its name or norm'
         )
 
 

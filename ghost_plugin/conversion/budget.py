@@ -74,7 +74,8 @@ def candidate_ratios(
         ratios = (layer.ratio,) if layer.name in fixed else RATIOS
         settings = [{**layer.settings, 'ratio': ratio} for ratio in ratios]
         shape = layer.shape
-        saving = [s['ratio'] for s in settings if shape.groups_divide(s) and shape.ghost_saves(s)]
+        possible = [each for each in settings if not shape.settings_blocker(each)]
+        saving = [each['ratio'] for each in possible if shape.ghost_saves(each)]
         if saving:
             found[layer.name] = tuple(saving)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers.ghost import num_ghosted_channels, split_channels
+from ..layers.ghost import GhostLayout, ghost_layout, split_channels
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,38 @@ class ConvSpec:
 
     def ghost(self, settings: Mapping[str, Any]) -> tuple[int, int]:
         """(parameters, multiply-adds per image) of its Ghost."""
-        primary, ghosts, weights = self._ghost(settings)
+        layout, weights = self.layout(settings), self._ghost_weights(settings)
         biased = {'depthwise': self.bias, 'linear': True, 'shift': False}[settings['cheap']]
-        return weights + primary * self.bias + ghosts * biased, self.pixels * weights
+        biases = layout.primary * self.bias + layout.ghosts * biased
+        return weights + biases, self.pixels * weights
 
-    def _ghost(self, settings: Mapping[str, Any]) -> tuple[int, int, int]:
-        """Return the numbers of primary channels, of computed ghost channels and of weights."""
-        split = self.out_channels, settings['ratio'], self.groups
-        primary, copies = split_channels(*split)
-        ghosts = num_ghosted_channels(*split) * copies
+    def layout(self, settings: Mapping[str, Any]) -> GhostLayout:
+        """Numbers of channels of its Ghost.
+
+        Raises:
+            ValueError: Its groups or channels do not allow the ``group_size``.
+        """
+        group_size = settings.get('group_size', 1)
+        return ghost_layout(self.out_channels, settings['ratio'], self.groups, group_size)
+
+    def _ghost_weights(self, settings: Mapping[str, Any]) -> int:
+        layout = self.layout(settings)
         taps = {'depthwise': settings['dw_size'] ** 2, 'linear': 1, 'shift': 0}[settings['cheap']]
-        return primary, ghosts, primary * self.taps + ghosts * taps
+        return layout.primary * self.taps + layout.ghosts * layout.group_size * taps
 
     def ghost_saves(self, settings: Mapping[str, Any]) -> bool:
         """Say if the Ghost has ghost channels and costs fewer multiply-adds."""
         # By weights, because a head may have had no box to run on.
-        _, ghosts, weights = self._ghost(settings)
-        return ghosts > 0 and weights < self.out_channels * self.taps
+        weights = self._ghost_weights(settings)
+        return self.layout(settings).ghosts > 0 and weights < self.out_channels * self.taps
 
-    def groups_divide(self, settings: Mapping[str, Any]) -> bool:
-        """Say if ghosts can stay in the group of their primary channel."""
+    def settings_blocker(self, settings: Mapping[str, Any]) -> str:
+        """Return the code of ``REASONS`` why its Ghost cannot have these settings, '' if it can."""
         primary = split_channels(self.out_channels, settings['ratio'], self.groups)[0]
-        return self.groups == 1 or self.out_channels % primary == 0 == primary % self.groups
+        if self.groups > 1 and (self.out_channels % primary or primary % self.groups):
+            return 'groups'  # ghosts cannot stay in the group of their primary channel
+        try:
+            self.layout(settings)
+        except ValueError:
+            return 'group_size'
+        return ''

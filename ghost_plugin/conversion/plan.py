@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .._version import __version__
-from ..layers.cheap_ops import build_cheap
+from ..layers.cheap_ops import build_cheap, check_group_size
 from ..layers.ghost import split_channels
 from ..utils.atomic_io import atomic_write
 from .cost_model import ConvSpec
@@ -29,7 +29,7 @@ _logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1  # of the JSON
 NUM_STEPS = 800  # steps of Adam of a reconstruction, for each layer or block
 # The settings of a Ghost conv, and the default of each.
-SETTINGS: dict[str, Any] = {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}
+SETTINGS: dict[str, Any] = {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise', 'group_size': 1}
 
 _Value = TypeVar('_Value')
 
@@ -59,6 +59,7 @@ class LayerPlan:
         reason: Code of ``REASONS`` for kept convs.
         ratio, dw_size, cheap: Settings of the Ghost conv.
         shape: Sizes of the conv.
+        group_size: Number of primary channels that each ghost mixes, or ``'all'``.
         norm: Name of the norm that follows and can take a shift of the channels.
         scores: Estimated change of the network's output when only this conv is converted, by ratio.
         latencies: Milliseconds of one call, by ratio; 1 is the conv as it is.
@@ -72,6 +73,7 @@ class LayerPlan:
     dw_size: int
     cheap: str
     shape: ConvSpec
+    group_size: int | str = SETTINGS['group_size']
     norm: str = ''
     scores: Mapping[str, float] = field(default_factory=dict)
     latencies: Mapping[str, float] = field(default_factory=dict)
@@ -114,6 +116,8 @@ class LayerPlan:
         """Values for JSON, with the derived ones, which are there to be read."""
         values = asdict(self)
         values['shape']['kernel_size'] = list(self.shape.kernel_size)
+        if self.group_size == SETTINGS['group_size']:
+            del values['group_size']  # so that earlier versions read the plan
         return {**values, 'kind': self.shape.kind, **self.costs}
 
     @classmethod
@@ -184,13 +188,14 @@ class ConversionPlan:
         ratio: float | None = None,
         dw_size: int | None = None,
         cheap: str | None = None,
+        group_size: int | str | None = None,
     ) -> 'ConversionPlan':
         """Edit one layer.
 
         Args:
             name: Name of the conv.
             decision: ``'convert'`` or ``'keep'``.
-            ratio, dw_size, cheap: Settings of its Ghost conv.
+            ratio, dw_size, cheap, group_size: Settings of its Ghost conv.
 
         Returns:
             A new plan; this one stays.
@@ -200,7 +205,13 @@ class ConversionPlan:
         """
         if name not in (names := [layer.name for layer in self.layers]):
             raise ValueError(f'the plan has no conv {name!r}; it has {names}')
-        given = {'decision': decision, 'ratio': ratio, 'dw_size': dw_size, 'cheap': cheap}
+        given = {
+            'decision': decision,
+            'ratio': ratio,
+            'dw_size': dw_size,
+            'cheap': cheap,
+            'group_size': group_size,
+        }
         changes: dict[str, Any] = {key: new for key, new in given.items() if new is not None}
         layers = (
             _validated(replace(layer, **changes)) if layer.name == name else layer
@@ -388,6 +399,8 @@ def _validated(layer: LayerPlan) -> LayerPlan:
         )
     try:
         validate_settings(layer.settings)
+        if layer.converts:
+            layer.shape.layout(layer.settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f'{layer.name!r}: {error}') from error
     return layer
@@ -406,6 +419,7 @@ def validate_settings(settings: dict[str, Any]) -> dict[str, Any]:
     # The layers know what they allow; nothing is built, so no random number is drawn.
     split_channels(1, settings['ratio'])
     build_cheap(settings['cheap'], 1, 0, settings['dw_size'])
+    check_group_size(settings['group_size'], settings['cheap'])
     return settings
 
 

@@ -20,6 +20,7 @@ REASONS = {
     'per input)',
     'no_gain': 'its Ghost would cost as much or more',
     'groups': 'its groups do not divide the primary channels',
+    'group_size': 'it has groups, or fewer primary channels than group_size asks for',
     'parametrized': 'its weight is computed (parametrize, weight norm, pruning): remove that first',
     'hooks': 'it has hooks of others: remove them first',
     'tied': 'its weight is also that of another layer',

@@ -38,6 +38,7 @@ def select(
     ratio: float = SETTINGS['ratio'],
     dw_size: int = SETTINGS['dw_size'],
     cheap: str = SETTINGS['cheap'],
+    group_size: int | str = SETTINGS['group_size'],
     include: Any = None,
     exclude: Any = None,
     keep_first: bool = True,
@@ -48,7 +49,7 @@ def select(
     Args:
         model: The network.
         records: All its convs, from :func:`ghost_plugin.conversion.inspection.inspect_convs`.
-        ratio, dw_size, cheap: Settings where no pattern says otherwise.
+        ratio, dw_size, cheap, group_size: Settings where no pattern says otherwise.
         include, exclude: A pattern, several, or (include only) a mapping from patterns to
             settings; later ones win. A pattern is a module's name (a container stands for all
             inside), a glob, a regular expression behind ``re:`` that fits the whole name, a type
@@ -60,7 +61,9 @@ def select(
         ValueError: A pattern matches no conv; the error names the nearest modules.
         TypeError: A setting that does not exist.
     """
-    defaults = validate_settings({'ratio': ratio, 'dw_size': dw_size, 'cheap': cheap})
+    defaults = validate_settings(
+        {'ratio': ratio, 'dw_size': dw_size, 'cheap': cheap, 'group_size': group_size}
+    )
     wanted, unwanted = _patterns(include), _patterns(exclude)
     for pattern, _ in (*wanted, *unwanted):
         _check_matches(pattern, model, records)
@@ -120,8 +123,8 @@ def skip_reason(record: ConvRecord, settings: Mapping[str, Any]) -> str:
     if record.min_output_size < least:
         return 'padding'
     shape = ConvSpec.from_conv(conv, record.pixels)
-    if not shape.groups_divide(settings):
-        return 'groups'
+    if blocker := shape.settings_blocker(settings):
+        return blocker
     return '' if shape.ghost_saves(settings) else 'no_gain'
 
 

@@ -23,7 +23,7 @@ def build_ghost(conv: nn.Conv2d, settings: Mapping[str, Any]) -> GhostConv2d:
 
     Args:
         conv: The conv that it stands for.
-        settings: ``ratio``, ``dw_size`` and ``cheap``.
+        settings: ``ratio``, ``dw_size``, ``cheap`` and ``group_size``.
     """
     ghost = GhostConv2d(
         conv.in_channels,
@@ -69,16 +69,21 @@ def has_settings(ghost: GhostConv2d, settings: Mapping[str, Any]) -> bool:
 
     Args:
         ghost: A Ghost conv.
-        settings: ``ratio``, ``dw_size`` and ``cheap``.
+        settings: ``ratio``, ``dw_size``, ``cheap`` and ``group_size``.
     """
-    conv = ghost.primary_conv
+    conv, group_size = ghost.primary_conv, settings.get('group_size', 1)
+    if ghost.ghosts_per_group and ghost.group_size != (
+        ghost.primary if group_size == 'all' else group_size
+    ):
+        return False
     cheap = build_cheap(
         settings['cheap'],
         ghost.num_ghosted,
-        ghost.ghosts_per_primary,
+        ghost.ghosts_per_group,
         settings['dw_size'],
         bias=conv.bias is not None,
         padding_mode=conv.padding_mode,
+        group_size=ghost.group_size,
     )
     return (ghost.ratio, repr(ghost.cheap_operation)) == (settings['ratio'], repr(cheap))
 
@@ -90,7 +95,7 @@ def build_ghosts(
 
     Args:
         model: The network.
-        settings: ``ratio``, ``dw_size`` and ``cheap`` by the conv's name.
+        settings: ``ratio``, ``dw_size``, ``cheap`` and ``group_size`` by the conv's name.
         seed: Seed of the weights.
 
     Raises:

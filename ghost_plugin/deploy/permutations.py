@@ -42,7 +42,7 @@ def with_constant_permutations(model: nn.Module, convolutions: bool) -> nn.Modul
         if convs and _cost(convs) - _cost(_convs(layer)) < len(order) * layer.num_computed():
             # A layer without ghosts returns the output of its primary conv.
             layer.primary_conv = nn.Sequential(*convs)
-            layer.ghosts_per_primary, layer.order = 0, None
+            layer.ghosts_per_group, layer.order = 0, None
         else:
             like = next(layer.primary_conv.parameters())
             weight = torch.eye(layer.num_computed()).to(like)[order, :, None, None]
@@ -55,7 +55,7 @@ def _permuted(model: nn.Module) -> list[Permuted]:
 
 
 def _convs(layer: Permuted) -> list[nn.Module]:
-    return [layer.primary_conv, *([layer.cheap_operation] if layer.ghosts_per_primary else [])]
+    return [layer.primary_conv, *([layer.cheap_operation] if layer.ghosts_per_group else [])]
 
 
 def _cost(convs: list[nn.Conv2d]) -> int:
@@ -79,7 +79,9 @@ def _expanded(layer: Permuted, order: torch.Tensor) -> Iterator[nn.Conv2d]:
         is_standard_conv(c) and not has_hooks_or_parametrization(c) for c in convs
     ):
         return  # such as shifts, other padding modes, masks
-    primary, copies = layer.primary, max(layer.ghosts_per_primary, 1)
+    if layer.group_size > 1:
+        return  # a ghost would need copies of several primary channels
+    primary, copies = layer.primary, max(layer.ghosts_per_group, 1)
     is_primary = order < primary
     source = torch.where(is_primary, order, (order - primary) // copies)
     groups = layer.primary_conv.groups
@@ -87,7 +89,7 @@ def _expanded(layer: Permuted, order: torch.Tensor) -> Iterator[nn.Conv2d]:
     if size % groups or not torch.equal(source * groups // primary, place):
         return  # an output would read the inputs of another group
     yield _with(layer.primary_conv, layer.primary_conv.weight[source], _rows(convs[0], source))
-    if not layer.ghosts_per_primary:
+    if not layer.ghosts_per_group:
         return
     cheap = layer.cheap_operation
     ghosts = (order - primary).clamp_min(0)

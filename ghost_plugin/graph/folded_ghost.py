@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..layers.bn_folding import leftover_module, noise, scale_and_shift
-from ..layers.ghost import Ghost, GhostConv2d
+from ..layers.ghost import Ghost, GhostConv2d, GhostLayout
 from ..layers.permutation import Permuted
 
 # Primary channels whose scale is below this share of the largest keep it as a separate step,
@@ -32,9 +32,8 @@ class FoldedGhostConv2d(Ghost, Permuted):
 
     def __init__(self, ghost: GhostConv2d, scale: torch.Tensor, shift: torch.Tensor) -> None:
         primary = copy.deepcopy(ghost.primary_conv)
-        super().__init__(
-            ghost.out_channels, primary.out_channels, ghost.ghosts_per_primary, ghost.num_ghosted
-        )
+        groups = ghost.num_ghosted, ghost.group_size, ghost.ghosts_per_group
+        super().__init__(ghost.out_channels, GhostLayout(primary.out_channels, *groups))
         self.in_channels, self.groups, self.needs_crop = (
             ghost.in_channels,
             ghost.groups,
@@ -54,8 +53,8 @@ class FoldedGhostConv2d(Ghost, Permuted):
         """Fold as much as possible; returns the remaining scale and shift of primary channels."""
         number = self.primary_conv.out_channels
         own, ghosts = scale[:number], scale[number:]
-        if not self.ghosts_per_primary:
-            _scale(self.primary_conv, own, shift)
+        if not self.ghosts_per_group:
+            _scale(self.primary_conv, own[:, None], shift)
             return torch.ones_like(own), torch.zeros_like(own)
         taken = torch.where(
             own.abs() > _MIN_SCALE_SHARE * own.abs().max(), own, torch.ones_like(own)
@@ -64,19 +63,23 @@ class FoldedGhostConv2d(Ghost, Permuted):
         inner = torch.where(left == 1, moved, torch.zeros_like(moved))
         if self.cheap_operation.padding_mode == 'zeros' and any(self.cheap_operation.padding):
             inner.zero_()
-        _scale(self.primary_conv, taken, inner)
-        sums = self.cheap_operation.weight.double().sum((1, 2, 3))
-        each = (
-            v[: self.num_ghosted].repeat_interleave(self.ghosts_per_primary) for v in (taken, inner)
+        _scale(self.primary_conv, taken[:, None], inner)
+        # (ghosts, group size): values of the primary channels that each ghost mixes.
+        taken, seen = (
+            values[: self.num_ghosted]
+            .view(-1, self.group_size)
+            .repeat_interleave(self.ghosts_per_group, 0)
+            for values in (taken, inner)
         )
-        taken, seen = each
-        _scale(self.cheap_operation, ghosts / taken, shift[number:] - ghosts / taken * sums * seen,
-               bias_scale=ghosts)  # fmt: skip
+        factors = ghosts[:, None] / taken
+        sums = self.cheap_operation.weight.double().sum((2, 3))
+        bias = shift[number:] - (factors * sums * seen).sum(1)
+        _scale(self.cheap_operation, factors, bias, bias_scale=ghosts)
         return left, moved - inner
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         primary = self.primary_conv(x)
-        if self.ghosts_per_primary == 0:
+        if self.ghosts_per_group == 0:
             out = primary
         else:
             ghosts = self.ghosts(primary)
@@ -96,7 +99,7 @@ def foldable_ghost(ghost: nn.Module) -> bool:
     """True if a norm behind this Ghost conv can be folded: its ghosts must have kernels."""
     if type(ghost) is not GhostConv2d:
         return False
-    return not ghost.ghosts_per_primary or isinstance(ghost.cheap_operation, nn.Conv2d)
+    return not ghost.ghosts_per_group or isinstance(ghost.cheap_operation, nn.Conv2d)
 
 
 def fold_ghost(ghost: GhostConv2d, norm: nn.Module) -> tuple[FoldedGhostConv2d, nn.Module, float]:
@@ -111,7 +114,7 @@ def fold_ghost(ghost: GhostConv2d, norm: nn.Module) -> tuple[FoldedGhostConv2d, 
     """
     folded = FoldedGhostConv2d(ghost, *scale_and_shift(norm))
     rest = leftover_module(norm)
-    x = noise(ghost.primary_conv, *([ghost.cheap_operation] if ghost.ghosts_per_primary else []))
+    x = noise(ghost.primary_conv, *([ghost.cheap_operation] if ghost.ghosts_per_group else []))
     with torch.no_grad():
         difference = (norm(ghost(x)) - rest(folded(x))).abs().max().item()
     return folded, rest, difference
@@ -140,9 +143,16 @@ def _scale(
     shift: torch.Tensor,
     bias_scale: torch.Tensor | None = None,
 ) -> None:
-    """Scale the kernels and the bias of a conv, then add a shift to the bias; in place."""
+    """Scale the kernels and the bias of a conv, then add a shift to the bias; in place.
+
+    Args:
+        conv: The conv.
+        scale: (out_channels, 1), or one column per input channel of a kernel.
+        shift: (out_channels,).
+        bias_scale: (out_channels,); ``scale`` without it.
+    """
     bias = shift
     if conv.bias is not None:
-        bias = shift + conv.bias.double() * (scale if bias_scale is None else bias_scale)
-    conv.weight.copy_(conv.weight.double() * scale[:, None, None, None])
+        bias = shift + conv.bias.double() * (scale[:, 0] if bias_scale is None else bias_scale)
+    conv.weight.copy_(conv.weight.double() * scale[:, :, None, None])
     conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)

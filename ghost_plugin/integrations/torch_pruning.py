@@ -41,7 +41,7 @@ class GhostConvPruner(tp.pruner.function.BasePruningFunc):
         gone = set(idxs)
         order = order[[index for index in range(len(order)) if index not in gone]]
         sources = torch.where(
-            order < primary, order, (order - primary) // max(layer.ghosts_per_primary, 1)
+            order < primary, order, (order - primary) // max(layer.ghosts_per_group, 1)
         )
         # The shift of a ghost channel depends on its index, so none may get another index.
         if layer.groups == 1 and not isinstance(layer.cheap_operation, Shift):
@@ -75,14 +75,14 @@ class GhostConvPruner(tp.pruner.function.BasePruningFunc):
 
 def _keep_primaries(layer: GhostConv2d, kept: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Keep these primary channels and their ghosts; return the permutation in new indices."""
-    primary, per_primary = layer.primary, layer.ghosts_per_primary
+    primary, per_primary = layer.primary, layer.ghosts_per_group
     new_index = torch.full((primary,), -1, dtype=order.dtype, device=order.device)
     new_index[kept] = torch.arange(len(kept), device=order.device)
     with_ghosts = kept[kept < layer.num_ghosted]
     _keep_filters(layer.primary_conv, kept)
     layer.primary, layer.num_ghosted = len(kept), len(with_ghosts)
     if not layer.num_ghosted:
-        layer.ghosts_per_primary, layer.cheap_operation = 0, nn.Identity()
+        layer.ghosts_per_group, layer.cheap_operation = 0, nn.Identity()
     elif isinstance(layer.cheap_operation, nn.Conv2d):
         each = torch.arange(per_primary, device=order.device)
         _keep_filters(layer.cheap_operation, (with_ghosts[:, None] * per_primary + each).flatten())
@@ -135,7 +135,7 @@ def _first_ghost_convs(model: nn.Module) -> Iterator[str]:
             ghost = isinstance(layer, GhostConv2d)
             first = known.isdisjoint(node.all_input_nodes)
             permuted = ghost and (layer.needs_crop or layer.order is not None)
-            if first and permuted and layer.ghosts_per_primary:
+            if first and permuted and layer.ghosts_per_group:
                 yield part.name(node)
             if not first or ghost or isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
                 known.add(node)
@@ -148,6 +148,11 @@ _UNSUPPORTED = (
         "shifts depend on the channel index; prune with cheap='depthwise' or 'linear'",
     ),
     (
+        lambda module: isinstance(module, Ghost) and module.group_size > 1,
+        'its ghosts mix several primary channels, and none of these can go alone; prune with '
+        'group_size=1',
+    ),
+    (
         lambda module: isinstance(module, FoldedGhostConv2d),
         'the norm that would score it is folded; prune before gp.fuse',
     ),
@@ -155,7 +160,7 @@ _UNSUPPORTED = (
         lambda module: (
             isinstance(module, Ghost)
             and not isinstance(module, GHOST_CONVS)
-            and (module.needs_crop or module.ghosts_per_primary > 1)
+            and (module.needs_crop or module.ghosts_per_group > 1)
         ),
         'each primary channel must have one ghost and none may be cropped; prune with ratio=2',
     ),

@@ -3,7 +3,8 @@
 Source: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), section 3; the shift follows Wu et al.,
 Shift, CVPR 2018 (arXiv 1711.08141).
 
-In all of them ghost channel ``o`` is computed from primary channel ``o // ghosts_per_primary``.
+In all of them ghost channel ``o`` is computed from the primary channels of group
+``o // ghosts_per_group``; a group is one primary channel unless ``group_size`` says otherwise.
 """
 
 from typing import Any
@@ -57,9 +58,15 @@ class Shift(nn.Module):
 
 
 def depthwise(
-    channels: int, copies: int, dw_size: int, dilation: int, bias: bool, padding_mode: str
+    channels: int,
+    copies: int,
+    dw_size: int,
+    dilation: int,
+    bias: bool,
+    padding_mode: str,
+    group_size: int,
 ) -> nn.Conv2d:
-    """A ``dw_size`` x ``dw_size`` filter per ghost channel.
+    """A ``dw_size`` x ``dw_size`` filter per ghost channel and primary channel of its group.
 
     Args: As :func:`build_cheap`.
     """
@@ -68,32 +75,44 @@ def depthwise(
     mode: Any = padding_mode if any(padding) else 'zeros'
     return nn.Conv2d(
         channels,
-        channels * copies,
+        channels // group_size * copies,
         dw_size,
         padding=padding,
         dilation=dilation,
-        groups=channels,
+        groups=channels // group_size,
         bias=bias,
         padding_mode=mode,
     )
 
 
 def shift(
-    channels: int, copies: int, dw_size: int, dilation: int, bias: bool, padding_mode: str
+    channels: int,
+    copies: int,
+    dw_size: int,
+    dilation: int,
+    bias: bool,
+    padding_mode: str,
+    group_size: int,
 ) -> Shift:
     """A shift by one pixel per ghost channel, without parameters.
 
-    Args: As :func:`build_cheap`.
+    Args: As :func:`build_cheap`; ``group_size`` is 1.
     """
     return Shift(copies)
 
 
 def linear(
-    channels: int, copies: int, dw_size: int, dilation: int, bias: bool, padding_mode: str
+    channels: int,
+    copies: int,
+    dw_size: int,
+    dilation: int,
+    bias: bool,
+    padding_mode: str,
+    group_size: int,
 ) -> nn.Conv2d:
     """A scale and a bias per ghost channel.
 
-    Args: As :func:`build_cheap`.
+    Args: As :func:`build_cheap`; ``group_size`` is 1.
     """
     return nn.Conv2d(channels, channels * copies, 1, groups=channels, bias=True)
 
@@ -109,6 +128,25 @@ def check_dw_size(dw_size: int) -> None:
         raise ValueError(f'dw_size must be odd and positive (1, 3, 5, ...), got {dw_size!r}')
 
 
+def check_group_size(group_size: int | str, cheap: str = 'depthwise') -> None:
+    """Raise unless ghosts of a cheap operation can mix so many primary channels.
+
+    Args:
+        group_size: Primary channels per group, or ``'all'``.
+        cheap: Name of the cheap operation.
+    """
+    if group_size != 'all':
+        if not isinstance(group_size, int | str) or isinstance(group_size, bool):
+            raise TypeError(f"group_size must be a positive integer or 'all', got {group_size!r}")
+        if isinstance(group_size, str) or group_size < 1:
+            raise ValueError(f"group_size must be a positive integer or 'all', got {group_size!r}")
+    if group_size != 1 and cheap != 'depthwise':
+        raise ValueError(
+            f"group_size={group_size!r} needs cheap='depthwise', got cheap={cheap!r}, which allows "
+            'group_size=1 only'
+        )
+
+
 def build_cheap(
     kind: str,
     channels: int,
@@ -117,24 +155,28 @@ def build_cheap(
     dilation: int = 1,
     bias: bool = False,
     padding_mode: str = 'zeros',
+    group_size: int = 1,
 ) -> nn.Module:
     """Build a cheap operation by name.
 
     Args:
         kind: ``'depthwise'``, ``'shift'`` or ``'linear'``.
         channels: Input (primary) channels.
-        copies: Ghosts per primary channel; 0 gives a placeholder that is never called.
+        copies: Ghosts per group of primary channels; 0 gives a placeholder that is never called.
         dw_size: Size of the depthwise kernel in pixels, odd.
         dilation: Dilation of the depthwise kernel.
         bias: Give the depthwise kernel a bias; ``'linear'`` always has one.
         padding_mode: Padding of the depthwise kernel, as in ``nn.Conv2d``.
+        group_size: Primary channels per group, all of which each ghost of the group mixes.
 
     Raises:
-        ValueError: Unknown ``kind`` or an even ``dw_size``.
+        ValueError: Unknown ``kind``, an even ``dw_size``, or groups with another kind than
+            ``'depthwise'``.
     """
     if kind not in CHEAP:
         raise ValueError(f'cheap must be one of {sorted(CHEAP)}, got {kind!r}')
     check_dw_size(dw_size)
+    check_group_size(group_size, kind)
     if not copies:
         return nn.Identity()
-    return CHEAP[kind](channels, copies, dw_size, dilation, bias, padding_mode)
+    return CHEAP[kind](channels, copies, dw_size, dilation, bias, padding_mode, group_size)

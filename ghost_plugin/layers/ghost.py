@@ -7,6 +7,7 @@ fractional; only as many ghost channels as the output needs; three cheap operati
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 
 from .attention import DFCAttention
-from .cheap_ops import build_cheap
+from .cheap_ops import build_cheap, check_group_size
 from .common import activation, check_positive, draw_weights, same_padding, second_moment
 from .permutation import Permuted
 
@@ -29,8 +30,8 @@ def split_channels(out_channels: int, ratio: float, groups: int = 1) -> tuple[in
         groups: The primary channels are a multiple of this.
 
     Returns:
-        (m, ghosts_per_primary): m = ceil(n / s), rounded up to the groups, and the smallest
-        ``ghosts_per_primary`` with m * (ghosts_per_primary + 1) >= n. Surplus channels are cropped
+        (m, ghosts_per_group): m = ceil(n / s), rounded up to the groups, and the smallest
+        ``ghosts_per_group`` with m * (ghosts_per_group + 1) >= n. Surplus channels are cropped
         behind the concatenation.
     """
     if not isinstance(ratio, Real) or isinstance(ratio, bool):
@@ -41,23 +42,71 @@ def split_channels(out_channels: int, ratio: float, groups: int = 1) -> tuple[in
     return primary, math.ceil(out_channels / primary) - 1
 
 
-def num_ghosted_channels(out_channels: int, ratio: float, groups: int = 1) -> int:
-    """Number of primary channels of a Ghost conv that have ghosts; these are the first ones.
+@dataclass(frozen=True)
+class GhostLayout:
+    """Numbers of channels of a Ghost layer.
 
-    Below a ratio of 2 there are fewer ghosts than primary channels, and only the kernels that are
-    used are made. With groups, or with more ghosts per primary channel, all have them.
+    Attributes:
+        primary: Primary channels.
+        num_ghosted: Number of primary channels that have ghosts, the first ones.
+        group_size: Consecutive primary channels per group; 1 where there are no ghosts.
+        ghosts_per_group: Ghosts of each group. Ghost ``o`` mixes the primary channels of group
+            ``o // ghosts_per_group``.
+    """
+
+    primary: int
+    num_ghosted: int
+    group_size: int
+    ghosts_per_group: int
+
+    @property
+    def ghosts(self) -> int:
+        """Number of ghosts that are computed; surplus ones are cropped or not selected."""
+        return self.num_ghosted // self.group_size * self.ghosts_per_group
+
+
+def ghost_layout(
+    out_channels: int, ratio: float, groups: int = 1, group_size: int | str = 1
+) -> GhostLayout:
+    """Numbers of channels of a Ghost conv.
+
+    The primary channels are cut into groups, and the ghosts are shared out among these as evenly
+    as possible. Where there are fewer ghosts than groups only the kernels that are used are made.
+    With groups of the primary conv, or with more ghosts per primary channel, all have ghosts.
 
     Args:
         out_channels, ratio, groups: As :func:`split_channels`.
+        group_size: Number of primary channels that each ghost mixes, or ``'all'``.
+
+    Raises:
+        ValueError: More than 1 with groups, or more than there are primary channels.
     """
+    check_group_size(group_size)
     primary, ghosts_per_primary = split_channels(out_channels, ratio, groups)
-    return out_channels - primary if ghosts_per_primary == groups == 1 else primary
+    ghosts = out_channels - primary
+    if group_size == 1 or not ghosts:
+        few = ghosts_per_primary == groups == 1
+        return GhostLayout(primary, ghosts if few else primary, 1, ghosts_per_primary)
+    if groups > 1:
+        raise ValueError(
+            f'group_size={group_size!r} needs a conv with groups=1, got groups={groups}, which '
+            'allow group_size=1 only'
+        )
+    size = primary if isinstance(group_size, str) else group_size
+    if size > primary:
+        raise ValueError(
+            f'group_size={group_size} is more than the {primary} primary channels of '
+            f"out_channels={out_channels} at ratio={ratio:g}; give at most {primary}, or 'all'"
+        )
+    ghosts_per_group = math.ceil(ghosts / (primary // size))
+    return GhostLayout(primary, math.ceil(ghosts / ghosts_per_group) * size, size, ghosts_per_group)
 
 
-# Attributes in pickles of version 0.1.
+# Attributes in older pickles.
 _OLD_NAMES = {
     'adopt': 'convert_dense_weights',
-    'copies': 'ghosts_per_primary',
+    'copies': 'ghosts_per_group',
+    'ghosts_per_primary': 'ghosts_per_group',
     'cut': 'needs_crop',
     'place': 'dense_name',
     'served': 'num_ghosted',
@@ -70,8 +119,7 @@ class Ghost(nn.Module):
     Attributes:
         out_channels: Output channels.
         primary: Primary channels, computed by ``primary_conv``.
-        ghosts_per_primary: Ghosts of each primary channel that has any.
-        num_ghosted: Number of primary channels that have ghosts, the first ones.
+        num_ghosted, group_size, ghosts_per_group: As in :class:`GhostLayout`.
         needs_crop: Whether more channels are computed than returned.
     """
 
@@ -79,25 +127,20 @@ class Ghost(nn.Module):
         primary_conv: Any
         cheap_operation: Any
 
-    def __init__(
-        self,
-        out_channels: int,
-        primary: int,
-        ghosts_per_primary: int,
-        num_ghosted: int | None = None,
-    ) -> None:
+    def __init__(self, out_channels: int, layout: GhostLayout) -> None:
         super().__init__()
         self.out_channels = out_channels
-        self.primary, self.ghosts_per_primary = primary, ghosts_per_primary
-        self.num_ghosted = primary if num_ghosted is None else num_ghosted
+        self.primary, self.num_ghosted = layout.primary, layout.num_ghosted
+        self.group_size, self.ghosts_per_group = layout.group_size, layout.ghosts_per_group
         self.needs_crop = self.num_computed() > out_channels
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({_OLD_NAMES.get(name, name): value for name, value in state.items()})
+        renamed = {_OLD_NAMES.get(name, name): value for name, value in state.items()}
+        super().__setstate__({'group_size': 1, **renamed})
 
     def num_computed(self) -> int:
         """Number of channels that are computed, before a crop or a permutation selects some."""
-        return self.primary + self.num_ghosted * self.ghosts_per_primary
+        return self.primary + self.num_ghosted // self.group_size * self.ghosts_per_group
 
     def ghosts(self, primary: torch.Tensor) -> torch.Tensor:
         """Ghost channels of the first primary channels."""
@@ -110,7 +153,7 @@ class Ghost(nn.Module):
 
         Args:
             primary: (..., primary, H, W).
-            ghosts: (..., num_ghosted * ghosts_per_primary, H, W).
+            ghosts: (..., computed ghosts, H, W).
         """
         out = torch.cat((primary, ghosts), dim=-3)
         # A plain slice: converters to other runtimes seldom know Tensor.narrow.
@@ -119,7 +162,7 @@ class Ghost(nn.Module):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """All output channels."""
         primary = self.primary_conv(x)
-        if self.ghosts_per_primary == 0:
+        if self.ghosts_per_group == 0:
             return primary
         return self.concat(primary, self.ghosts(primary))
 
@@ -146,6 +189,8 @@ class GhostModule(Ghost):
         dw_dilation: Dilation of the cheap depthwise conv.
         cheap: ``'depthwise'``, ``'shift'`` (by one pixel, no parameters) or ``'linear'`` (a scale
             and a bias per channel).
+        group_size: Number of primary channels that each ghost mixes: 1 as in the paper, 2, 4, ...
+            or ``'all'``; more than 1 needs ``cheap='depthwise'``.
         norm_layer: Called with the number of channels.
         act_layer: Called without arguments, or with ``inplace=True`` where it takes that.
 
@@ -153,7 +198,8 @@ class GhostModule(Ghost):
         (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
 
     Raises:
-        ValueError: ``ratio`` below 1, an even ``dw_size``, an unknown ``cheap``, channels below 1.
+        ValueError: ``ratio`` below 1, an even ``dw_size``, an unknown ``cheap``, channels below 1,
+            a ``group_size`` above the number of primary channels or with another ``cheap``.
         TypeError: A number is not a number.
     """
 
@@ -170,23 +216,35 @@ class GhostModule(Ghost):
         dilation: int = 1,
         dw_dilation: int = 1,
         cheap: str = 'depthwise',
+        group_size: int | str = 1,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
         act_layer: Callable[..., nn.Module] = nn.ReLU,
     ) -> None:
         check_positive(
             in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation
         )
-        primary, ghosts_per_primary = split_channels(out_channels, ratio)
-        super().__init__(out_channels, primary, ghosts_per_primary)
+        check_group_size(group_size, cheap)
+        layout = ghost_layout(out_channels, ratio, group_size=group_size)
+        primary = layout.primary
+        if layout.group_size == 1:  # as in the paper, all have ghosts
+            layout = replace(layout, num_ghosted=primary)
+        super().__init__(out_channels, layout)
         padding = same_padding(kernel_size, dilation)
         conv = nn.Conv2d(
             in_channels, primary, kernel_size, stride, padding, dilation=dilation, bias=False
         )
         act = act_layer if relu else nn.Identity
         self.primary_conv = nn.Sequential(conv, norm_layer(primary), activation(act))
-        self.cheap_operation = build_cheap(cheap, primary, ghosts_per_primary, dw_size, dw_dilation)
-        if ghosts_per_primary:
-            norm = norm_layer(primary * ghosts_per_primary)
+        self.cheap_operation = build_cheap(
+            cheap,
+            layout.num_ghosted,
+            layout.ghosts_per_group,
+            dw_size,
+            dw_dilation,
+            group_size=layout.group_size,
+        )
+        if layout.ghosts_per_group:
+            norm = norm_layer(layout.ghosts)
             self.cheap_operation = nn.Sequential(self.cheap_operation, norm, activation(act))
         GhostModule.initialize(self)  # a subclass is not complete yet
 
@@ -264,6 +322,10 @@ class GhostConv2d(Ghost, Permuted):
             channels have one ghost each, as many as there are outputs left.
         dw_size: Kernel size of the cheap depthwise conv in pixels, odd.
         cheap: ``'depthwise'``, ``'shift'`` or ``'linear'``.
+        group_size: Number of primary channels that each ghost mixes: 1 as in the paper, 2, 4, ...
+            or ``'all'``. The cheap operation is a grouped conv, for ``'all'`` a dense one. More
+            than 1 needs ``groups=1`` and ``cheap='depthwise'``. Groups are consecutive primary
+            channels, and primary channels behind the last full group have no ghosts.
         permuted: If True, a channel permutation follows. A converted conv returns its channels in
             the order of the conv that it replaces.
         conv_layer: Class of the primary conv, with the arguments of ``nn.Conv2d``.
@@ -298,6 +360,7 @@ class GhostConv2d(Ghost, Permuted):
         ratio: float = 2,
         dw_size: int = 3,
         cheap: str = 'depthwise',
+        group_size: int | str = 1,
         permuted: bool = False,
         conv_layer: type[nn.Conv2d] = nn.Conv2d,
         device: torch.device | str | None = None,
@@ -306,9 +369,9 @@ class GhostConv2d(Ghost, Permuted):
         check_positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if out_channels % groups:
             raise ValueError(f'out_channels {out_channels} must be divisible by groups {groups}')
-        primary, ghosts_per_primary = split_channels(out_channels, ratio, groups)
-        num_ghosted = num_ghosted_channels(out_channels, ratio, groups)
-        super().__init__(out_channels, primary, ghosts_per_primary, num_ghosted)
+        check_group_size(group_size, cheap)
+        layout = ghost_layout(out_channels, ratio, groups, group_size)
+        super().__init__(out_channels, layout)
         self.in_channels = in_channels
         self.kernel_size = _pair(kernel_size)
         self.stride = _pair(stride)
@@ -321,10 +384,24 @@ class GhostConv2d(Ghost, Permuted):
         # Subclasses of other libraries take no padding mode.
         mode: dict[str, Any] = {} if padding_mode == 'zeros' else {'padding_mode': padding_mode}
         self.primary_conv = conv_layer(
-            in_channels, primary, kernel_size, stride, padding, dilation, groups, bias, **mode
+            in_channels,
+            layout.primary,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            **mode,
         )
         self.cheap_operation = build_cheap(
-            cheap, num_ghosted, ghosts_per_primary, dw_size, bias=bias, padding_mode=padding_mode
+            cheap,
+            layout.num_ghosted,
+            layout.ghosts_per_group,
+            dw_size,
+            bias=bias,
+            padding_mode=padding_mode,
+            group_size=layout.group_size,
         )
         if isinstance(self.cheap_operation, nn.Conv2d):
             draw_weights(self.cheap_operation)  # ghosts have the variance of their primary channels
@@ -363,4 +440,5 @@ class GhostConv2d(Ghost, Permuted):
         return super().__getattr__(name)
 
     def extra_repr(self) -> str:
-        return f'{self.in_channels}, {self.out_channels}, ratio={self.ratio:g}'
+        group_size = f', group_size={self.group_size}' if self.group_size > 1 else ''
+        return f'{self.in_channels}, {self.out_channels}, ratio={self.ratio:g}{group_size}'

@@ -16,7 +16,7 @@ from .attention import DFCAttention
 from .bn_folding import Foldable, kernel_and_bias, scale_and_shift, with_weights
 from .cheap_ops import check_dw_size
 from .common import activation, check_positive, draw_weights, second_moment
-from .ghost import Ghost, split_channels
+from .ghost import Ghost, GhostLayout, split_channels
 from .parallel_branches import NUM_BRANCHES, Branch, Branches, Norm, joinable, joint_sum
 
 
@@ -176,8 +176,8 @@ class GhostModuleV3(Reparameterized, Ghost):
             in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation
         )
         check_dw_size(dw_size)
-        primary, ghosts_per_primary = split_channels(out_channels, ratio)
-        super().__init__(out_channels, primary, ghosts_per_primary)
+        primary, ghosts_per_group = split_channels(out_channels, ratio)
+        super().__init__(out_channels, GhostLayout(primary, primary, 1, ghosts_per_group))
         self.in_channels = in_channels
         act = act_layer if relu else nn.Identity
         self.primary_conv = self.cheap_operation = None
@@ -189,8 +189,8 @@ class GhostModuleV3(Reparameterized, Ghost):
         self.cheap_rpr_conv: Any = None
         self.cheap_rpr_scale: Any = None
         self.cheap_activation: Any = None
-        if ghosts_per_primary:
-            ghosts = primary * ghosts_per_primary
+        if ghosts_per_group:
+            ghosts = primary * ghosts_per_group
             self.cheap_rpr_skip = norm_layer(ghosts)
             self.cheap_rpr_conv = Branches(
                 primary, ghosts, dw_size, norm_layer, dilation=dw_dilation, groups=primary
@@ -208,7 +208,7 @@ class GhostModuleV3(Reparameterized, Ghost):
         draw_branches(self.primary_rpr_conv, moment, variance)
         made = second_moment(self.primary_activation, variance)
         mean = made
-        if self.ghosts_per_primary:
+        if self.ghosts_per_group:
             cheap = [*self.cheap_rpr_conv, self.cheap_rpr_scale]
             share = variance / (len(cheap) + 1)  # the norm of the primary channels is one more
             draw_branches(cheap, made, share * len(cheap))
@@ -235,10 +235,10 @@ class GhostModuleV3(Reparameterized, Ghost):
         if not torch.jit.is_scripting():
             parts = (primary, self.cheap_rpr_conv, self.cheap_rpr_scale, self.cheap_rpr_skip)
             if joinable(*parts):
-                return joint_sum(*parts, self.ghosts_per_primary)
+                return joint_sum(*parts, self.ghosts_per_group)
         same = (
-            primary.repeat_interleave(self.ghosts_per_primary, dim=1)
-            if self.ghosts_per_primary > 1
+            primary.repeat_interleave(self.ghosts_per_group, dim=1)
+            if self.ghosts_per_group > 1
             else primary
         )
         ghosts = self.cheap_rpr_conv(primary) + self.cheap_rpr_scale(primary)
@@ -256,7 +256,7 @@ class GhostModuleV3(Reparameterized, Ghost):
         """Replace the branches by one conv each, with the parameter names of the deployed form."""
         self.primary_conv = nn.Sequential(merge(self.primary_rpr_conv), self.primary_activation)
         self.cheap_operation = nn.Identity()
-        if self.ghosts_per_primary:
+        if self.ghosts_per_group:
             cheap = merge([*self.cheap_rpr_conv, self.cheap_rpr_scale], self.cheap_rpr_skip)
             self.cheap_operation = nn.Sequential(cheap, self.cheap_activation)
         self.primary_rpr_conv = self.primary_activation = None

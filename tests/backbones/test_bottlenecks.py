@@ -22,3 +22,5 @@ def test_shapes_and_variance_of_initial_weights(kind, block):
 def test_v3_merges_depthwise_branches_only():
     with pytest.raises(ValueError, match="cheap must be 'depthwise'"):
         GhostBottleneckV3(BLOCKS[0], Parts(cheap='shift'))
+    with pytest.raises(ValueError, match='group_size must be 1, got 4'):
+        GhostBottleneckV3(BLOCKS[0], Parts(group_size=4))

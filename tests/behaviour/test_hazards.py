@@ -115,7 +115,7 @@ def test_ghosts_stay_in_the_group_of_their_primary(groups, redundant, assert_los
     ghost = assert_lossless(model, x)[0]
     size, primary = 16 // groups, ghost.primary_conv.out_channels
     place = torch.where(
-        ghost.order < primary, ghost.order, (ghost.order - primary) // ghost.ghosts_per_primary
+        ghost.order < primary, ghost.order, (ghost.order - primary) // ghost.ghosts_per_group
     )
     group = place // (primary // groups)
     assert torch.equal(group, torch.arange(16) // size)

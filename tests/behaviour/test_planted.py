@@ -87,7 +87,7 @@ class Planted:
     @torch.no_grad()
     def _compose(self):
         primary, cheap = self.ghost.primary_conv, self.ghost.cheap_operation
-        kernels = primary.weight.repeat_interleave(self.ghost.ghosts_per_primary, 0)
+        kernels = primary.weight.repeat_interleave(self.ghost.ghosts_per_group, 0)
         made = torch.zeros_like(kernels)
         for (i, down), (j, right) in itertools.product(*map(enumerate, self.moves)):
             if down is not None and right is not None:
@@ -95,7 +95,7 @@ class Planted:
                 made += tap * kernels.roll((down, right), (2, 3))
         self.dense.weight.copy_(torch.cat((primary.weight, made))[self.ghost.order])
         if primary.bias is not None:
-            base = primary.bias.repeat_interleave(self.ghost.ghosts_per_primary)
+            base = primary.bias.repeat_interleave(self.ghost.ghosts_per_group)
             biases = base * cheap.weight.sum((1, 2, 3)) + cheap.bias
             self.dense.bias.copy_(torch.cat((primary.bias, biases))[self.ghost.order])
 

@@ -18,6 +18,8 @@ from ghost_plugin.cli import options
         ('milliseconds', '12', '12ms'),
         ('ratio', '2.0', 2),
         ('ratio', '2.5', 2.5),
+        ('group_size', '4', 4),
+        ('group_size', 'all', 'all'),
     ],
 )
 def test_types(kind, text, given):

@@ -24,6 +24,19 @@ def test_costs_are_those_of_the_modules(bias, groups, cheap, ratio):
         assert cost == (counted.params, counted.macs)
 
 
+@pytest.mark.parametrize('out_channels', [15, 16, 37])
+@pytest.mark.parametrize('group_size', [1, 2, 4, 'all'])
+@pytest.mark.parametrize('dw_size', [1, 3])
+@pytest.mark.parametrize('ratio', [1.0625, 1.25, 2, 3])
+def test_costs_of_grouped_ghosts_are_those_of_the_modules(out_channels, group_size, dw_size, ratio):
+    settings = {'ratio': ratio, 'dw_size': dw_size, 'cheap': 'depthwise', 'group_size': group_size}
+    for bias in (False, True):
+        ghost = gp.GhostConv2d(8, out_channels, 1, bias=bias, **settings, permuted=True)
+        spec = ConvSpec(8, out_channels, (1, 1), 1, bias, 25)
+        counted = gp.count(ghost, torch.zeros(1, 8, 5, 5))
+        assert spec.ghost(settings) == (counted.params, counted.macs)
+
+
 @pytest.mark.parametrize(
     ('conv', 'kind', 'bias'),
     [
@@ -55,8 +68,16 @@ def test_a_ghost_saves_unless_its_cheap_kernels_cost_as_much():
 
 
 @pytest.mark.parametrize(
-    ('groups', 'ratio', 'divides'), [(1, 3, True), (2, 2, True), (4, 2, False)]
+    ('groups', 'ratio', 'group_size', 'code'),
+    [
+        (1, 3, 1, ''),
+        (2, 2, 1, ''),
+        (4, 2, 1, 'groups'),  # they do not divide the primary channels
+        (1, 2, 10, ''),
+        (1, 2, 11, 'group_size'),
+        (2, 2, 2, 'group_size'),
+    ],
 )
-def test_groups_must_divide_the_primary_channels(groups, ratio, divides):
-    settings = {'ratio': ratio, 'dw_size': 3, 'cheap': 'depthwise'}
-    assert ConvSpec(20, 20, (3, 3), groups, False, 9).groups_divide(settings) == divides
+def test_settings_that_a_conv_does_not_allow_have_a_reason(groups, ratio, group_size, code):
+    settings = {'ratio': ratio, 'dw_size': 3, 'cheap': 'depthwise', 'group_size': group_size}
+    assert ConvSpec(20, 20, (3, 3), groups, False, 9).settings_blocker(settings) == code

@@ -91,9 +91,14 @@ def test_an_edit_gives_a_new_plan():
     plan = plan_of(layer('a'), layer('b'))
     edited = plan.replace_layer('b', decision='keep')
     again = edited.replace_layer('a', ratio=4, dw_size=5, cheap='shift')
+    grouped = edited.replace_layer('a', dw_size=1, group_size='all')
     assert [r.decision for r in plan.layers] == ['convert', 'convert']
     assert [r.decision for r in again.layers] == ['convert', 'keep']
-    assert again.layers[0].settings == {'ratio': 4, 'dw_size': 5, 'cheap': 'shift'}
+    settings = {'ratio': 4, 'dw_size': 5, 'cheap': 'shift', 'group_size': 1}
+    assert again.layers[0].settings == settings
+    settings = {'ratio': 2, 'dw_size': 1, 'cheap': 'depthwise', 'group_size': 'all'}
+    assert grouped.layers[0].settings == settings
+    assert grouped.layers[0].costs['macs_after'] == (16 * 32 * 9 + 16 * 16) * 100
     assert again.totals['macs_after'] < plan.totals['macs_before']
 
 
@@ -104,11 +109,48 @@ def test_an_edit_gives_a_new_plan():
         ('a', {'decision': 'no'}, "decision of 'a' must be 'convert' or 'keep', got 'no'"),
         ('a', {'dw_size': 2}, "'a': dw_size must be odd"),
         ('a', {'ratio': 0.5}, "'a': ratio"),
+        ('a', {'group_size': 0}, "'a': group_size must be a positive integer or 'all'"),
+        ('a', {'group_size': 32}, "'a': group_size=32 is more than the 16 primary channels"),
+        ('a', {'group_size': 2, 'cheap': 'shift'}, "'a': group_size=2 needs cheap='depthwise'"),
     ],
 )
 def test_edits_that_are_not_allowed_are_named(name, edit, said):
     with pytest.raises(ValueError, match=said):
         plan_of(layer('a')).replace_layer(name, **edit)
+
+
+@pytest.mark.parametrize('group_size', [2, 4, 'all'])
+def test_grouped_ghosts_restore_from_a_plan_and_weights(tmp_path, group_size):
+    options = {'keep_last': False, 'dw_size': 1, 'group_size': group_size}
+    converted, made = gp.convert(net(), images(), inherit=False, **options)
+    assert any(layer.converts for layer in made.layers)
+    made.save(tmp_path / 'plan.json')
+    written = json.loads((tmp_path / 'plan.json').read_text())
+    assert {row['group_size'] for row in written['rows']} == {group_size}
+    twin = gp.ConversionPlan.load(tmp_path / 'plan.json').apply(net(), inherit=False)
+    twin.load_state_dict(converted.state_dict(), strict=True)
+    assert torch.equal(twin(images()), converted(images()))
+    assert made.apply(converted) is not None  # it is recognised
+    counted = gp.count(converted, images(1))
+    assert (counted.params, counted.macs) == (
+        made.totals['params_after'],
+        made.totals['macs_after'],
+    )
+
+
+def test_plans_without_groups_are_written_as_before(tmp_path):
+    made = gp.plan(net(), images())
+    content = made.as_dict()
+    assert all('group_size' not in row for row in content['rows'])
+    assert gp.ConversionPlan.from_dict(content) == made
+    assert {layer.group_size for layer in made.layers} == {1}
+
+
+def test_convs_that_cannot_mix_primary_channels_are_kept():
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, groups=2), nn.Conv2d(16, 4, 3), nn.Conv2d(4, 16, 3))
+    include = {'*': {'group_size': 4, 'dw_size': 1}}
+    layers = gp.plan(model, torch.zeros(1, 8, 9, 9), include=include).layers
+    assert [layer.reason for layer in layers] == ['group_size', 'group_size', '']
 
 
 def test_a_write_says_how_to_edit():

@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import pytest
 import torch
@@ -7,7 +8,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.layers.ghost import num_ghosted_channels, split_channels
+from ghost_plugin.layers.ghost import (
+    GhostLayout,
+    GhostModule,
+    GhostModuleV2,
+    ghost_layout,
+    split_channels,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +30,96 @@ from ghost_plugin.layers.ghost import num_ghosted_channels, split_channels
 )
 def test_channels_are_split_as_in_the_paper(channels, ratio, groups, split, ghosted):
     assert split_channels(channels, ratio, groups) == split
-    assert num_ghosted_channels(channels, ratio, groups) == ghosted
+    assert ghost_layout(channels, ratio, groups).num_ghosted == ghosted
+
+
+@pytest.mark.parametrize(
+    ('channels', 'ratio', 'group_size', 'layout', 'ghosts'),
+    [
+        (16, 2, 4, GhostLayout(8, 8, 4, 4), 8),
+        (16, 1.25, 4, GhostLayout(13, 12, 4, 1), 3),  # the last primary channel has none
+        (20, 1.25, 2, GhostLayout(16, 8, 2, 1), 4),  # fewer ghosts than groups
+        (30, 2, 4, GhostLayout(15, 12, 4, 5), 15),
+        (31, 3, 4, GhostLayout(11, 8, 4, 10), 20),
+        (29, 2, 4, GhostLayout(15, 12, 4, 5), 15),  # one ghost is surplus
+        (16, 4, 'all', GhostLayout(4, 4, 4, 12), 12),
+        (16, 1.25, 'all', GhostLayout(13, 13, 13, 3), 3),
+        (4, 4, 'all', GhostLayout(1, 1, 1, 3), 3),
+        (7, 1, 8, GhostLayout(7, 7, 1, 0), 0),  # no ghosts, so nothing to mix
+    ],
+)
+def test_groups_of_primary_channels_share_the_ghosts(channels, ratio, group_size, layout, ghosts):
+    assert ghost_layout(channels, ratio, group_size=group_size) == layout
+    assert layout.ghosts == ghosts
+
+
+GROUP_SIZES = [2, 4, 'all']
+
+
+@pytest.mark.parametrize('group_size', GROUP_SIZES)
+@pytest.mark.parametrize('ratio', [1.25, 2, 3])
+@pytest.mark.parametrize('out_channels', [15, 16])
+def test_each_ghost_mixes_the_primary_channels_of_its_group(out_channels, ratio, group_size):
+    options = {'ratio': ratio, 'dw_size': 1, 'group_size': group_size}
+    conv = gp.GhostConv2d(6, out_channels, 3, **options).double()
+    nn.init.normal_(conv.cheap_operation.bias)
+    x = torch.randn(2, 6, 5, 7, dtype=torch.double)
+    primary, cheap = conv.primary_conv(x), conv.cheap_operation
+    size = conv.primary if group_size == 'all' else group_size
+    each = conv.ghosts_per_group
+    wanted = [*primary.unbind(1)]
+    for ghost in range(out_channels - conv.primary):
+        first = ghost // each * size
+        mixed = cheap.bias[ghost] + sum(
+            cheap.weight[ghost, i, 0, 0] * primary[:, first + i] for i in range(size)
+        )
+        wanted.append(mixed)
+    torch.testing.assert_close(conv(x), torch.stack(wanted, 1))
+
+
+@pytest.mark.parametrize('group_size', GROUP_SIZES)
+@pytest.mark.parametrize('ratio', [1.5, 2, 3])
+@pytest.mark.parametrize('kind', [GhostModule, GhostModuleV2])
+def test_modules_with_groups_give_the_channels_asked_for(kind, ratio, group_size):
+    module = kind(6, 15, ratio=ratio, group_size=group_size).eval()
+    out = module(torch.randn(2, 6, 9, 7))
+    assert out.shape == (2, 15, 9, 7)
+    layout = ghost_layout(15, ratio, group_size=group_size)
+    cheap, norm = module.cheap_operation[:2]
+    assert cheap.groups == layout.num_ghosted // layout.group_size
+    assert cheap.out_channels == norm.num_features == layout.ghosts
+    torch.testing.assert_close(torch.jit.script(module)(x := torch.randn(2, 6, 9, 7)), module(x))
+
+
+@pytest.mark.parametrize('group_size', GROUP_SIZES)
+def test_state_dicts_and_permutations_of_grouped_ghosts(group_size):
+    first, second = (
+        gp.GhostConv2d(6, 15, 3, ratio=2, group_size=group_size, permuted=True) for _ in range(2)
+    )
+    first.order = torch.randperm(first.num_computed())[:15]
+    second.load_state_dict(first.state_dict(), strict=True)
+    x = torch.randn(2, 6, 9, 7)
+    assert torch.equal(first(x), second(x))
+    twin = pickle.loads(pickle.dumps(first))
+    assert torch.equal(first(x), twin(x))
+
+
+@pytest.mark.parametrize(
+    ('options', 'error', 'said'),
+    [
+        ({'group_size': 0}, ValueError, "positive integer or 'all', got 0"),
+        ({'group_size': 'some'}, ValueError, "or 'all', got 'some'"),
+        ({'group_size': 2.0}, TypeError, 'got 2.0'),
+        ({'group_size': True}, TypeError, 'got True'),
+        ({'group_size': 16}, ValueError, 'more than the 8 primary channels .* at most 8'),
+        ({'group_size': 2, 'groups': 2}, ValueError, 'groups=1, got groups=2'),
+        ({'group_size': 2, 'cheap': 'linear'}, ValueError, "needs cheap='depthwise', got"),
+        ({'group_size': 'all', 'cheap': 'shift'}, ValueError, "needs cheap='depthwise', got"),
+    ],
+)
+def test_group_sizes_that_make_no_sense_are_refused(options, error, said):
+    with pytest.raises(error, match=said):
+        gp.GhostConv2d(8, 16, 3, **options)
 
 
 @pytest.mark.parametrize('cheap', ['depthwise', 'shift', 'linear'])

@@ -32,6 +32,7 @@ _REMEDIES = {
     'excluded': 'narrow `exclude`',
     'no_gain': 'a smaller `dw_size` or a larger `ratio`',
     'groups': 'another ratio',
+    'group_size': '`group_size=1`, also by `include`',
     'parametrized': 'remove the parametrization, `prune.remove`',
     'hooks': 'remove the hooks',
     'held': 'use `nn.ModuleList` or `nn.ModuleDict`',

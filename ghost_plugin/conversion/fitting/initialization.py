@@ -27,7 +27,9 @@ def initialize_ghost(conv: nn.Conv2d, ghost: GhostConv2d, moments: ChannelMoment
         as they have nothing to fit. All channels count alike: on ResNet-20 and EfficientNet-Lite0
         that was better than to weigh them by the norm behind, and as good as by gradients.
     """
-    if not ghost.ghosts_per_primary:
+    if ghost.group_size > 1:
+        raise ValueError(f'group_size={ghost.group_size} cannot inherit weights: inherit=False')
+    if not ghost.ghosts_per_group:
         ghost.primary_conv.load_state_dict(conv.state_dict())
         return 0.0
     shares = moments.energy.double()
@@ -38,7 +40,7 @@ def initialize_ghost(conv: nn.Conv2d, ghost: GhostConv2d, moments: ChannelMoment
     clusters = []
     for start in range(0, conv.out_channels, size):
         group = slice(start, start + size)
-        for members in assign_ghosts(errors[group, group], primary, ghost.ghosts_per_primary):
+        for members in assign_ghosts(errors[group, group], primary, ghost.ghosts_per_group):
             clusters.append([start + index for index in members])
     primaries = [members[0] for members in clusters for _ in members[1:]]
     ghosts = [j for members in clusters for j in members[1:]]
@@ -58,14 +60,14 @@ def _write_weights(
 ) -> None:
     firsts, size = [members[0] for members in clusters], filter_size(ghost)
     ghost.primary_conv.weight.copy_(conv.weight[firsts])
-    kernels = filters.new_zeros(ghost.num_ghosted * ghost.ghosts_per_primary, 1, size, size)
+    kernels = filters.new_zeros(ghost.num_ghosted * ghost.ghosts_per_group, 1, size, size)
     biases = torch.zeros(len(kernels), dtype=torch.float64)
     order = torch.zeros(conv.out_channels, dtype=torch.long)
     remaining = iter(filters)
     for index, (first, *others) in enumerate(clusters):
         order[first] = index
         for copy, j in enumerate(others):
-            place = index * ghost.ghosts_per_primary + copy
+            place = index * ghost.ghosts_per_group + copy
             order[j] = len(clusters) + place
             found = next(remaining)
             kernels[place, 0] = found[: size**2].view(size, size)

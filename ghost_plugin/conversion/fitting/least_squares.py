@@ -370,7 +370,7 @@ def _cluster_scale(ghost: GhostConv2d, used: torch.Tensor) -> torch.Tensor:
     """(m,) energy with which each primary channel enters the outputs of its cluster."""
     scale = used[: ghost.primary].clone()
     energy = _cheap(ghost).weight.double().square().sum((1, 2, 3))
-    ghosts = (energy * used[ghost.primary :]).view(-1, ghost.ghosts_per_primary)
+    ghosts = (energy * used[ghost.primary :]).view(-1, ghost.ghosts_per_group)
     scale[: ghost.num_ghosted] += ghosts.sum(1)
     return scale.clamp_min(1e-30)
 
@@ -447,7 +447,7 @@ def _fit_cheap(
     )
     positions = min(CHEAP_POSITIONS, maps[:, 0].numel())
     some = max(1, CHEAP_ELEMENTS // (positions * (size**2 + constant)))  # channels at a time
-    targets = gap.view(len(gap), ghost.num_ghosted, ghost.ghosts_per_primary, *gap.shape[2:])
+    targets = gap.view(len(gap), ghost.num_ghosted, ghost.ghosts_per_group, *gap.shape[2:])
     delta = torch.cat(
         [
             _best_filters(here, there, size, mode, constant, seen.rows)

@@ -69,7 +69,7 @@ class TritonGhost(Permuted):
         )
         self.register_buffer('bias', _bias(conv))
         # Zero rows for primary channels without ghosts; those ghosts are not computed.
-        rest = (0, (ghost.primary - ghost.num_ghosted) * ghost.ghosts_per_primary)
+        rest = (0, (ghost.primary - ghost.num_ghosted) * ghost.ghosts_per_group)
         self.register_buffer('taps', F.pad(_taps(cheap), rest))
         self.register_buffer('cheap_bias', F.pad(_bias(cheap), rest))
         self.register_buffer('shift', None if shift is None else shift.detach().flatten().float())
@@ -138,7 +138,7 @@ def candidates(module: nn.Module) -> Iterator[nn.Module]:
     if type(module) is nn.Conv2d and module.padding_mode == 'zeros':
         if module.groups == module.in_channels > 1 and _keeps_size(module):
             yield TritonDepthwise(module)
-    if not isinstance(module, Ghost) or not module.ghosts_per_primary or not _known(module):
+    if not isinstance(module, Ghost) or not module.ghosts_per_group or not _known(module):
         return
     yield TritonGhost(module, whole=False)
     conv, _ = _parts(module.primary_conv)

@@ -192,6 +192,7 @@ def ghost_conv(
     ratio: float = 2,
     dw_size: int = 3,
     cheap: str = 'depthwise',
+    group_size: int | str = 1,
     **kwargs: Any,
 ) -> nn.Module:
     """Build :class:`ghost_plugin.GhostConv2d` from a ``conv_cfg``.
@@ -202,14 +203,15 @@ def ghost_conv(
             conv of a colour network, as the GhostNet paper does.
         drop_bias: No bias in Ghost convs, as in the paper; a norm that follows removes it anyway
             (MMPretrain's VGG has both).
-        ratio, dw_size, cheap: As :class:`ghost_plugin.GhostConv2d`.
+        ratio, dw_size, cheap, group_size: As :class:`ghost_plugin.GhostConv2d`.
     """
     size = (in_channels, out_channels, kernel_size, *args)
     if in_channels < min_in_channels:
         return nn.Conv2d(*size, **kwargs)
     if drop_bias:
         kwargs['bias'] = False
-    return GhostConv2d(*size, ratio=ratio, dw_size=dw_size, cheap=cheap, **kwargs)
+    ghost = {'ratio': ratio, 'dw_size': dw_size, 'cheap': cheap, 'group_size': group_size}
+    return GhostConv2d(*size, **ghost, **kwargs)
 
 
 for _name, _class in MODELS.module_dict.items():

@@ -88,9 +88,11 @@ def _order(ghost: GhostConv2d) -> torch.Tensor:
 
 def _propagated_bias(ghost: GhostConv2d) -> torch.Tensor:
     """Contribution of the primary channels' biases to the ghost channels, off the border."""
-    bias = ghost.primary_conv.bias[: ghost.num_ghosted].repeat_interleave(ghost.ghosts_per_primary)
-    cheap = ghost.cheap_operation
-    return bias * cheap.weight.sum((1, 2, 3)) if isinstance(cheap, nn.Conv2d) else bias
+    bias, cheap = ghost.primary_conv.bias[: ghost.num_ghosted], ghost.cheap_operation
+    bias = bias.view(-1, ghost.group_size).repeat_interleave(ghost.ghosts_per_group, 0)
+    if isinstance(cheap, nn.Conv2d):
+        bias = bias * cheap.weight.sum((2, 3))
+    return bias.sum(1)
 
 
 def _ghost_bias(ghost: GhostConv2d) -> torch.Tensor:
