@@ -157,7 +157,8 @@ def _inputs(model: nn.Module, example_input: Any, names: Iterable[str]) -> dict[
 def _absorbed(model: nn.Module, layers: Sequence[LayerPlan]) -> set[str]:
     """Convs whose Ghosts lose their permutation in a fused network with all of them converted."""
     net = deepcopy_detached(model, share=True)
-    settings = {layer.name: {**layer.settings, 'ratio': 2} for layer in layers}
+    common = {'ratio': 2, 'group_size': 1}  # which every conv allows
+    settings = {layer.name: {**layer.settings, **common} for layer in layers}
     ghosts = build_ghosts(net, settings, seed=0)
     _randomize_permutations(ghosts.values())
     absorb_permutations(replace_modules(net, ghosts))

@@ -168,10 +168,24 @@ def test_other_cheap_operations(name, cheap):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
+@pytest.mark.parametrize('group_size', [4, 'all'])
+@pytest.mark.parametrize('name', ['GhostNet', 'GhostNetV2'])
+def test_ghosts_of_several_primary_channels(name, group_size):
+    plain, net = SMALL[name](), SMALL[name](group_size=group_size)
+    x = torch.randn(2, 3, 32, 32)
+    maps = net(x)
+    assert [m.shape for m in maps] == [m.shape for m in plain(x)]
+    maps[-1].square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert gp.count(net, x).macs > gp.count(plain, x).macs
+
+
 @pytest.mark.parametrize(
     'build, said',
     [
         (lambda: gp.GhostNetV3(0.5, cheap='shift'), 'depthwise'),
+        (lambda: gp.GhostNetV3(0.5, group_size=2), 'group_size must be 1, got 2'),
+        (lambda: gp.GhostNet(0.5, group_size=64), 'group_size=64 is more than'),
         (lambda: gp.GGhostRegNet('033'), "did you mean '032'"),
         (lambda: gp.GGhostRegNet('032', out_indices=(5,)), r'0\.\.4'),
         (lambda: gp.GGhostRegNet('032', cheap_ratio=0.99), 'cheap_ratio'),

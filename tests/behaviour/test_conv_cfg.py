@@ -56,6 +56,16 @@ def test_a_conv_module_exports_what_an_ordinary_conv_would(options):
     assert all(p.grad.isfinite().all() for p in ours.parameters())
 
 
+@pytest.mark.parametrize('group_size', [4, 'all'])
+def test_ghosts_of_several_primary_channels(group_size):
+    cfg = dict(**GHOST, group_size=group_size)
+    net = MODELS.build(dict(type='MobileNetV2', widen_factor=0.25, conv_cfg=cfg))
+    sizes = {ghost.group_size for ghost in ghosts(net) if ghost.ghosts_per_group}
+    assert sizes == {4} or (group_size == 'all' and len(sizes) > 1)
+    sum(t.square().mean() for t in net(torch.randn(2, 3, 32, 32))).backward()
+    assert all(p.grad.isfinite().all() for ghost in ghosts(net) for p in ghost.parameters())
+
+
 def test_a_conv_without_a_norm_gets_its_bias():
     assert ConvModule(8, 16, 1, conv_cfg=GHOST).conv.primary_conv.bias is not None
     assert ConvModule(8, 16, 1, conv_cfg=GHOST, norm_cfg=BN).conv.primary_conv.bias is None

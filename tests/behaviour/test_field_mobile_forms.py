@@ -19,6 +19,7 @@ LAYERS = {
     'odd channels': lambda: gp.GhostConv2d(8, 21, 3),
     'ratio 1.5': lambda: gp.GhostConv2d(8, 12, 3, ratio=1.5),
     'shift': lambda: gp.GhostConv2d(8, 21, 1, cheap='shift'),
+    'groups': lambda: gp.GhostConv2d(8, 21, 3, ratio=1.5, group_size=4),
     'attention': lambda: GhostModuleV2(8, 21, ratio=3.5),
     'backbone': lambda: gp.GhostNet(width=0.35, ratio=3, in_channels=8, out_indices=(1,)),
 }
@@ -31,6 +32,8 @@ PERMUTED = {
     'few ghosts': {'kernel_size': 1, 'ratio': 1.25},
     'no ghosts': {'kernel_size': 3, 'ratio': 1, 'stride': 2},
     'linear': {'kernel_size': 1, 'cheap': 'linear'},
+    'several primaries': {'kernel_size': 1, 'group_size': 2},
+    'all primaries': {'kernel_size': 1, 'ratio': 3, 'group_size': 'all'},
     'shift': {'kernel_size': 1, 'cheap': 'shift'},
     'circular': {'kernel_size': 1, 'padding_mode': 'circular'},
     'grouped': {'kernel_size': 1, 'groups': 2},

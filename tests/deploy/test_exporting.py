@@ -293,3 +293,21 @@ def test_parity_of_a_detector(suffix, randomise_norms, tmp_path):
     net = model_loading.load('configs/detection/retinanet_ghostnetv2-100_fpn_1x_coco.py').model
     net = randomise_norms(net)
     _check_parity(net, torch.randn(1, 3, 160, 160), suffix, tmp_path / f'net{suffix}')
+
+
+@pytest.mark.parametrize('exporter', ['trace', 'dynamo'])
+@pytest.mark.parametrize('group_size', [4, 'all'])
+def test_ghosts_of_several_primary_channels_are_exported(group_size, exporter, tmp_path):
+    need('.onnx', exporter)
+    model = nn.Sequential(
+        gp.GhostConv2d(3, 30, 3, ratio=1.5, group_size=group_size, permuted=True),
+        nn.BatchNorm2d(30), nn.ReLU(), gp.GhostModule(30, 16, group_size=group_size),
+    ).eval()  # fmt: skip
+    model[0].order = torch.randperm(model[0].num_computed())[:30]
+    x, path = torch.randn(1, 3, 20, 16), tmp_path / 'net.onnx'
+    report = gp.export(model, x, path, exporter=exporter)
+    assert report.max_rel_diff <= 1e-4
+    (got,) = FORMATS['.onnx'].read(path)([x])
+    torch.testing.assert_close(got, model(x), rtol=1e-4, atol=1e-5)
+    program = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(program(x), model(x))

@@ -19,6 +19,11 @@ SETTINGS = [
     {'padding_mode': 'circular'},
     {'groups': 4},
     {'ratio': 1.25},  # four primary maps in five without a ghost
+    {'group_size': 2},
+    {'group_size': 4, 'ratio': 1.5},  # the last primary maps are in no group
+    {'group_size': 4, 'dw_size': 1},
+    {'group_size': 4, 'bias': False, 'padding_mode': 'circular'},
+    {'group_size': 'all', 'ratio': 3},
 ]
 
 
@@ -50,6 +55,34 @@ def test_without_a_border_no_step_is_left(randomise_norms):
     assert (fused.folding.folded, fused.folding.steps) == (1, 0)
     assert fused[0].shift is None
     assert fused[0].scale is None
+
+
+@pytest.mark.parametrize('group_size', [2, 'all'])
+def test_steps_vanish_and_permutations_move_with_several_primary_channels(
+    group_size, randomise_norms
+):
+    options = {'dw_size': 1, 'group_size': group_size, 'permuted': True}
+    net = nn.Sequential(
+        gp.GhostConv2d(8, 20, 3, **options), nn.BatchNorm2d(20), nn.ReLU(),
+        gp.GhostConv2d(20, 12, 1, **options), nn.BatchNorm2d(12), nn.Conv2d(12, 3, 1),
+    )  # fmt: skip
+    net = randomise_norms(net.double())
+    for ghost in (net[0], net[3]):
+        ghost.order = torch.randperm(ghost.out_channels)
+    fused = gp.fuse(net)
+    report = fused.folding
+    assert (report.folded, report.steps, report.orders, report.left) == (2, 0, 2, ())
+    x = torch.randn(2, 8, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize('group_size', [2, 4, 'all'])
+def test_modules_with_several_primary_channels_fuse(group_size, randomise_norms):
+    module = randomise_norms(gp.GhostModule(6, 15, ratio=1.5, group_size=group_size).double())
+    fused = gp.fuse(module)
+    assert fused.folding.folded == 2
+    x = torch.randn(2, 6, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), module(x), rtol=1e-11, atol=1e-11)
 
 
 def test_shifted_ghosts_keep_their_norm(randomise_norms):

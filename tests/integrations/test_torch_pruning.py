@@ -134,6 +134,11 @@ REFUSED = {
         r"'blocks.0.0.ghost1.cheap_operation.0' \(Shift\).*cheap='depthwise'",
     ),
     'converted, shift': (lambda: nn.Sequential(gp.GhostConv2d(3, 8, 1, cheap='shift')), "'0.cheap"),
+    'groups': (lambda: gp.GhostNet(0.5, out_indices=(1,), group_size=2), r"ghost1'.*group_size=1"),
+    'converted, groups': (
+        lambda: nn.Sequential(gp.GhostConv2d(3, 8, 1, group_size='all')),
+        r"'0' \(GhostConv2d\): its ghosts mix several primary channels",
+    ),
     'ratio 3': (lambda: gp.GhostNet(0.5, out_indices=(1,), ratio=3), r"ghost1'.*ratio=2"),
     'ratio 1.5': (lambda: gp.GhostNet(0.5, out_indices=(1,), ratio=1.5), r"ghost1'.*ratio=2"),
     'folded': (

@@ -81,6 +81,16 @@ def test_a_converted_network_of_any_size(ratio, residual, tmp_path):
     check_same(model, torch.randn(3, 3, 20, 33), tmp_path / 'net.onnx')
 
 
+@pytest.mark.parametrize('group_size', [4, 'all'])
+def test_ghosts_of_several_primary_channels(group_size, randomise_norms, tmp_path):
+    options = {'ratio': 1.5, 'group_size': group_size, 'out_indices': (1, 2)}
+    model = randomise_norms(gp.GhostNet(0.5, **options)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    _, _, gone = split_model(model, x, tmp_path / 'net.onnx', dynamic=True)
+    assert gone >= 4
+    check_same(model, torch.randn(2, 3, 97, 50), tmp_path / 'net.onnx')
+
+
 @pytest.mark.parametrize('name', READS)
 def test_readers_of_parts(name, tmp_path):
     model = chain(nn.ReLU(), READS[name]())

@@ -118,6 +118,8 @@ def test_primary_maps_without_ghosts(permuted):
         gp.GhostModule(8, 16, act_layer=nn.Hardswish),
         gp.GhostModule(8, 16, cheap='shift'),
         gp.GhostModule(8, 16, ratio=1),
+        gp.GhostModule(8, 16, group_size=2),
+        gp.GhostConv2d(8, 16, 1, group_size='all'),
         gp.GhostConv2d(8, 16, 3, padding=1, padding_mode='circular'),
         nn.ReLU(),
     ],

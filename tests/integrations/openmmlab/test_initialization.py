@@ -1,5 +1,6 @@
 """Values that init_weights sets on a dense conv reach the Ghost conv in its place."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -8,9 +9,10 @@ from ghost_plugin.integrations.openmmlab.initialization import init_weights
 
 
 class Head(nn.Module):
-    def __init__(self, permuted=False):
+    def __init__(self, permuted=False, group_size=1):
         super().__init__()
-        self.conv = gp.GhostConv2d(4, 10, 3, bias=True, permuted=permuted)
+        options = {'permuted': permuted, 'group_size': group_size}
+        self.conv = gp.GhostConv2d(4, 10, 3, bias=True, **options)
 
     def init_weights(self):
         nn.init.constant_(self.conv.weight, 0.5)
@@ -20,9 +22,10 @@ class Head(nn.Module):
         return self.conv(x)
 
 
-def test_weights_and_biases_are_taken_over():
+@pytest.mark.parametrize('group_size', [1, 2, 'all'])
+def test_weights_and_biases_are_taken_over(group_size):
     for permuted in (False, True):
-        head = Head(permuted)
+        head = Head(permuted, group_size)
         if permuted:
             head.conv.order = torch.randperm(10)
         keys = list(head.state_dict())

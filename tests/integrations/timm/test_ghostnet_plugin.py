@@ -158,14 +158,15 @@ def test_every_option_trains_every_parameter(name, chosen):
 @small
 @pytest.mark.parametrize('chosen', [{'ratio': 3, 'dw_size': 5, 'se': False}, {'cheap': 'shift'},
                                     {'cheap': 'linear'}, {'cheap_ratio': 0.4},
+                                    {'group_size': 4}, {'group_size': 'all'},
                                     {'zero_init_residual': True}])  # fmt: skip
 def test_options_reach_the_variants_that_have_them(name, chosen):
-    ours = {'ratio', 'dw_size', 'se', 'cheap', 'zero_init_residual'}
+    ours = {'ratio', 'dw_size', 'se', 'cheap', 'group_size', 'zero_init_residual'}
     takes = {'cheap_ratio'} if 'gghost' in name else ours
     if not set(chosen) <= takes:
         with pytest.raises(TypeError, match=next(iter(chosen))):
             make(name, **chosen)
-    elif 'v3' in name and 'cheap' in chosen:
+    elif 'v3' in name and {'cheap', 'group_size'} & set(chosen):
         with pytest.raises(ValueError, match='depthwise'):
             make(name, **chosen)
     else:
