@@ -170,6 +170,15 @@ def test_settings_of_a_ghost_are_recognised(settings, equal):
     assert has_settings(ghost, {**own, **settings}) == equal
 
 
+@pytest.mark.parametrize('group_size', [1, 2, 8, 'all'])
+def test_group_sizes_of_a_ghost_are_recognised(group_size):
+    own = {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}
+    ghost = build_ghost(nn.Conv2d(3, 16, 3), {**own, 'group_size': group_size})
+    equal = [size for size in (1, 2, 8, 'all') if has_settings(ghost, {**own, 'group_size': size})]
+    assert equal == ([8, 'all'] if group_size in (8, 'all') else [group_size])
+    assert not has_settings(ghost, {**own, 'cheap': 'shift', 'group_size': 1})
+
+
 def test_ghosts_have_the_seed_and_leave_the_random_state():
     model, settings = net(), {'3': {'ratio': 2, 'dw_size': 3, 'cheap': 'depthwise'}}
     before = torch.get_rng_state()

@@ -59,6 +59,15 @@ def test_pickles_of_version_0_1_load(name):
         assert not loaded.load_state_dict(dense, strict=False).unexpected_keys
 
 
+def test_pickles_from_before_groups_of_primary_channels_load():
+    net, x = converted(), torch.randn(1, 3, 16, 16)
+    data = pickle.dumps(net, protocol=0)
+    data = data.replace(b'Vghosts_per_group\n', b'Vghosts_per_primary\n')
+    loaded = pickle.loads(data.replace(b'Vgroup_size\n', b'Vnone\n'))
+    assert torch.equal(loaded(x), net(x))
+    assert {m.group_size for m in loaded.modules() if isinstance(m, gp.GhostConv2d)} == {1}
+
+
 def test_old_modules_are_the_present_ones_and_warn():
     code = (
         'import warnings; warnings.simplefilter("error", FutureWarning)\n'
