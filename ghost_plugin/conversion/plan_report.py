@@ -42,6 +42,8 @@ def _change(costs: Mapping[str, int], name: str, unit: float) -> str:
 def _line(layer: LayerPlan) -> str:
     decision = 'convert' if layer.converts else f'keep ({layer.reason or "edited"})'
     ratio = f'{layer.ratio:g}' if layer.converts else ''
+    if layer.converts and layer.group_size != 1:
+        ratio += f', group_size {layer.group_size}'
     error = '' if layer.error is None else f'{layer.error:.3f}'
     return (
         f'| {layer.name} | {layer.shape.kind} | {decision} | {ratio} | '
