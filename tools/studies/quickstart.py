@@ -58,7 +58,7 @@ def results_table(results: dict[Task, dict], tuned: dict[str, Any], weights: Pat
             f'{result["macs"] / 1e6:.1f} at {task.size} px', task.score.format(result['metric']),
             f'{minutes}:{seconds:02d}',
         ])  # fmt: skip
-        files.append(f'checkpoint of the {task.name}: {result["checkpoint"]}')
+        files.append(f'checkpoint of the {task.name}: {short(Path(result["checkpoint"]))}')
     rows.append([
         'conversion', 'ResNet-18, fine-tuned', f'{tuned["params"] / 1e6:.3f}',
         f'{tuned["macs"] / 1e6:.1f} at {SIZE} px', TOP1.format(tuned['top1']), '',
@@ -83,12 +83,10 @@ def highlights(results: dict[Task, dict], conversion: list[dict]) -> list[tuple[
     return [*figures, (share, meaning)]
 
 
-def activation() -> Path | None:
-    """Script that activates this environment, if it has one."""
-    script, here = Path(sys.prefix, 'bin/activate'), Path.cwd()
-    if not script.is_file():
-        return None
-    return script.relative_to(here) if script.is_relative_to(here) else script
+def short(path: Path) -> Path:
+    """A path from the working directory, if the file lies below it."""
+    path, here = path.absolute(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def report(results: dict[Task, dict], conversion: list[str], out: Path) -> None:
@@ -100,7 +98,7 @@ def report(results: dict[Task, dict], conversion: list[str], out: Path) -> None:
         out: Folder of the run.
     """
     detector = next(iter(results))
-    checkpoint = results[detector]['checkpoint']
+    checkpoint = short(Path(results[detector]['checkpoint']))
     curves = {task.name: out / f'curves_{task.name}.png' for task in results}
     with (out / 'images.log').open('w') as log, redirect_stdout(log), redirect_stderr(log):
         draw_detections(detector.config, checkpoint, out / 'detections.png')
@@ -110,6 +108,7 @@ def report(results: dict[Task, dict], conversion: list[str], out: Path) -> None:
     trained = results_table(results, rows[-1], out / 'conversion/converted.pth')
     text = '\n'.join([trained, '', "timm's ResNet-18 on the digits, converted:", '', *conversion])
     (out / 'table.md').write_text(f'{text}\n')
+    activate = Path(sys.prefix, 'bin/activate')
     plan = out / 'conversion/plan.json'
     page = out / 'index.html'
     report_page.write(
@@ -122,7 +121,7 @@ def report(results: dict[Task, dict], conversion: list[str], out: Path) -> None:
             curves=curves,
             plan_image=plan.with_suffix('.png'),
             paths={
-                'activate': activation(),
+                'activate': short(activate) if activate.is_file() else None,
                 'config': detector.config,
                 'checkpoint': checkpoint,
                 'plan': plan,

@@ -169,6 +169,16 @@ def test_the_page_is_written_whole_or_not_at_all(report, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['image.png', 'index.html']
 
 
+def test_paths_below_the_working_directory_are_short(tmp_path, monkeypatch):
+    pytest.importorskip('mmengine')
+    pytest.importorskip('timm')
+    short = importlib.import_module('quickstart').short
+    monkeypatch.chdir(tmp_path)
+    for path in ('run/a.pth', tmp_path / 'run/a.pth'):
+        assert short(Path(path)) == Path('run/a.pth')
+    assert short(tmp_path.parent / 'a.pth') == tmp_path.parent / 'a.pth'
+
+
 def test_the_quickstart_prints_the_path_of_its_page_last(tmp_path, in_process, monkeypatch):
     pytest.importorskip('mmengine')
     pytest.importorskip('timm')
