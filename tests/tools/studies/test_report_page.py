@@ -214,7 +214,7 @@ def test_the_quickstart_prints_the_path_of_its_page_last(tmp_path, in_process, m
     assert path == tmp_path / 'run/index.html'
     page = Page(path.read_text())
     assert {'AP 0.714', 'top-1 97.3 %', 'top-1 96.5 %', '159.1 at 160 px', '4:39'} <= {*page.cells}
-    assert '65 %' in page.text and 'top-1 96.5 %, before 97.5 %' in page.text
+    assert '65 %' in page.text and 'top-1 96.5\xa0%, before 97.5\xa0%' in page.text
     assert 'budget: macs=0.5' in page.text
     assert {*page.cells} >= {'0', '1', 'convert', 'fine-tuned'}
     table = (tmp_path / 'run/table.md').read_text()
