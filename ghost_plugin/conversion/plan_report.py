@@ -62,19 +62,15 @@ def draw(plan: ConversionPlan, path: str | os.PathLike[str]) -> None:
         ImportError: matplotlib is missing.
     """
     optional.require('matplotlib')
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # pyplot would change the backend of a notebook
 
     layers, totals = plan.layers, plan.totals
     share = totals['macs_after'] / max(1, totals['macs_before'])
     title = f'{100 * share:.1f} % of {totals["macs_before"] / 1e6:.1f} M multiply-adds'
     places = range(len(layers))
     width = max(6.0, 0.22 * len(layers))
-    figure, (above, below) = plt.subplots(
-        2, 1, sharex=True, figsize=(width, 5.2), height_ratios=(3, 1)
-    )
+    figure = Figure(figsize=(width, 5.2))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for when, colour in (('before', 'lightgray'), ('after', 'tab:blue')):
         above.bar(places, [r.costs[f'macs_{when}'] / 1e6 for r in layers], color=colour, label=when)
     above.set(title=f'{plan.model}: {title}', ylabel='multiply-adds (M)')
@@ -84,4 +80,3 @@ def draw(plan: ConversionPlan, path: str | os.PathLike[str]) -> None:
     below.set_xticks(list(places), [layer.name for layer in layers], rotation=90, fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

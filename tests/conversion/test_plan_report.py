@@ -28,7 +28,9 @@ def test_the_table_shows_errors_edits_and_costs_outside_of_the_layers():
     assert '% of the multiply-adds stand in no row' in lines[-1]
 
 
-def test_the_drawing_is_a_png(tmp_path):
-    pytest.importorskip('matplotlib')
+def test_the_drawing_is_a_png_and_leaves_the_backend_of_a_notebook(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip('matplotlib')
+    monkeypatch.setitem(matplotlib.rcParams, 'backend', 'svg')
     draw(gp.plan(net(), images()), tmp_path / 'plan.png')
     assert (tmp_path / 'plan.png').read_bytes().startswith(b'\x89PNG')
+    assert matplotlib.get_backend() == 'svg'

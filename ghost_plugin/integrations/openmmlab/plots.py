@@ -11,11 +11,11 @@ from .runner_setup import build_model, default_scope_of, read_scalars
 
 optional.require('mmengine', 'matplotlib')
 
-import matplotlib
-
-matplotlib.use('Agg')
-
-import matplotlib.pyplot as plt
+# Without pyplot, which would change the backend of a notebook.
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.patches import Rectangle
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
@@ -43,10 +43,11 @@ def draw_detections(
         data = DATASETS.build(cfg.test_dataloader.dataset)
     names = data.metainfo['classes']
     size = (2.2 * num_images, 4.8)
-    figure, axes = plt.subplots(2, num_images, figsize=size, squeeze=False, layout='tight')
+    figure = Figure(figsize=size, layout='tight')
+    axes = figure.subplots(2, num_images, squeeze=False)
     for column, index in enumerate(np.linspace(0, len(data) - 1, num_images).astype(int).tolist()):
         sample, instances = data[index], data.get_data_info(index)['instances']
-        image = plt.imread(sample['data_samples'].img_path)
+        image = imread(sample['data_samples'].img_path)
         _draw(axes[0][column], image, 'lime', [i['bbox'] for i in instances],
               [names[i['bbox_label']] for i in instances])  # fmt: skip
         found = model.test_step(pseudo_collate([sample]))[0].pred_instances
@@ -57,11 +58,10 @@ def draw_detections(
     axes[0][0].set_title('ground truth', loc='left')
     axes[1][0].set_title(f'detections with a score of at least {score:g}', loc='left')
     figure.savefig(out, dpi=110)
-    plt.close(figure)
 
 
 def _draw(
-    axis: plt.Axes,
+    axis: Axes,
     image: np.ndarray,
     colour: str,
     boxes: Sequence[Sequence[float]],
@@ -72,7 +72,7 @@ def _draw(
     axis.axis('off')
     for (left, top, right, bottom), text in zip(boxes, texts, strict=True):
         corner, size = (left, top), (right - left, bottom - top)
-        axis.add_patch(plt.Rectangle(corner, *size, fill=False, color=colour, linewidth=1.2))
+        axis.add_patch(Rectangle(corner, *size, fill=False, color=colour, linewidth=1.2))
         axis.text(left, top - 2, text, color=colour, fontsize=7, weight='bold')
 
 
@@ -83,9 +83,8 @@ def draw_curves(runs: dict[str, tuple[Path, str]], out: str | os.PathLike) -> No
         runs: Title of a run -> its work folder and the name of the metric.
         out: PNG to write.
     """
-    figure, axes = plt.subplots(
-        1, len(runs), figsize=(5.5 * len(runs), 3.2), squeeze=False, layout='tight'
-    )
+    figure = Figure(figsize=(5.5 * len(runs), 3.2), layout='tight')
+    axes = figure.subplots(1, len(runs), squeeze=False)
     for axis, (title, (work_dir, metric)) in zip(axes[0], runs.items(), strict=True):
         logged = read_scalars(work_dir)
         loss = [(row['step'], row['loss']) for row in logged if 'loss' in row]
@@ -97,4 +96,3 @@ def draw_curves(runs: dict[str, tuple[Path, str]], out: str | os.PathLike) -> No
         right.plot(*zip(*scores, strict=True), 'o-', color='tab:blue')
         right.set_ylabel(metric, color='tab:blue')
     figure.savefig(out, dpi=110)
-    plt.close(figure)
