@@ -17,7 +17,8 @@ STEPS=(
     'mmcv|'
     'OpenMMLab: 1 minute|--no-build-isolation onedl-mmengine onedl-mmdetection onedl-mmpretrain'
     'timm and tools: 1 minute|timm scipy rich onnx onnxruntime onnxscript openvino torch-pruning
-        scikit-learn matplotlib fvcore hypothesis pytest pytest-xdist ruff mypy pdoc'
+        scikit-learn matplotlib fvcore hypothesis pytest pytest-xdist ruff mypy pdoc
+        jupytext nbclient ipykernel'
     'other frameworks: half a minute|segmentation-models-pytorch lightning transformers'
     'ghost_plugin: seconds|--no-deps --no-build-isolation -e .'
 )
