@@ -5,11 +5,12 @@
 # its weights, and a short fine-tuning follows, with the original as teacher. On a CPU all of it
 # takes about a minute.
 #
-# You need `pip install timm scikit-learn matplotlib` beside `ghost_plugin`. All files go into the
-# folder of the notebook.
+# You need `pip install timm scikit-learn matplotlib` beside `ghost_plugin`. All files go into
+# `work_dirs`.
 
 # %%
 import copy
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import timm
@@ -21,6 +22,8 @@ from sklearn.datasets import load_digits
 import ghost_plugin as gp
 from ghost_plugin.conversion import apply_plan
 
+out = Path('work_dirs/convert_timm_model')
+out.mkdir(parents=True, exist_ok=True)
 _ = torch.manual_seed(0)
 
 # %% [markdown]
@@ -97,7 +100,7 @@ for macs in (0.8, 0.6, 0.4):
 
 edited = plan.replace_layer('layer4.0.conv2', decision='keep')
 print(f'with a conv kept: {edited.totals["macs_after"] / 1e6:.1f} M multiply-adds')
-plan.save('plan.json')
+plan.save(out / 'plan.json')
 
 # %% [markdown]
 # ## Apply
@@ -119,8 +122,8 @@ print(f'converted with 128 images    {accuracy(converted):.1f} %')
 # error of its output relative to the variance.
 
 # %%
-plan.draw('plan.png')
-Image('plan.png', width=700)
+plan.draw(out / 'plan.png')
+Image(out / 'plan.png')
 
 # %% [markdown]
 # ## What happened to the channels
@@ -218,10 +221,10 @@ for title, net in {'original': model, 'converted': converted, 'fine-tuned': tune
 # %%
 from ghost_plugin.conversion.restore import load_converted
 
-plan.save('plan.json')
-torch.save(tuned.state_dict(), 'tuned.pth')
+plan.save(out / 'plan.json')
+torch.save(tuned.state_dict(), out / 'tuned.pth')
 fresh = timm.create_model('resnet10t', num_classes=10, in_chans=1, channels=(32, 64, 128, 256))
-restored = load_converted(fresh, 'plan.json', 'tuned.pth')
+restored = load_converted(fresh, out / 'plan.json', out / 'tuned.pth')
 print(f'top-1 {accuracy(restored):.1f} %')
 
 # %% [markdown]

@@ -5,11 +5,12 @@
 # multiply-adds are not always less time, and the last part shows where.
 #
 # You need `pip install timm scikit-learn matplotlib onnxruntime` and `pip install -e '.[export]'`.
-# All files go into the folder of the notebook.
+# All files go into `work_dirs`.
 
 # %%
 import importlib.util
 from functools import partial
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import onnxruntime
@@ -22,6 +23,8 @@ from sklearn.datasets import load_digits
 import ghost_plugin as gp
 from ghost_plugin.profiling import time_together
 
+out = Path('work_dirs/deploy')
+out.mkdir(parents=True, exist_ok=True)
 _ = torch.manual_seed(0)
 
 # %% [markdown]
@@ -75,7 +78,7 @@ print(f'norms that stay: {folding.left}, largest difference {folding.max_abs_dif
 
 # %%
 for path in ('digits.onnx', 'digits.xml'):
-    report = gp.export(model, image, path)
+    report = gp.export(model, image, out / path)
     print(f'{path}: {report.size / 1e3:.0f} kB, difference {report.max_rel_diff:.0e} (relative)')
     print(f'  dynamic axes {report.free["input"]}')
     print(f'  compared sizes {report.checked}')
@@ -87,12 +90,12 @@ for path in ('digits.onnx', 'digits.xml'):
 
 # %%
 def run_onnx(path, batch):
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    session = onnxruntime.InferenceSession(out / path, providers=['CPUExecutionProvider'])
     return torch.from_numpy(session.run(None, {'input': batch.numpy()})[0])
 
 
 def run_openvino(path, batch):
-    network = openvino.Core().read_model(path)
+    network = openvino.Core().read_model(out / path)
     network.reshape(list(batch.shape))  # int8 files must not have dynamic sizes
     compiled = openvino.compile_model(network, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
     return torch.from_numpy(compiled(batch.numpy())[0])
@@ -123,7 +126,7 @@ for package, (run, path) in int8.items():
     if importlib.util.find_spec(package) is None:
         print(f'{path} is left out: {package} is not installed (pip install {package})')
         continue
-    report = gp.quantize(model, calibration, path)
+    report = gp.quantize(model, calibration, out / path)
     print(f'{path}: {accuracy(run(path, val_images))}, error of the logits {report.typical:.3f}')
     print(f'  {report.size / 1e3:.0f} kB, {report.float_size / 1e3:.0f} kB in float32')
     for kind, milliseconds in report.times.items():
@@ -140,7 +143,7 @@ for package, (run, path) in int8.items():
 # %%
 backends = ('eager', 'channels-last', 'onnxruntime', 'openvino')
 times = {}
-for size in (1, 32):
+for size, rounds in ((1, 30), (16, 10)):
     example = train_images[:size]
     calls = {}
     for backend in backends:
@@ -148,7 +151,7 @@ for size in (1, 32):
             fast = gp.optimize(net, example, backend, split_concat=False, rounds=1)
             calls[f'{backend} {name}'] = partial(fast, example)
     # A pause before each round, because threads of other runtimes go on for a while.
-    times[size] = {t.name: t for t in time_together(calls, 10, rest=True, min_ms=10)}
+    times[size] = {t.name: t for t in time_together(calls, rounds, rest=True, min_ms=10)}
 
 # %%
 figure, axes = plt.subplots(1, len(times), figsize=(10, 3.2), layout='constrained')
@@ -159,9 +162,10 @@ for axis, (size, found) in zip(axes, times.items(), strict=True):
         medians = [t.median for t in timings]
         spread = [[t.median - t.low for t in timings], [t.high - t.median for t in timings]]
         bars = axis.bar(places, medians, 0.4, color=colour, label=name, yerr=spread, capsize=3)
-        axis.bar_label(bars, fmt='%.3g', label_type='center')
+        axis.bar_label(bars, fmt='%.3g', fontsize=9)
     axis.set_xticks(range(len(backends)), backends)
     axis.set(title=f'batch of {size}', ylabel='milliseconds')
+    axis.margins(y=0.1)
 axes[0].legend()
 plt.show()
 

@@ -5,12 +5,13 @@
 # handwritten digits, on a CPU, in about a minute.
 #
 # You need a clone of the repository with OpenMMLab's packages and scikit-learn
-# (`bash tools/setup_env.sh`). All files go into the folder of the notebook.
+# (`bash tools/setup_env.sh`). All files go into `work_dirs`.
 
 # %%
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ with quiet():
     from mmengine.runner import Runner
 
 root = Path(gp.__file__).parents[1]  # of the repository
+out = Path('work_dirs/train_detector')
 size = 96  # height and width of an image, pixels
 
 # %% [markdown]
@@ -42,12 +44,11 @@ size = 96  # height and width of an image, pixels
 # classes need longer training, so all digits become one class here.
 
 # %%
-maker = root / 'tools/data/make_digits.py'
-subprocess.run(
-    [sys.executable, maker, 'digits', '--train', '480', '--val', '60', '--force'], check=True
-)
+maker = [sys.executable, root / 'tools/data/make_digits.py', out / 'digits']
+subprocess.run([*maker, '--train', '480', '--val', '60', '--force'], check=True)
+data = out / 'digits/detection'
 for split in ('train', 'val'):
-    file = Path(f'digits/detection/{split}.json')
+    file = data / f'{split}.json'
     coco = json.loads(file.read_text())
     coco['categories'] = [{'id': 0, 'name': 'digit'}]
     coco['annotations'] = [{**box, 'category_id': 0} for box in coco['annotations']]
@@ -108,15 +109,15 @@ pipeline = [
 for loader, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
     config[f'{loader}_dataloader'].update(batch_size=8, num_workers=0, persistent_workers=False)
     config[f'{loader}_dataloader'].dataset.update(
-        data_root='digits/detection/',
+        data_root=str(data),
         ann_file=f'{split}.json',
         data_prefix=dict(img=f'{split}/'),
         metainfo=dict(classes=('digit',)),
         pipeline=pipeline,
     )
-config.val_evaluator.ann_file = config.test_evaluator.ann_file = 'digits/detection/val.json'
+config.val_evaluator.ann_file = config.test_evaluator.ann_file = str(data / 'val.json')
 
-epochs = 5
+epochs = 4
 config.optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=7e-3, weight_decay=0.05),
@@ -129,13 +130,14 @@ config.param_scheduler = [
 config.train_cfg.max_epochs = epochs
 config.default_hooks.logger.interval = 10
 config.randomness = dict(seed=0)
-config.work_dir, config.log_level = 'run', 'ERROR'
-config.dump('detector.py')
+config.work_dir, config.log_level = str(out / 'run'), 'ERROR'
+config.dump(out / 'detector.py')
 
 # %% [markdown]
-# `ghost-plugin train detector.py` does the same from the command line.
+# `ghost-plugin train work_dirs/train_detector/detector.py` does the same from the command line.
 
 # %%
+shutil.rmtree(out / 'run', ignore_errors=True)  # of an earlier execution
 with quiet():
     runner = Runner.from_cfg(config)
     runner.train()
@@ -146,8 +148,8 @@ with quiet():
 # The curve of the loss, and the precision after each epoch:
 
 # %%
-draw_curves({'ATSS with GhostNet': (Path('run'), 'coco/bbox_mAP')}, 'curves.png')
-Image('curves.png', width=500)
+draw_curves({'ATSS with GhostNet': (out / 'run', 'coco/bbox_mAP')}, out / 'curves.png')
+Image(out / 'curves.png')
 
 # %%
 with quiet():
@@ -160,8 +162,9 @@ print(f'AP {metrics["coco/bbox_mAP"]:.2f}, AP50 {metrics["coco/bbox_mAP_50"]:.2f
 
 # %%
 with quiet():
-    draw_detections('detector.py', f'run/epoch_{epochs}.pth', 'detections.png', score=0.2)
-Image('detections.png', width=900)
+    weights = out / f'run/epoch_{epochs}.pth'
+    draw_detections(out / 'detector.py', weights, out / 'detections.png', score=0.2)
+Image(out / 'detections.png')
 
 # %% [markdown]
 # ## Next
