@@ -4,7 +4,7 @@
 # A converted network is fused, exported, checked, quantized and timed beside its original. Fewer
 # multiply-adds are not always less time, and the last part shows where.
 #
-# You need `pip install timm scikit-learn matplotlib onnxruntime` and `pip install -e '.[export]'`.
+# You need `pip install timm scikit-learn matplotlib` and, in a clone, `pip install -e '.[export]'`.
 # All files go into `work_dirs`.
 
 # %%

@@ -8,7 +8,9 @@ for package in ('jupytext', 'nbclient', 'ipykernel', 'PIL'):
     pytest.importorskip(package)
 
 import nbformat
-from notebooks import METADATA, SCRIPTS, difference, execute, read_script, write
+from notebooks import METADATA, ROOT, SCRIPTS, difference, execute, read_script, write
+
+from ghost_plugin.cli.main import COMMANDS
 
 NAMES = ('convert_timm_model', 'deploy', 'train_detector')
 NEEDS = {
@@ -55,11 +57,16 @@ def test_a_stored_notebook_is_that_of_its_script_and_was_executed(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_the_prose_has_working_links_and_no_long_cells(name):
-    script = read_script(SCRIPTS[name])
-    for link in re.findall(r'\]\(([^)#]+)\)', SCRIPTS[name].read_text()):
+def test_the_prose_has_working_links_commands_and_no_long_cells(name):
+    cells = read_script(SCRIPTS[name]).cells
+    prose = '\n'.join(cell.source for cell in cells if cell.cell_type == 'markdown')
+    for link in re.findall(r'\]\(([^)#]+)\)', prose):
         assert (SCRIPTS[name].parent / link).exists(), link
-    assert max(len(cell.source.splitlines()) for cell in script.cells) <= 40
+    for path in re.findall(r'\btools/[\w./-]+\.(?:py|sh)', prose):
+        assert (ROOT / path).is_file(), path
+    for command in re.findall(r'ghost-plugin (\w+)', prose):
+        assert command in COMMANDS
+    assert max(len(cell.source.splitlines()) for cell in cells) <= 40
 
 
 # What each tutorial is there to show, in what it prints.
