@@ -29,8 +29,8 @@ _ = torch.manual_seed(0)
 # %% [markdown]
 # ## A network of your own
 #
-# scikit-learn brings 1797 digits of 13 writers, one writer after the other. The last ones
-# validate, and the images in between are left out.
+# scikit-learn brings digits of 13 writers, one writer after the other. The last ones validate. A
+# few images between are left out, so that no writer is in both parts.
 
 # %%
 digits = load_digits()
@@ -172,9 +172,9 @@ print(f'{ghost_conv.primary} primary feature maps, {len(ghosts)} ghosts')
 
 # %% [markdown]
 # The ghosts with the least, the median and the largest error, for one image. Ghost, original and
-# difference have the same grey scale. Where the error is small, the filter makes of the primary
-# feature map what the original computed by a conv over all input channels. Where it is large, the
-# fit has found no filter that helps, and the layers behind must do without this channel.
+# difference have the same grey scale. Where the error is small, the filter turns the primary
+# feature map into what the original computed by a conv over all input channels. Where it is large,
+# the fit has found no filter that helps, and the layers behind must do without this channel.
 
 # %%
 figure, axes = plt.subplots(3, 5, figsize=(10, 6.4), layout='constrained')
@@ -199,7 +199,7 @@ for row, channel in zip(axes, (ghosts[0], ghosts[len(ghosts) // 2], ghosts[-1]),
 # %% [markdown]
 # ## Fine-tune with the original as teacher
 #
-# The teacher needs no labels: its logits say more about an image than a class does.
+# No labels are needed: the student learns the logits of the teacher.
 
 # %%
 tuned = copy.deepcopy(converted)
