@@ -3,8 +3,10 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from ..conversion.restore import load_converted
 from ..deploy import ExportReport
@@ -14,6 +16,8 @@ from ..deploy.backends import BACKENDS
 from ..deploy.optimizing import TOLERANCES
 from ..training.image_folder import ImageFolder
 from ..training.loader import Calibration, ImageLoader
+from ..utils.modules import call_model
+from .errors import one_line
 from .options import (
     Command,
     Parser,
@@ -58,9 +62,11 @@ def export(args: argparse.Namespace) -> None:
     check_converted(args)
     source = load_model(args)
     model = load_converted(source.model, args.plan, args.weights) if args.plan else source.model
+    example = source.example()
+    _check_size(model, example, source.preprocessing.size)
     found = export_model(
         model,
-        source.example(),
+        example,
         args.out,
         aot=args.aot,
         dynamic=DYNAMIC[args.dynamic],
@@ -73,6 +79,17 @@ def export(args: argparse.Namespace) -> None:
         output_names=args.output_names,
     )
     show(json.dumps(found.as_dict(), indent=1) if args.json else _table(found))
+
+
+def _check_size(model: nn.Module, example: Any, size: tuple[int, int]) -> None:
+    try:
+        with torch.no_grad():
+            call_model(model, example)
+    except RuntimeError as error:
+        raise ValueError(
+            f'the model does not take images of {size[0]} x {size[1]} pixels ({one_line(error)}); '
+            f'give another --size, such as a multiple of 32'
+        ) from error
 
 
 def _table(found: ExportReport) -> str:

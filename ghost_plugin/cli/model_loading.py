@@ -3,6 +3,7 @@
 Each comes with the preprocessing of its images.
 """
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
@@ -272,7 +273,8 @@ def _from_config(name: str, num_classes: int | None, pretrained: bool) -> Loaded
 
     if pretrained:
         raise ValueError(f'{name} names no published weights; give a checkpoint')
-    return LoadedModel(*build(name, num_classes))
+    with contextlib.redirect_stdout(sys.stderr):  # the packages print; --json has it for itself
+        return LoadedModel(*build(name, num_classes))
 
 
 _BUILDERS: dict[str, Builder] = {'timm': _from_timm, 'torchvision': _from_torchvision}

@@ -13,6 +13,9 @@ from torch import nn
 
 def net():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def fixed():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(784, 2))
 """
 
 
@@ -34,10 +37,23 @@ def test_options_are_checked(cli, refused, model, tmp_path):
     out = ['-o', tmp_path / 'net.pt2']
     assert 'go together' in refused('export', *model, *out, '--plan', 'plan.json')
     assert '--size takes one size' in refused('export', *model, 1, 2, *out)
+    fixed = model[0].replace(':net', ':fixed')
+    assert 'does not take images of 20 x 20 pixels' in refused('export', fixed, '--size', 20, *out)
     assert "invalid choice: 'x'" in refused('optimize', *model, '--backend', 'x')
     # the former switch may stand before the model
     status, _, err = cli('export', '--split', *model, *out)
     assert status == 2 and "works for ['.onnx', '.xml']" in err
+
+
+def test_json_is_alone_where_a_config_prints(ok, tmp_path):
+    pytest.importorskip('mmpretrain')
+    (tmp_path / 'net.py').write_text("""print('words of a package')
+default_scope = 'mmpretrain'
+model = dict(type='ImageClassifier', backbone=dict(type='ghost_plugin.GhostNet'))
+""")
+    out = ok('export', tmp_path / 'net.py', '--size', 32, '-o', tmp_path / 'net.pt2',
+             '--dynamic', 'none', '--json')  # fmt: skip
+    assert json.loads(out)['format'] == 'program'
 
 
 def test_the_fastest_backend_is_named(ok, model, monkeypatch):

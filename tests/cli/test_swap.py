@@ -61,3 +61,12 @@ def test_errors_are_named_and_the_old_file_stays(
     out.write_text('x = 1\n')
     assert said in refused('swap', source, *options, '-o', out)
     assert out.read_text() == 'x = 1\n'
+
+
+def test_keys_that_two_bases_set_are_named(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    source = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+    out = tmp_path / 'mine.py'
+    status, _, err = cli('swap', source, '--with', 'configs/_base_/schedules/adamw.py', '-o', out)
+    assert status == 2 and 'to inherit set optim_wrapper, param_scheduler, test_cfg, ' in err
+    assert list(tmp_path.iterdir()) == []

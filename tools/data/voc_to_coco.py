@@ -186,6 +186,8 @@ def voc(source: Path, out: Path, problems: Problems, classes: list[str] | None) 
         boxes = boxes_of(objects, size, str(path), problems)
         found[split_of(path, lists)].append((source / image, size, boxes))
     known = known_classes(found, classes, problems)
+    if set(found) == {'train'}:
+        print('no images to validate: list them in ImageSets/Main/val.txt, or in a folder val')
     for split, rows in found.items():
         write_coco(out, split, rows, known, problems)
     return {split: len(rows) for split, rows in found.items()}

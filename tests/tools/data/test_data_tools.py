@@ -134,6 +134,17 @@ def test_images_of_one_name_in_a_split_are_all_kept(tmp_path):
     assert images_of(tmp_path / 'out', 'train') == made
 
 
+def test_a_voc_folder_without_split_is_said(tmp_path):
+    image(tmp_path / 'in/1.png')
+    annotation(tmp_path / 'in/1.xml', ('cat', 1, 1, 10, 20))
+    assert 'no images to validate' in run('voc_to_coco.py', tmp_path / 'in', tmp_path / 'a').stdout
+    (tmp_path / 'in').rename(tmp_path / 'val')
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'val').rename(tmp_path / 'in/val')
+    done = run('voc_to_coco.py', tmp_path / 'in', tmp_path / 'b')
+    assert '1 val' in done.stdout and 'to validate' not in done.stdout
+
+
 def test_masks_are_no_images_and_what_fits_alike_is_refused(tmp_path):
     for name in ('JPEGImages/1.jpg', 'SegmentationClass/1.png'):
         image(tmp_path / 'in' / name)

@@ -1,6 +1,7 @@
 """Read configs by path or ``package::`` name, and write them as bases plus a difference."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def write_config(
         The merged config, read back from what was written.
 
     Raises:
-        ValueError, FileExistsError: As :func:`check_out`; nothing is written.
+        ValueError, FileExistsError: As :func:`check_out`, or two bases set the same key; nothing
+            is written.
     """
     out = check_out(out, bases)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,13 +87,26 @@ def write_config(
     partial = out.with_name(f'.{out.stem}_{os.getpid()}.py')
     try:
         partial.write_text('\n'.join(lines))
-        cfg = Config.fromfile(partial)
+        cfg = _read_merged(partial)
         if accept:
             accept(cfg)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
     return Config.fromfile(out)
+
+
+def _read_merged(path: Path) -> Config:
+    try:
+        return Config.fromfile(path)
+    except KeyError as error:
+        if 'Duplicate key' not in str(error):
+            raise
+        keys = ', '.join(sorted(re.findall("'([^']+)'", str(error))))
+        raise ValueError(
+            f'several of the configs to inherit set {keys}; change these in a config that '
+            f'inherits the new one, or start from a config without them'
+        ) from error
 
 
 def made_by(tool: str, source: str) -> str:
