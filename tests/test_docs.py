@@ -23,6 +23,10 @@ PAGES = [README, *PAGES]
 BLOCK = re.compile(r'(<!-- not run: .+? -->\n+)?```(\w+)\n(.*?)```', re.DOTALL)
 # What a comment behind a print says that it prints, where it begins like a value.
 VALUE = re.compile(r'^(?:print\(.*)?\)  # ([\[({\d].*|[A-Z]\w+\(.*|torch\..*)$', re.MULTILINE)
+# What configs of the pages inherit.
+SWAPPED = """_base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
+model = dict(backbone=dict(_delete_=True, type='ghost_plugin.GhostNet', out_indices=(2, 3, 4)))
+"""
 OPTIONAL = ('timm', 'torchvision', 'mmdet', 'mmpretrain', 'segmentation_models_pytorch',
             'lightning', 'transformers')  # fmt: skip
 
@@ -63,6 +67,7 @@ def test_python_runs(page, code, tmp_path, monkeypatch, request, capsys):
     if '_base_' in code:
         config = pytest.importorskip('mmengine.config').Config
         (tmp_path / 'mine.py').write_text(code)
+        (tmp_path / 'swapped.py').write_text(SWAPPED)
         assert config.fromfile(tmp_path / 'mine.py').model.backbone.type.startswith('ghost_plugin.')
         return
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
