@@ -30,6 +30,11 @@ def test_help_has_examples(ok, name):
     assert f'ghost-plugin {name} ' in out.split('examples:')[1]
 
 
+def test_help_of_finetune_names_the_learning_rates(ok):
+    out = ' '.join(ok('finetune', '--help').split())
+    assert 'highest learning rate (sgd 0.05, adamw 0.001)' in out
+
+
 def test_unknown_commands_are_refused_with_a_suggestion(refused):
     assert "no command 'plam'; did you mean plan?" in refused('plam')
     assert 'see --help' in refused('xyz')
