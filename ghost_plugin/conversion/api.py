@@ -161,6 +161,7 @@ def convert(
     seed: int = 0,
     reconstruct: str | None = None,
     steps: int = NUM_STEPS,
+    refit_dense: bool = True,
     inherit: bool = True,
     inplace: bool = False,
     optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
@@ -173,7 +174,7 @@ def convert(
         ratio, dw_size, cheap, group_size, include, exclude, keep_first, keep_last: The same.
         seed, ready: The same.
         calibration: Batches for both.
-        reconstruct, steps, inherit, inplace, optimizers: As in
+        reconstruct, steps, refit_dense, inherit, inplace, optimizers: As in
             :meth:`ghost_plugin.ConversionPlan.apply`.
 
     Returns:
@@ -209,6 +210,7 @@ def convert(
         calibration=batches,
         reconstruct=reconstruct,
         steps=steps,
+        refit_dense=refit_dense,
         inherit=inherit,
         inplace=inplace,
         optimizers=optimizers,

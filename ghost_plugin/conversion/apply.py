@@ -62,6 +62,7 @@ def apply_plan(
     calibration: Iterable[Any] | None = None,
     reconstruct: str | None = None,
     steps: int = NUM_STEPS,
+    refit_dense: bool = True,
     inherit: bool = True,
     inplace: bool = False,
     optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
@@ -70,7 +71,7 @@ def apply_plan(
 
     Args:
         plan: A plan of the model.
-        model, calibration, reconstruct, steps, inherit, inplace, optimizers: As in
+        model, calibration, reconstruct, steps, refit_dense, inherit, inplace, optimizers: As in
             :meth:`ghost_plugin.ConversionPlan.apply`.
 
     Returns:
@@ -90,7 +91,7 @@ def apply_plan(
     plan.check_conversions()
     if not inplace:
         model = _copy(plan, model)
-    task, results = _fit(plan, model, calibration, reconstruct, steps, inherit)
+    task, results = _fit(plan, model, calibration, reconstruct, steps, refit_dense, inherit)
     pairs = [(task.conv(name), ghost) for name, ghost in task.ghosts.items()]
     for ghost in task.ghosts.values():
         ghost.convert_dense_weights = convert_dense_weights
@@ -204,12 +205,13 @@ def _fit(
     calibration: Iterable[Any] | None,
     reconstruct: str | None,
     steps: int,
+    refit_dense: bool,
     inherit: bool,
 ) -> tuple[FitTask, FitResults]:
     """Build the Ghosts of a plan and fit them; the model is only read."""
     settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
     norms = {layer.name: layer.norm for layer in plan.layers}
-    task = FitTask(model, build_ghosts(model, settings, plan.seed), norms)
+    task = FitTask(model, build_ghosts(model, settings, plan.seed), norms, refit_dense)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if not inherit or (calibration is None and on_meta):
         return task, FitResults()

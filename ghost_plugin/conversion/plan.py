@@ -313,6 +313,7 @@ class ConversionPlan:
         calibration: Iterable[Any] | None = None,
         reconstruct: str | None = None,
         steps: int = NUM_STEPS,
+        refit_dense: bool = True,
         inherit: bool = True,
         inplace: bool = False,
         optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
@@ -328,6 +329,8 @@ class ConversionPlan:
             reconstruct: ``'layer'`` or ``'block'`` adds gradient steps on the calibration batches,
                 towards the outputs of the original; labels are not needed.
             steps: Number of gradient steps of each layer or block.
+            refit_dense: Refit convs and linear layers that stay to the inputs that reach them
+                from converted ones, by ridge regression; that costs no multiply-adds.
             inherit: False initialises the Ghost convs anew from the plan's seed.
             inplace: Change ``model`` itself.
             optimizers: One or several, built before with parameters of ``model``; they get the
@@ -349,6 +352,7 @@ class ConversionPlan:
             calibration=calibration,
             reconstruct=reconstruct,
             steps=steps,
+            refit_dense=refit_dense,
             inherit=inherit,
             inplace=inplace,
             optimizers=optimizers,

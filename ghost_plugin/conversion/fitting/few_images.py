@@ -51,9 +51,9 @@ def _outputs(
     def _override(name: str, forward: Forward) -> Forward:
         if name in results.blocks:
             return results.blocks[name]
-        layer = task.ghosts.get(name, forward)
-        shift = results.layers.get(name, LayerFit()).shift
-        return lambda *args, **kwargs: add_shift(layer(*args, **kwargs), shift)
+        fit = results.layers.get(name, LayerFit())
+        layer = task.ghosts.get(name, fit.refitted or forward)
+        return lambda *args, **kwargs: add_shift(layer(*args, **kwargs), fit.shift)
 
     outside = [
         name

@@ -1,9 +1,9 @@
-"""Regularised least squares of one Ghost conv, on the inputs that it really gets.
+"""Regularised least squares of one layer, on the inputs that it really gets.
 
 With the cheap kernels fixed the Ghost is linear in its primary kernels, with these fixed it is
 linear in the cheap ones. The first problem is solved by conjugate gradients, with the second
 moments of the inputs as preconditioner (each primary kernel serves several outputs, so no closed
-form is cheap); the second one in closed form.
+form is cheap); the second one in closed form. A dense layer is a Ghost without ghosts.
 
 Few images determine little. Each solve has a ridge towards the weights that the Ghost has already;
 its strength is the number of unknowns over the number of positions. Some images, or some rows of a
@@ -183,7 +183,7 @@ def _set_parameters(ghost: GhostConv2d, values: dict[str, torch.Tensor]) -> None
 def _fit(ghost: GhostConv2d, seen: FitProblem, held: FitProblem, energy: torch.Tensor) -> FitResult:
     """Fit in place to what is seen; each step stays that lowers the error on what was held back."""
     best = _measure(ghost, held, torch.zeros_like(seen.used), energy)
-    for primary_too in (False, True):
+    for primary_too in (False, True) if ghost.ghosts_per_primary else (True,):
         if best.error < EXACT_ERROR:
             break
         before = _parameters(ghost)
@@ -224,8 +224,9 @@ def _gap(
     ghost: GhostConv2d, problem: FitProblem, shift: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Targets less what the Ghost gives with a shift, (N, computed, rows, W')."""
-    primary = ghost.primary_conv(problem.x)
-    computed = torch.cat((primary, ghost.ghosts(primary)), dim=1)
+    computed = primary = ghost.primary_conv(problem.x)
+    if ghost.ghosts_per_primary:
+        computed = torch.cat((primary, ghost.ghosts(primary)), dim=1)
     gap = problem.y[:, :, problem.rows] - computed[:, :, problem.rows]
     return gap if shift is None else gap - shift.to(gap)[:, None, None]
 
@@ -249,6 +250,8 @@ def line_search(positions: int, slope: torch.Tensor, curvature: torch.Tensor) ->
 def _linear(ghost: GhostConv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """All computed channels of the Ghost with other primary kernels and no bias."""
     primary = _without_bias(ghost.primary_conv, x, weight)
+    if not ghost.ghosts_per_primary:
+        return primary
     cheap = _cheap(ghost)
     ghosts = _without_bias(cheap, primary[:, : ghost.num_ghosted], cheap.weight)
     return torch.cat((primary, ghosts), dim=1)
@@ -312,7 +315,9 @@ def _match_means(ghost: GhostConv2d, problem: FitProblem, shift: torch.Tensor) -
     if ghost.primary_conv.bias is None:
         return shift + mean_gap(_gap(ghost, problem, shift)) * problem.used
     size = len(ghost.primary_conv.bias)
-    parts = ((ghost.primary_conv.bias, slice(size)), (_cheap(ghost).bias, slice(size, None)))
+    parts = [(ghost.primary_conv.bias, slice(size))]
+    if ghost.ghosts_per_primary:
+        parts.append((_cheap(ghost).bias, slice(size, None)))
     for bias, part in parts:
         if bias is not None:
             bias += (mean_gap(_gap(ghost, problem)) * problem.used)[part].to(bias)
@@ -369,6 +374,8 @@ def _weight_gradient(
 def _cluster_scale(ghost: GhostConv2d, used: torch.Tensor) -> torch.Tensor:
     """(m,) energy with which each primary channel enters the outputs of its cluster."""
     scale = used[: ghost.primary].clone()
+    if not ghost.ghosts_per_primary:
+        return scale
     energy = _cheap(ghost).weight.double().square().sum((1, 2, 3))
     ghosts = (energy * used[ghost.primary :]).view(-1, ghost.ghosts_per_group)
     scale[: ghost.num_ghosted] += ghosts.sum(1)
@@ -435,6 +442,8 @@ def _fit_cheap(
     Returns:
         (computed,) the shift that follows, if means are free and no bias takes it.
     """
+    if not ghost.ghosts_per_primary:
+        return _match_means(ghost, seen, shift)
     conv, cheap = ghost.primary_conv, _cheap(ghost)
     size, mode = cheap.kernel_size[0], conv.padding_mode
     constant = seen.free or cheap.bias is not None

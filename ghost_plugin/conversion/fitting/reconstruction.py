@@ -10,7 +10,7 @@ the steps is kept.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ...utils.modules import clone_tensors, deepcopy_detached, eval_mode
-from ..surgery import replace_modules, shift_running_mean
+from ..surgery import replace_modules
 from .batches import Arguments, concat_nested, take_samples
 from .least_squares import num_held
 from .microbatch_scheduler import HELD_ACTIVATIONS, run_microbatches
@@ -37,12 +37,14 @@ from .sequential import (
     FitResults,
     FitTask,
     LayerFit,
+    absorb_results,
     add_shift,
+    dense_visitor,
+    differ,
     ghost_visitor,
     initialize_early_layers,
     initialize_ghosts,
     layers_with_means,
-    mean_visitor,
 )
 
 LEARNING_RATE = 1e-3  # of Adam; it falls by a cosine
@@ -126,8 +128,12 @@ def reconstruct_blocks(task: FitTask, batches: Sequence[Any], steps: int, seed: 
         seed: Of the order of images and of the projections behind the channels' weights.
     """
     early = initialize_early_layers(task, batches)
-    blocks = find_blocks(task.model, list(task.ghosts))
+    dense = layers_with_means(task, batches) if task.refit_dense else []
+    dense = [name for name in dense if isinstance(task.conv(name), nn.Conv2d)]
+    blocks = find_blocks(task.model, [*task.ghosts, *dense])
     single = {name for name, convs in blocks.items() if convs == [name]}
+    for name in single - task.ghosts.keys():
+        blocks.pop(name)  # it is refitted alone
     metrics = channel_metrics(task.model, blocks.keys() - single, batches, seed)
     visitors: dict[str, ModuleVisitor[Any]] = {}
     for name, convs in blocks.items():
@@ -146,7 +152,7 @@ def _run(
     early: Mapping[str, LayerFit],
 ) -> FitResults:
     means = {
-        name: mean_visitor(task, name)
+        name: dense_visitor(task, name)
         for name in layers_with_means(task, batches)
         if not any(name.startswith(f'{block}.') for block in visitors)
     }
@@ -193,6 +199,8 @@ def _block_visitor(
         forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: BlockFit | None
     ) -> tuple[Any, Any, BlockFit]:
         wanted = old.map(forward)
+        if fit is None and not differ(old, new) and not any(conv in task.ghosts for conv in convs):
+            fit = BlockFit(student, {})  # nothing was converted yet
         if fit is None:
             fit = BlockFit(student, _insert_ghosts(task, student, name, convs, early, old, new))
             learn(student, new, wanted)
@@ -215,6 +223,8 @@ def _insert_ghosts(
     norms = {c: n[start:] for c in convs if (n := task.norms.get(c, '')).startswith(f'{name}.')}
     visitors = {
         conv[start:]: ghost_visitor(task, conv, early.get(conv), shift_norm=conv in norms)
+        if conv in task.ghosts
+        else dense_visitor(task, conv, shift_norm=conv in norms)
         for conv in convs
     }
     size = bytes_per_image(block, old.first(1))
@@ -222,13 +232,14 @@ def _insert_ghosts(
     fits = paired_forward(block, concat_nested(old.first(few), new.first(few)), few, visitors)
     layers = {conv: fits[conv[start:]] for conv in convs if conv[start:] in fits}
     known = {conv: early[conv] for conv in convs if conv in early} | layers
-    missed = [conv for conv in convs if conv not in known]  # that run on crops and the like
+    ghosts = [conv for conv in convs if conv in task.ghosts]
+    missed = [conv for conv in ghosts if conv not in known]  # that run on crops and the like
     layers = known | initialize_ghosts(task, missed)
-    replace_modules(block, {conv[start:]: task.ghosts[conv] for conv in convs})
-    for conv, fit in layers.items():
-        if conv in norms and fit.shift is not None:
-            shift_running_mean(block.get_submodule(norms[conv]), fit.shift)
-    return {conv: LayerFit(fit.error) for conv, fit in layers.items()}  # the block has the shifts
+    replace_modules(block, {conv[start:]: task.ghosts[conv] for conv in ghosts})
+    inside = {conv[start:]: replace(fit, error=None) for conv, fit in layers.items()}
+    absorb_results(block, {conv[start:]: norm for conv, norm in norms.items()}, FitResults(inside))
+    # The block has the shifts.
+    return {conv: LayerFit(fit.error) for conv, fit in layers.items() if conv in task.ghosts}
 
 
 def bytes_per_image(model: nn.Module, arguments: Arguments) -> int:

@@ -11,8 +11,15 @@ from torch import nn
 
 from ...layers.bn_folding import has_hooks_or_parametrization
 from ...layers.ghost import GhostConv2d
-from ...utils.modules import call_model, eval_mode, frozen_parameters, removing_hooks
-from ..surgery import shift_running_mean
+from ...utils.modules import (
+    call_model,
+    deepcopy_detached,
+    eval_mode,
+    frozen_parameters,
+    removing_hooks,
+    tensors_in,
+)
+from ..surgery import build_ghost, shift_running_mean
 from .batches import rebatch
 from .channel_statistics import ChannelMoments, ChannelMomentsCollector, moments_from_weights
 from .initialization import filter_size, initialize_ghost
@@ -35,11 +42,13 @@ class FitTask:
         ghosts: By the name of the conv that each replaces.
         norms: Name of the norm behind a conv, '' if there is none, by the conv's name; also of
             convs that stay.
+        refit_dense: Whether layers that stay dense are refitted to the inputs that reach them.
     """
 
     model: nn.Module
     ghosts: Mapping[str, GhostConv2d]
     norms: Mapping[str, str]
+    refit_dense: bool = True
 
     def conv(self, name: str) -> nn.Conv2d:
         """The dense conv."""
@@ -70,10 +79,12 @@ class LayerFit:
     Attributes:
         error: Relative squared error of the output; None for a layer that stays dense.
         shift: (out_channels,) for the norm behind to add, or for the layer's own bias.
+        refitted: A dense layer with other weights, which replaces the original's.
     """
 
     error: float | None = None
     shift: torch.Tensor | None = None
+    refitted: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -214,8 +225,8 @@ def fit_sequentially(task: FitTask, batches: Sequence[Any]) -> FitResults:
     """
     early = initialize_early_layers(task, batches)
     visitors = {name: ghost_visitor(task, name, early.get(name)) for name in task.ghosts}
-    means = {name: mean_visitor(task, name) for name in layers_with_means(task, batches)}
-    found = run_microbatches(task.model, batches, visitors | means, ACTIVATION_BYTES)
+    dense = {name: dense_visitor(task, name) for name in layers_with_means(task, batches)}
+    found = run_microbatches(task.model, batches, visitors | dense, ACTIVATION_BYTES)
     return FitResults(early | found)
 
 
@@ -268,30 +279,69 @@ def layers_with_means(task: FitTask, batches: Sequence[Any]) -> list[str]:
     return [name for name in found if calls[name] == 1]
 
 
-def mean_visitor(task: FitTask, name: str) -> ModuleVisitor[LayerFit]:
-    """Visitor that brings the channel means of a dense layer to those of the original.
+def dense_visitor(task: FitTask, name: str, *, shift_norm: bool = True) -> ModuleVisitor[LayerFit]:
+    """Visitor that refits a dense layer, towards the original's outputs from the inputs it gets.
+
+    Weights that change little are preferred (ridge regression towards the layer's own). Without
+    ``task.refit_dense`` only the channels' means follow.
 
     Source: bias correction, Nagel et al., Data-Free Quantization, ICCV 2019 (arXiv 1906.04721).
 
     Args:
         task: Of a conversion.
         name: Of the layer.
+        shift_norm: Whether the norm behind, if any, may take a shift.
     """
     # Not tokens and feature maps of linear layers, whose channels come last.
     dimensions = 2 if isinstance(task.model.get_submodule(name), nn.Linear) else 4
+    # A copy made now, because the forward of the layer itself will be overridden.
+    own: Any = deepcopy_detached(task.model.get_submodule(name)).eval()
+    free = shift_norm and task.norm(name) is not None
 
     def _visit(
         forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
     ) -> tuple[Any, Any, LayerFit]:
-        wanted, given = old.map(forward), new.map(forward)
+        wanted = old.map(forward)
+        if fit is None and task.refit_dense and wanted.ndim == dimensions and differ(old, new):
+            fit = _refit(name, own, new, wanted, free)
         if fit is None:
-            gap = (wanted - given).double()
+            gap = (wanted - new.map(forward)).double()
             known = wanted.ndim == dimensions
             maps = gap if gap.ndim == 4 else gap[..., None, None]
-            fit = LayerFit(shift=mean_gap(maps) if known else gap.new_zeros(1))
-        return wanted, add_shift(given, fit.shift), fit
+            takes = free or own.bias is not None
+            fit = LayerFit(shift=mean_gap(maps) if known and takes else gap.new_zeros(1))
+        return wanted, add_shift(new.map(fit.refitted or forward), fit.shift), fit
 
     return _visit
+
+
+def differ(old: ActivationBatch, new: ActivationBatch) -> bool:
+    """Say if a layer's inputs changed, that is, if any layer in front of it was converted."""
+    pairs = zip(tensors_in(old.first(1)), tensors_in(new.first(1)), strict=True)
+    return not all(torch.equal(a, b) for a, b in pairs)
+
+
+def _refit(
+    name: str, layer: Any, given: ActivationBatch, wanted: torch.Tensor, free: bool
+) -> LayerFit:
+    """Fit a copy of a dense layer, as a Ghost conv without ghosts."""
+    conv = layer
+    if isinstance(layer, nn.Linear):
+        conv = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=layer.bias is not None)
+        conv.to(layer.weight)
+        with torch.no_grad():
+            conv.weight.copy_(layer.weight[:, :, None, None])
+            if layer.bias is not None:
+                conv.bias.copy_(layer.bias)
+    ghost = build_ghost(conv, {'ratio': 1, 'dw_size': 1, 'cheap': 'depthwise'})
+    ghost.primary_conv.load_state_dict(conv.state_dict())
+    fit = _fit_layer(name, ghost, given, wanted, free, None)
+    refitted: Any = deepcopy_detached(layer)
+    with torch.no_grad():
+        refitted.weight.copy_(ghost.primary_conv.weight.view_as(layer.weight))
+        if layer.bias is not None:
+            refitted.bias.copy_(ghost.primary_conv.bias)
+    return LayerFit(shift=fit.shift, refitted=refitted)
 
 
 def ghost_visitor(
@@ -352,16 +402,25 @@ def _fit_layer(
 ) -> LayerFit:
     """Fit a Ghost in place to its targets, in float32 at least."""
     none = torch.zeros(wanted.shape[1], device=wanted.device)
-    if not isinstance(ghost.cheap_operation, nn.Conv2d):
+    if ghost.ghosts_per_primary and not isinstance(ghost.cheap_operation, nn.Conv2d):
         return LayerFit(error, none)
     exact = torch.float64 if wanted.dtype == torch.float64 else torch.float32
     own = ghost.primary_conv.weight.dtype
-    number = min(given.num_images, num_samples_for(ghost, given.first(1)[0][0], wanted))
-    x = given.first(number)[0][0].to(exact)
+    if wanted.ndim == 2:
+        wanted = wanted[..., None, None]
+    number = min(given.num_images, num_samples_for(ghost, _maps(given, 1), wanted))
+    x = _maps(given, number).to(exact)
     with frozen_parameters(ghost):
         found = fit_ghost(ghost.to(exact), x, wanted[:number].to(exact), free)
     ghost.to(own)
     return LayerFit(_require_finite(name, found.error), found.shift if free else none)
+
+
+def _maps(given: ActivationBatch, number: int) -> torch.Tensor:
+    """The input of a layer for the first images, vectors as feature maps of one pixel."""
+    args, kwargs = given.first(number)
+    x: torch.Tensor = (*args, *kwargs.values())[0]
+    return x if x.ndim == 4 else x[..., None, None]
 
 
 @torch.no_grad()
@@ -374,6 +433,8 @@ def absorb_results(model: nn.Module, norms: Mapping[str, str], results: FitResul
         results: Of the fits.
     """
     for name, fit in results.layers.items():
+        if fit.refitted is not None:
+            model.get_submodule(name).load_state_dict(fit.refitted.state_dict())
         if fit.shift is None or not fit.shift.any():
             continue
         if norms.get(name):
