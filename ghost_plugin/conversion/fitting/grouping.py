@@ -16,7 +16,8 @@ import torch
 from ...layers.ghost import GhostLayout
 
 MAX_ROUNDS, MIN_GAIN = 4, 1e-3  # assignments, and the share of the error that one must take away
-RIDGE_SHARE = 1e-9  # of a channel's mean variance, keeps the small systems solvable
+# Of the largest variance: above the rounding of moments in float32, so that systems are solvable.
+RIDGE_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def group_channels(covariance: torch.Tensor, layout: GhostLayout) -> Groups:
         covariance: (n, n) of the channels, in float64.
         layout: Numbers of channels; its groups hold more than one primary channel.
     """
-    ridge = RIDGE_SHARE * covariance.diagonal().mean().clamp_min(1e-30)
+    ridge = RIDGE_SHARE * covariance.diagonal().max().clamp_min(1e-30)
     covariance = covariance + ridge * torch.eye(len(covariance)).to(covariance)
     primary = pivots(covariance, layout.primary)
     taken = set(primary)

@@ -1,10 +1,14 @@
 """First weights of a Ghost conv: copies of primary kernels, and the best cheap kernels for them."""
 
+from itertools import chain
+from typing import cast
+
 import torch
 from torch import nn
 
-from ...layers.ghost import GhostConv2d
+from ...layers.ghost import GhostConv2d, GhostLayout
 from .channel_statistics import ChannelMoments, pair_filters, pairwise_errors
+from .grouping import group_channels
 from .pairing import assign_ghosts
 
 
@@ -27,11 +31,11 @@ def initialize_ghost(conv: nn.Conv2d, ghost: GhostConv2d, moments: ChannelMoment
         as they have nothing to fit. All channels count alike: on ResNet-20 and EfficientNet-Lite0
         that was better than to weigh them by the norm behind, and as good as by gradients.
     """
-    if ghost.group_size > 1:
-        raise ValueError(f'group_size={ghost.group_size} cannot inherit weights: inherit=False')
     if not ghost.ghosts_per_group:
         ghost.primary_conv.load_state_dict(conv.state_dict())
         return 0.0
+    if ghost.group_size > 1:
+        return _initialize_mixed(conv, ghost, moments)
     shares = moments.energy.double()
     shares = shares / shares.sum().clamp_min(1e-30)
     errors = pairwise_errors(moments).mul_(shares)
@@ -48,6 +52,46 @@ def initialize_ghost(conv: nn.Conv2d, ghost: GhostConv2d, moments: ChannelMoment
     _write_weights(conv, ghost, clusters, filters, moments.constant)
     fitted = isinstance(ghost.cheap_operation, nn.Conv2d)
     return float((errors[primaries, ghosts] if fitted else shares[ghosts]).sum())
+
+
+@torch.no_grad()
+def _initialize_mixed(conv: nn.Conv2d, ghost: GhostConv2d, moments: ChannelMoments) -> float:
+    """The same for ghosts that mix several primary channels, by kernels of one pixel."""
+    size, cheap = ghost.group_size, cast(nn.Conv2d, ghost.cheap_operation)
+    centre = cheap.kernel_size[0] // 2
+    covariance = moments.cross[:, :, cheap.kernel_size[0] ** 2 // 2].double()
+    mean = moments.cross[0, :, -1].double() if moments.constant else None
+    if mean is not None:
+        covariance = covariance - mean[:, None] * mean
+    rounding = 1e-12 if moments.cross.dtype == torch.float64 else 1e-6
+    layout = GhostLayout(ghost.primary, ghost.num_ghosted, size, ghost.ghosts_per_group)
+    groups = group_channels(covariance, layout)
+    firsts = [*chain.from_iterable(groups.primaries), *groups.others]
+    ghost.primary_conv.weight.copy_(conv.weight[firsts])
+    order = torch.zeros(conv.out_channels, dtype=torch.long)
+    order[firsts] = torch.arange(len(firsts))
+    weights = torch.zeros_like(cheap.weight)
+    biases = torch.zeros(len(weights), dtype=torch.float64)
+    offsets = conv.bias.double() if conv.bias is not None and mean is None else mean
+    lost = 0.0
+    for index, (own, ghosts) in enumerate(zip(groups.primaries, groups.ghosts, strict=True)):
+        # Primary channels may depend on each other, where they are more than the inputs.
+        inverse = torch.linalg.pinv(covariance[own][:, own], rtol=rounding, hermitian=True)
+        found = inverse @ covariance[own][:, ghosts]  # (size, ghosts)
+        place = index * ghost.ghosts_per_group + torch.arange(len(ghosts))
+        order[ghosts] = ghost.primary + place
+        weights[place, :, centre, centre] = found.T.to(weights)
+        if offsets is not None:
+            biases[place] = (offsets[ghosts] - found.T @ offsets[own]).to(biases)
+        explained = (found * covariance[own][:, ghosts]).sum(0)
+        lost += float((covariance.diagonal()[ghosts] - explained).clamp_min(0).sum())
+    ghost.order = order
+    cheap.weight.copy_(weights)
+    if cheap.bias is not None:
+        cheap.bias.copy_(biases)
+    if conv.bias is not None and ghost.primary_conv.bias is not None:
+        ghost.primary_conv.bias.copy_(conv.bias[firsts])
+    return lost / float(covariance.diagonal().sum().clamp_min(1e-30))
 
 
 @torch.no_grad()

@@ -183,7 +183,7 @@ def _set_parameters(ghost: GhostConv2d, values: dict[str, torch.Tensor]) -> None
 def _fit(ghost: GhostConv2d, seen: FitProblem, held: FitProblem, energy: torch.Tensor) -> FitResult:
     """Fit in place to what is seen; each step stays that lowers the error on what was held back."""
     best = _measure(ghost, held, torch.zeros_like(seen.used), energy)
-    for primary_too in (False, True) if ghost.ghosts_per_primary else (True,):
+    for primary_too in (False, True) if ghost.ghosts_per_group else (True,):
         if best.error < EXACT_ERROR:
             break
         before = _parameters(ghost)
@@ -225,7 +225,7 @@ def _gap(
 ) -> torch.Tensor:
     """Targets less what the Ghost gives with a shift, (N, computed, rows, W')."""
     computed = primary = ghost.primary_conv(problem.x)
-    if ghost.ghosts_per_primary:
+    if ghost.ghosts_per_group:
         computed = torch.cat((primary, ghost.ghosts(primary)), dim=1)
     gap = problem.y[:, :, problem.rows] - computed[:, :, problem.rows]
     return gap if shift is None else gap - shift.to(gap)[:, None, None]
@@ -250,7 +250,7 @@ def line_search(positions: int, slope: torch.Tensor, curvature: torch.Tensor) ->
 def _linear(ghost: GhostConv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """All computed channels of the Ghost with other primary kernels and no bias."""
     primary = _without_bias(ghost.primary_conv, x, weight)
-    if not ghost.ghosts_per_primary:
+    if not ghost.ghosts_per_group:
         return primary
     cheap = _cheap(ghost)
     ghosts = _without_bias(cheap, primary[:, : ghost.num_ghosted], cheap.weight)
@@ -316,7 +316,7 @@ def _match_means(ghost: GhostConv2d, problem: FitProblem, shift: torch.Tensor) -
         return shift + mean_gap(_gap(ghost, problem, shift)) * problem.used
     size = len(ghost.primary_conv.bias)
     parts = [(ghost.primary_conv.bias, slice(size))]
-    if ghost.ghosts_per_primary:
+    if ghost.ghosts_per_group:
         parts.append((_cheap(ghost).bias, slice(size, None)))
     for bias, part in parts:
         if bias is not None:
@@ -374,11 +374,12 @@ def _weight_gradient(
 def _cluster_scale(ghost: GhostConv2d, used: torch.Tensor) -> torch.Tensor:
     """(m,) energy with which each primary channel enters the outputs of its cluster."""
     scale = used[: ghost.primary].clone()
-    if not ghost.ghosts_per_primary:
+    if not ghost.ghosts_per_group:
         return scale
-    energy = _cheap(ghost).weight.double().square().sum((1, 2, 3))
-    ghosts = (energy * used[ghost.primary :]).view(-1, ghost.ghosts_per_group)
-    scale[: ghost.num_ghosted] += ghosts.sum(1)
+    energy = _cheap(ghost).weight.double().square().sum((2, 3))  # (ghosts, group_size)
+    energy = energy * used[ghost.primary :, None]
+    energy = energy.view(-1, ghost.ghosts_per_group, ghost.group_size).sum(1)
+    scale[: ghost.num_ghosted] += energy.flatten()
     return scale.clamp_min(1e-30)
 
 
@@ -442,7 +443,7 @@ def _fit_cheap(
     Returns:
         (computed,) the shift that follows, if means are free and no bias takes it.
     """
-    if not ghost.ghosts_per_primary:
+    if not ghost.ghosts_per_group:
         return _match_means(ghost, seen, shift)
     conv, cheap = ghost.primary_conv, _cheap(ghost)
     size, mode = cheap.kernel_size[0], conv.padding_mode
@@ -455,17 +456,19 @@ def _fit_cheap(
         for problem in (seen, held)
     )
     positions = min(CHEAP_POSITIONS, maps[:, 0].numel())
-    some = max(1, CHEAP_ELEMENTS // (positions * (size**2 + constant)))  # channels at a time
-    targets = gap.view(len(gap), ghost.num_ghosted, ghost.ghosts_per_group, *gap.shape[2:])
+    group_size = ghost.group_size
+    terms = size**2 * group_size
+    some = max(1, CHEAP_ELEMENTS // (positions * (terms + constant)))  # groups at a time
+    targets = gap.view(len(gap), -1, ghost.ghosts_per_group, *gap.shape[2:])
     delta = torch.cat(
         [
             _best_filters(here, there, size, mode, constant, seen.rows)
             for here, there in zip(
-                torch.split(maps, some, 1), torch.split(targets, some, 1), strict=True
+                torch.split(maps, some * group_size, 1), torch.split(targets, some, 1), strict=True
             )
         ]
     )
-    kernels = delta[:, : size**2].view_as(cheap.weight).to(cheap.weight)
+    kernels = delta[:, :terms].reshape(cheap.weight.shape).to(cheap.weight)
     change = _without_bias(cheap, held_maps, kernels)[:, :, held.rows]
     if constant:
         change = change + delta[:, -1].to(change)[:, None, None]
@@ -483,25 +486,26 @@ def _best_filters(
     """Filters with a ridge of as many positions as they have unknowns.
 
     Args:
-        maps: (N, n, H, W) inputs of the filters.
-        wanted: (N, n, copies, rows, W) targets.
+        maps: (N, n * group_size, H, W) inputs of the filters, group by group.
+        wanted: (N, n, ghosts_per_group, rows, W) targets.
         size: Of the filters, pixels.
         mode: Of their padding.
         constant: Whether each has a constant as its last term.
         rows: Rows of ``maps`` whose positions count.
 
     Returns:
-        (n * copies, terms)
+        (n * ghosts_per_group, terms)
     """
-    terms = [flat.double() for flat in shifted(maps, size, mode, CHEAP_POSITIONS, rows)]
+    taps = [flat.double() for flat in shifted(maps, size, mode, CHEAP_POSITIONS, rows)]
+    groups = wanted.shape[1]
+    seen = torch.stack(taps, dim=1).view(groups, -1, taps[0].shape[1])  # (n, terms, positions)
     if constant:
-        terms.append(torch.ones_like(terms[0]))
-    seen = torch.stack(terms, dim=1)  # (n, terms, positions)
+        seen = torch.cat((seen, torch.ones_like(seen[:, :1])), dim=1)
     step = sampling_step(wanted[:, :, 0], CHEAP_POSITIONS)
     wanted = wanted.permute(1, 2, 0, 3, 4).flatten(2)[:, :, ::step].double()
     own = seen @ seen.transpose(1, 2) / seen.shape[2]
     cross = seen @ wanted.transpose(1, 2) / seen.shape[2]
-    return solve(own, cross, len(terms) / seen.shape[2]).transpose(1, 2).flatten(0, 1)
+    return solve(own, cross, seen.shape[1] / seen.shape[2]).transpose(1, 2).flatten(0, 1)
 
 
 def _sum(problem: FitProblem, maps: torch.Tensor) -> torch.Tensor:

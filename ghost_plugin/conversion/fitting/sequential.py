@@ -402,7 +402,7 @@ def _fit_layer(
 ) -> LayerFit:
     """Fit a Ghost in place to its targets, in float32 at least."""
     none = torch.zeros(wanted.shape[1], device=wanted.device)
-    if ghost.ghosts_per_primary and not isinstance(ghost.cheap_operation, nn.Conv2d):
+    if ghost.ghosts_per_group and not isinstance(ghost.cheap_operation, nn.Conv2d):
         return LayerFit(error, none)
     exact = torch.float64 if wanted.dtype == torch.float64 else torch.float32
     own = ghost.primary_conv.weight.dtype
