@@ -11,7 +11,7 @@ from torch import nn
 from ..profiling import count
 from ..utils.modules import plain_forward
 from .apply import apply_plan
-from .budget import candidate_ratios, meet_budget, undecided_layers
+from .budget import candidate_variants, meet_budget, undecided_layers
 from .fitting.batches import as_batches, batch_size
 from .inspection import inspect_convs
 from .latency_budget import meet_latency
@@ -32,9 +32,9 @@ def plan(
     latency_backend: str | PrepareFn = 'eager',
     calibration: Iterable[Any] | None = None,
     ratio: float = SETTINGS['ratio'],
-    dw_size: int = SETTINGS['dw_size'],
+    dw_size: int | None = None,
     cheap: str = SETTINGS['cheap'],
-    group_size: int | str = SETTINGS['group_size'],
+    group_size: int | str | None = None,
     include: Any = None,
     exclude: Any = None,
     keep_first: bool = True,
@@ -48,8 +48,9 @@ def plan(
         model, example_input: A network and its input: a tensor, a tuple of arguments or a mapping
             of keyword arguments.
         macs, params: Budgets, as a share of the model's (0.6) or an amount (``'240M'``): ratios
-            with the least estimated change of the output are then chosen per conv, from
-            :data:`ghost_plugin.conversion.budget.RATIOS`. Never exceeded.
+            with the least estimated change of the output are then chosen per conv, and kernel and
+            group sizes with them where none are given, from
+            :func:`ghost_plugin.conversion.variants.automatic_variants`. Never exceeded.
         latency: A budget as a share of the model's own on this machine, or an amount (``'5ms'``):
             convs are timed, those whose Ghost is slower stay, and the plan is measured at the end.
             Beside another budget it only raises the ratios that this has chosen.
@@ -60,7 +61,8 @@ def plan(
             and beside fewer than eight images.
         ratio, dw_size, cheap: Settings of all Ghost convs where ``include`` gives no others:
             output channels per primary channel, size of the cheap kernels in pixels, and
-            ``'depthwise'``, ``'shift'`` or ``'linear'``.
+            ``'depthwise'``, ``'shift'`` or ``'linear'``. Without a budget ``dw_size`` is 3 and
+            ``group_size`` 1, as in the paper.
         group_size: One more of these settings: the number of primary channels that each ghost
             mixes, or ``'all'``. Convs with groups or with fewer primary channels are kept.
         include, exclude, keep_first, keep_last: Patterns of convs to convert or keep, as in
@@ -93,14 +95,18 @@ def plan(
         model,
         inspect_convs(model, example_input),
         ratio=ratio,
-        dw_size=dw_size,
+        dw_size=SETTINGS['dw_size'] if dw_size is None else dw_size,
         cheap=cheap,
-        group_size=group_size,
+        group_size=SETTINGS['group_size'] if group_size is None else group_size,
         include=include,
         exclude=exclude,
         keep_first=keep_first,
         keep_last=keep_last,
     )
+    automatic: frozenset[str] = frozenset()
+    if dw_size is None and group_size is None and cheap == 'depthwise' and latency is None:
+        names = {layer.name for layer in selection.layers if layer.shape.groups == 1}
+        automatic = frozenset(names - selection.with_settings)
     cost = count(model, example_input)
     made = ConversionPlan(
         model=type(model).__name__,
@@ -113,7 +119,7 @@ def plan(
     if macs is None and params is None and latency is None:
         return made
     batches = None if calibration is None else as_batches(calibration, model)
-    made = _with_scores(made, selection.fixed, model, example_input, batches)
+    made = _with_scores(made, selection.fixed, automatic, model, example_input, batches)
     if macs is None and params is None:
         macs = 1.0  # all stay, before time decides
     made = meet_budget(made, macs=macs, params=params)
@@ -125,18 +131,19 @@ def plan(
 def _with_scores(
     plan: ConversionPlan,
     fixed: frozenset[str],
+    automatic: frozenset[str],
     model: nn.Module,
     example_input: Any,
     batches: list[Any] | None,
 ) -> ConversionPlan:
-    """Score all ratios that save something; layers without any are kept."""
-    ratios = candidate_ratios(plan.layers, fixed)
-    without = {layer.name for layer in undecided_layers(plan.layers)} - ratios.keys()
+    """Score all variants that save something; layers without any are kept."""
+    variants = candidate_variants(plan.layers, fixed, automatic)
+    without = {layer.name for layer in undecided_layers(plan.layers)} - variants.keys()
     layers = tuple(
         layer.keep('no_gain') if layer.name in without else layer for layer in plan.layers
     )
-    if ratios:
-        layers = score(model, layers, ratios, example_input, batches, plan.seed)
+    if variants:
+        layers = score(model, layers, variants, example_input, batches, plan.seed)
     return replace(plan, layers=layers)
 
 
@@ -151,9 +158,9 @@ def convert(
     latency_backend: str | PrepareFn = 'eager',
     calibration: Iterable[Any] | None = None,
     ratio: float = SETTINGS['ratio'],
-    dw_size: int = SETTINGS['dw_size'],
+    dw_size: int | None = None,
     cheap: str = SETTINGS['cheap'],
-    group_size: int | str = SETTINGS['group_size'],
+    group_size: int | str | None = None,
     include: Any = None,
     exclude: Any = None,
     keep_first: bool = True,

@@ -6,25 +6,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from .plan import ConversionPlan, LayerPlan, count_reasons
+from .variants import RATIOS, Variant, automatic_variants
 
-RATIOS = (1.0625, 1.125, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 _UNITS = {'k': 1e3, 'M': 1e6, 'G': 1e9}
 _COSTS = {'params': 0, 'macs': 1}  # index into the costs of a ConvSpec
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One ratio for one conv.
+    """One variant for one conv.
 
     Attributes:
-        ratio: 1 keeps the conv.
+        variant: Its ratio is 1 for the conv as it is.
         cost: Cost in the unit of the budget.
-        loss_increase: Score of the ratio; 0 for the conv as it is.
+        loss_increase: Score of the variant; 0 for the conv as it is.
     """
 
-    ratio: float
+    variant: Variant
     cost: float
     loss_increase: float
+
+    @property
+    def ratio(self) -> float:
+        """Ratio of the variant."""
+        return self.variant.ratio
 
 
 def target(budget: float | str, before: float, name: str) -> float:
@@ -60,24 +65,33 @@ def undecided_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
     return [layer for layer in layers if layer.converts or layer.reason in ('budget', 'slower')]
 
 
-def candidate_ratios(
-    layers: Sequence[LayerPlan], fixed: frozenset[str]
-) -> dict[str, tuple[float, ...]]:
-    """Return the ratios of each undecided layer that would save something, by name.
+def candidate_variants(
+    layers: Sequence[LayerPlan], fixed: frozenset[str], automatic: frozenset[str] = frozenset()
+) -> dict[str, tuple[Variant, ...]]:
+    """Return the variants of each undecided layer that would save something, by name.
 
     Args:
         layers: Layers of a plan.
         fixed: Names of layers that have their only ratio already.
+        automatic: Names of layers whose kernel and group sizes may be chosen.
     """
     found = {}
     for layer in undecided_layers(layers):
-        ratios = (layer.ratio,) if layer.name in fixed else RATIOS
-        settings = [{**layer.settings, 'ratio': ratio} for ratio in ratios]
         shape = layer.shape
-        possible = [each for each in settings if not shape.settings_blocker(each)]
-        saving = [each['ratio'] for each in possible if shape.ghost_saves(each)]
+        if layer.name in fixed:
+            variants = [Variant(layer.ratio)]
+        elif layer.name in automatic:
+            variants = automatic_variants(shape)
+        else:
+            variants = [Variant(ratio) for ratio in RATIOS]
+        settings = {variant: variant.settings(layer.settings) for variant in variants}
+        saving = tuple(
+            variant
+            for variant, own in settings.items()
+            if not shape.settings_blocker(own) and shape.ghost_saves(own)
+        )
         if saving:
-            found[layer.name] = tuple(saving)
+            found[layer.name] = saving
     return found
 
 
@@ -118,17 +132,18 @@ def keep_min_ratio(options: list[Choice], layer: LayerPlan) -> list[Choice]:
     return [choice for choice in options if choice.ratio >= floor]
 
 
-def _cost(layer: LayerPlan, index: int, ratio: float) -> int:
-    settings = {**layer.settings, 'ratio': ratio}
-    return (layer.shape.dense() if ratio == 1 else layer.shape.ghost(settings))[index]
+def _cost(layer: LayerPlan, index: int, variant: Variant) -> int:
+    if variant.ratio == 1:
+        return layer.shape.dense()[index]
+    return layer.shape.ghost(variant.settings(layer.settings))[index]
 
 
-def choices(layer: LayerPlan, cost: Callable[[float], float]) -> list[Choice]:
-    """Return what can be chosen for a layer: the conv as it is, and every ratio with a score.
+def choices(layer: LayerPlan, cost: Callable[[Variant], float]) -> list[Choice]:
+    """Return what can be chosen for a layer: the conv as it is, and every variant with a score.
 
     Args:
         layer: A layer with scores.
-        cost: Gives the cost of a ratio.
+        cost: Gives the cost of a variant.
 
     Raises:
         ValueError: No scores.
@@ -138,8 +153,10 @@ def choices(layer: LayerPlan, cost: Callable[[float], float]) -> list[Choice]:
             f'{layer.name!r} has no scores; they come with a plan that was made for a budget '
             '(macs=, params= or latency= of gp.plan)'
         )
-    increases = {1.0: 0.0, **{float(ratio): score for ratio, score in layer.scores.items()}}
-    return [Choice(ratio, cost(ratio), increase) for ratio, increase in sorted(increases.items())]
+    dense = Variant(1.0)
+    scored = [(Variant.from_key(key), score) for key, score in layer.scores.items()]
+    found = [Choice(variant, cost(variant), score) for variant, score in scored]
+    return [Choice(dense, cost(dense), 0.0), *sorted(found, key=lambda one: one.ratio)]
 
 
 def greedy_select(
@@ -218,7 +235,12 @@ def decide(layers: Sequence[LayerPlan], chosen: Mapping[str, Choice]) -> tuple[L
         if layer.name not in chosen
         else layer.keep('budget')
         if chosen[layer.name].ratio == 1
-        else replace(layer, decision='convert', reason='', ratio=chosen[layer.name].ratio)
+        else replace(
+            layer,
+            decision='convert',
+            reason='',
+            **chosen[layer.name].variant.settings(layer.settings),
+        )
         for layer in layers
     )
 

@@ -152,6 +152,6 @@ def _select_within(options: Mapping[str, list[Choice]], limit: float) -> dict[st
 
 def _choices(layer: LayerPlan) -> list[Choice]:
     """The conv as other budgets leave it, and every higher ratio that measured faster."""
-    timed = choices(layer, lambda ratio: layer.latencies[f'{ratio:g}'])
+    timed = choices(layer, lambda variant: layer.latencies[variant.key])
     first, *higher = keep_min_ratio(timed, layer)
     return [first, *(choice for choice in higher if choice.cost < (1 - MARGIN) * first.cost)]

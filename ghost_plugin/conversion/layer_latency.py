@@ -19,6 +19,7 @@ from ..utils.modules import (
 )
 from .plan import ConversionPlan, LayerPlan
 from .surgery import build_ghost, build_ghosts, check_forwards, replace_modules
+from .variants import Variant
 
 NETWORK_ROUNDS, LAYER_ROUNDS = 15, 3  # timed rounds of a network, of one conv
 WARMUP = 3  # untimed calls of each
@@ -120,7 +121,7 @@ def time_layers(
         prepare: Function of the backend.
 
     Returns:
-        Milliseconds by name and ratio; ``'1'`` is the conv as it is.
+        Milliseconds by name and key of the variant; ``'1'`` is the conv as it is.
     """
     inputs = _inputs(model, example_input, [layer.name for layer in layers])
     absorbed = set() if prepare is prepare_eager else _absorbed(model, layers)
@@ -129,7 +130,8 @@ def time_layers(
     for layer in layers:
         conv: Any = model.get_submodule(layer.name)
         x = inputs[layer.name]
-        ghosts = {ratio: {**layer.settings, 'ratio': float(ratio)} for ratio in layer.scores}
+        variants = map(Variant.from_key, layer.scores)
+        ghosts = {variant.key: variant.settings(layer.settings) for variant in variants}
         # A conv's text has all its settings, and two of the same take the same time.
         kind = repr((conv, x.shape, x.stride(), x.dtype, ghosts, layer.name in absorbed))
         if kind not in known:

@@ -25,10 +25,12 @@ class Selection:
     Attributes:
         layers: One per conv, in the order of the forward pass.
         fixed: Names of convs whose ratio the user gave, so that a budget may not choose another.
+        with_settings: Names of convs for which a pattern gave other settings.
     """
 
     layers: tuple[LayerPlan, ...]
     fixed: frozenset[str]
+    with_settings: frozenset[str]
 
 
 def select(
@@ -71,12 +73,14 @@ def select(
     owners = Counter(
         id(p) for m in model.modules() for p in m._parameters.values() if p is not None
     )
-    layers, fixed = [], set()
+    layers, fixed, with_settings = [], set(), set()
     for record in records:
         matching = [own for pattern, own in wanted if _matches(pattern, record)]
         settings = validate_settings({**defaults, **matching[-1]}) if matching else defaults
         if matching and 'ratio' in matching[-1]:
             fixed.add(record.name)
+        if matching and matching[-1].keys() - {'ratio'}:
+            with_settings.add(record.name)
         if record.blocker:
             reason = record.blocker
         elif any(_matches(pattern, record) for pattern, _ in unwanted):
@@ -99,7 +103,7 @@ def select(
                 **settings,
             )
         )
-    return Selection(tuple(layers), frozenset(fixed))
+    return Selection(tuple(layers), frozenset(fixed), frozenset(with_settings))
 
 
 def skip_reason(record: ConvRecord, settings: Mapping[str, Any]) -> str:

@@ -45,6 +45,7 @@ from .fitting.sequential import (
 )
 from .plan import LayerPlan
 from .surgery import build_ghosts
+from .variants import Variant
 
 POWER = 1.25  # exponent of the error
 NUM_PROJECTIONS = 32  # random projections of the output over all images, at least
@@ -58,17 +59,17 @@ REFERENCE = 2.0  # the ratio nearest to this is the one whose effect on the outp
 def score(
     model: nn.Module,
     layers: Sequence[LayerPlan],
-    ratios: Mapping[str, Sequence[float]],
+    variants: Mapping[str, Sequence[Variant]],
     example_input: Any,
     calibration: Sequence[Any] | None,
     seed: int,
 ) -> tuple[LayerPlan, ...]:
-    """Score the ratios of layers.
+    """Score variants of layers.
 
     Args:
         model: The original; it is left as it was.
         layers: Layers of a plan.
-        ratios: Ratios to score, by the layer's name.
+        variants: What to score, by the layer's name.
         example_input: Input of the model; noise of its kind stands for data.
         calibration: Batches of images, if there are any.
         seed: Seed of projections and noise.
@@ -80,14 +81,15 @@ def score(
         torch.manual_seed(seed)
         batches = None if calibration is None else _with_noise(calibration, example_input)
         reference = {
-            name: min((abs(r - REFERENCE), r) for r in own)[1] for name, own in ratios.items()
+            name: min(own, key=lambda v: (v.group_size not in (None, 1), abs(v.ratio - REFERENCE)))
+            for name, own in variants.items()
         }
-        scored = [layer for layer in layers if layer.name in ratios]
-        settings = {row.name: {**row.settings, 'ratio': reference[row.name]} for row in scored}
+        scored = [layer for layer in layers if layer.name in variants]
+        settings = {row.name: reference[row.name].settings(row.settings) for row in scored}
         norms = {layer.name: layer.norm for layer in layers}
         task = FitTask(model, build_ghosts(model, settings, seed), norms)
-        errors = _initialize(task, scored, ratios, batches, seed)
-        fitted = {name: errors[name][ratio] for name, ratio in reference.items()}
+        errors = _initialize(task, scored, variants, reference, batches, seed)
+        fitted = {name: errors[name][variant] for name, variant in reference.items()}
         parts = list(_parts(batches or _noise(example_input)))
         if batches and can_concat(parts):
             visitors = {
@@ -100,7 +102,7 @@ def score(
 
     def with_scores(layer: LayerPlan) -> LayerPlan:
         name = layer.name
-        if name not in ratios:
+        if name not in variants:
             return layer
         if name not in changes:
             return layer.keep('no_gradient')
@@ -110,44 +112,49 @@ def score(
     return tuple(map(with_scores, layers))
 
 
-def _scores(errors: Mapping[float, float], remaining: float, weight: float) -> dict[str, float]:
-    """Scores by ratio; a higher ratio never has the lower score.
+def _scores(errors: Mapping[Variant, float], remaining: float, weight: float) -> dict[str, float]:
+    """Scores by the variant's key; of like ones a higher ratio never has the lower score.
 
     Args:
-        errors: Errors before a fit, by ratio, sorted.
+        errors: Errors before a fit, sorted by ratio.
         remaining: Share of an error that a fit leaves.
         weight: Change of the output per error.
     """
     scores: dict[str, float] = {}
-    worst = 0.0
-    for ratio, error in errors.items():
-        worst = max(worst, weight * (remaining * error) ** POWER)
-        scores[f'{ratio:g}'] = worst
+    worst: dict[Any, float] = {}
+    for variant, error in errors.items():
+        kind = variant.dw_size, variant.group_size
+        worst[kind] = max(worst.get(kind, 0.0), weight * (remaining * error) ** POWER)
+        scores[variant.key] = worst[kind]
     return scores
 
 
 def _initialize(
     task: FitTask,
     layers: Sequence[LayerPlan],
-    ratios: Mapping[str, Sequence[float]],
+    variants: Mapping[str, Sequence[Variant]],
+    reference: Mapping[str, Variant],
     batches: Sequence[Any] | None,
     seed: int,
-) -> dict[str, dict[float, float]]:
-    """Give the Ghosts of ``task`` first weights, and return the errors of all ratios by name.
+) -> dict[str, dict[Variant, float]]:
+    """Give the Ghosts of ``task`` first weights, and return the errors of all variants by name.
 
-    Ghosts of the other ratios are built one at a time, and only their errors are kept.
+    Ghosts of the variants besides the reference are built one at a time, and only their errors are
+    kept.
     """
     sizes = {layer.name: filter_size(task.ghosts[layer.name]) for layer in layers}
     settings = {layer.name: layer.settings for layer in layers}
-    errors: dict[str, dict[float, float]] = {}
+    errors: dict[str, dict[Variant, float]] = {}
     for name, moments in collect_moments(task.model, sizes, batches):
         errors[name] = {}
-        for ratio in sorted(ratios[name]):
+        for variant in sorted(variants[name], key=lambda one: one.ratio):
             trial = task
-            if ratio != task.ghosts[name].ratio:
-                other = {name: {**settings[name], 'ratio': ratio}}
+            if variant != reference[name]:
+                other = {name: variant.settings(settings[name])}
                 trial = FitTask(task.model, build_ghosts(task.model, other, seed), task.norms)
-            errors[name][ratio] = trial.initialize(name, moments) or MIN_ERROR
+            same = filter_size(trial.ghosts[name]) == sizes[name]
+            found = trial.initialize(name, moments if same else moments.without_neighbours())
+            errors[name][variant] = found or MIN_ERROR
     return errors
 
 

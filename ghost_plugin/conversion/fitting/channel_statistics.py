@@ -39,6 +39,13 @@ class ChannelMoments:
     energy: torch.Tensor
     constant: bool = False
 
+    def without_neighbours(self) -> 'ChannelMoments':
+        """The moments for filters of one pixel."""
+        terms = self.own.shape[1]
+        kept = [(terms - self.constant) // 2, *([terms - 1] if self.constant else [])]
+        own = self.own[:, kept][:, :, kept]
+        return ChannelMoments(own, self.cross[:, :, kept], self.energy, self.constant)
+
 
 def moments_from_weights(conv: nn.Conv2d, size: int) -> ChannelMoments:
     """Compute the moments that white input would give: products of shifted kernels.
