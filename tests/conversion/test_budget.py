@@ -4,9 +4,8 @@ import pytest
 from helpers.plans import layer, plan_of
 
 from ghost_plugin.conversion.budget import (
-    RATIOS,
     Choice,
-    candidate_ratios,
+    candidate_variants,
     choices,
     decide,
     greedy_select,
@@ -15,6 +14,7 @@ from ghost_plugin.conversion.budget import (
     target,
     undecided_layers,
 )
+from ghost_plugin.conversion.variants import RATIOS, Variant
 
 
 def scored(*weights, **options):
@@ -29,7 +29,7 @@ def scored(*weights, **options):
 
 def options(**costs_and_scores):
     return {
-        name: [Choice(ratio, cost, loss) for ratio, cost, loss in own]
+        name: [Choice(Variant(ratio), cost, loss) for ratio, cost, loss in own]
         for name, own in costs_and_scores.items()
     }
 
@@ -85,14 +85,17 @@ def test_layers_that_a_budget_may_decide_about():
     layers = [layer('a'), layer('b', reason='budget'), layer('c', reason='slower'),
               layer('d', reason='first')]  # fmt: skip
     assert [r.name for r in undecided_layers(layers)] == ['a', 'b', 'c']
-    ratios = candidate_ratios([*layers, layer('e', ratio=3.0)], frozenset('e'))
-    assert ratios['a'] == RATIOS and ratios['e'] == (3.0,) and 'd' not in ratios
-    assert candidate_ratios([layer('a', channels=1)], frozenset()) == {}
+    ratios = candidate_variants([*layers, layer('e', ratio=3.0)], frozenset('e'))
+    assert [v.ratio for v in ratios['a']] == list(RATIOS)
+    assert ratios['e'] == (Variant(3.0),) and 'd' not in ratios
+    assert candidate_variants([layer('a', channels=1)], frozenset()) == {}
 
 
 def test_choices_are_the_conv_and_every_ratio_with_a_score():
-    found = choices(layer('a', {'4': 0.5, '2': 0.1}), lambda ratio: 8 / ratio)
-    assert found == [Choice(1.0, 8.0, 0.0), Choice(2.0, 4.0, 0.1), Choice(4.0, 2.0, 0.5)]
+    found = choices(layer('a', {'4': 0.5, '2': 0.1}), lambda variant: 8 / variant.ratio)
+    assert [(c.ratio, c.cost, c.loss_increase) for c in found] == [
+        (1, 8.0, 0.0), (2, 4.0, 0.1), (4, 2.0, 0.5)
+    ]  # fmt: skip
     assert [c.ratio for c in keep_min_ratio(found, layer('a'))] == [2, 4]
     assert keep_min_ratio(found, layer('a', reason='budget')) == found
 
@@ -112,7 +115,7 @@ def test_steps_that_were_not_needed_are_taken_back():
 
 def test_decisions_are_new_layers():
     layers = (layer('a'), layer('b'), layer('c', reason='first'))
-    chosen = {'a': Choice(1.0, 0, 0), 'b': Choice(4.0, 0, 0)}
+    chosen = {'a': Choice(Variant(1.0), 0, 0), 'b': Choice(Variant(4.0), 0, 0)}
     found = decide(layers, chosen)
     assert [(r.decision, r.reason, r.ratio) for r in found] == [
         ('keep', 'budget', 2), ('convert', '', 4), ('keep', 'first', 2)

@@ -9,6 +9,7 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin.conversion.sensitivity import POWER, _scores, score
+from ghost_plugin.conversion.variants import Variant
 
 
 def noise(number):
@@ -30,7 +31,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def scored(model):
-    return gp.plan(model, noise(2), macs=0.9, keep_last=False, calibration=[noise(8)])
+    return gp.plan(model, noise(2), macs=0.9, dw_size=3, keep_last=False, calibration=[noise(8)])
 
 
 def test_scores_rise_with_the_ratio_and_are_saved(scored, tmp_path):
@@ -50,14 +51,14 @@ def scores_and_changes(model, number, scale):
         model[4][0].weight[:, :24] /= 4
     coarse = torch.randn(number, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     images = nn.functional.interpolate(coarse, scale_factor=scale, mode='bilinear')
-    plan = gp.plan(model, images[:2], macs=0.9, keep_last=False, calibration=[images])
+    plan = gp.plan(model, images[:2], macs=0.9, dw_size=3, keep_last=False, calibration=[images])
     changes = []
     for layer in plan.layers[1:]:
         alone = plan
         for other in plan.layers:
             decision = 'convert' if other.name == layer.name else 'keep'
             alone = alone.replace_layer(other.name, decision=decision, ratio=2.0)
-        converted = alone.apply(model, calibration=[images])
+        converted = alone.apply(model, calibration=[images], refit_dense=False)
         changes.append(float((converted(images) - model(images)).detach().square().mean()))
     return [layer.scores['2'] for layer in plan.layers[1:]], changes
 
@@ -82,7 +83,7 @@ def test_a_ratio_that_was_asked_for_stays(model):
 
 
 def test_a_score_is_the_error_to_a_power_and_never_falls():
-    scores = _scores({1.5: 0.1, 2.0: 0.4, 3.0: 0.3}, 0.5, 10.0)
+    scores = _scores({Variant(1.5): 0.1, Variant(2.0): 0.4, Variant(3.0): 0.3}, 0.5, 10.0)
     assert scores == pytest.approx(
         {'1.5': 10 * 0.05**POWER, '2': 10 * 0.2**POWER, '3': 10 * 0.2**POWER}
     )
@@ -90,7 +91,7 @@ def test_a_score_is_the_error_to_a_power_and_never_falls():
 
 def test_layers_without_ratios_stay_as_they_are(model):
     plan = gp.plan(model, noise(2))
-    layers = score(model, plan.layers, {'2.0': [2.0]}, noise(2), None, 0)
+    layers = score(model, plan.layers, {'2.0': [Variant(2.0)]}, noise(2), None, 0)
     for before, after in zip(plan.layers, layers, strict=True):
         assert list(after.scores) == (['2'] if after.name == '2.0' else [])
         assert replace(after, scores={}) == before

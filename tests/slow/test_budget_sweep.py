@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ghost_plugin as gp
-from ghost_plugin.conversion.budget import RATIOS
+from ghost_plugin.conversion.variants import RATIOS
 
 
 def _smallest_step(row, what):

@@ -64,3 +64,29 @@ def test_a_ghost_without_ghosts_is_the_conv():
     assert initialize_ghost(conv, ghost, moments_from_weights(conv, 3)) == 0
     x = torch.randn(1, 4, 6, 6)
     assert torch.equal(ghost(x), conv(x))
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('ratio, group_size', [(1.25, 4), (2, 4), (2, 8), (1.5, 'all')])
+def test_planted_mixtures_are_found(ratio, group_size, bias, dtype, tolerance):
+    torch.manual_seed(0)
+    options = {'ratio': ratio, 'group_size': group_size, 'dw_size': 1, 'bias': bias}
+    planted = gp.GhostConv2d(12, 40, 3, padding=1, **options).to(dtype)
+    conv = nn.Conv2d(12, 40, 3, padding=1, bias=bias).to(dtype)
+    size, number = planted.group_size, planted.num_ghosted // planted.group_size
+    with torch.no_grad():
+        for parameter in planted.parameters():
+            parameter.normal_()
+        primary = planted.primary_conv.weight.flatten(1)
+        mixed = planted.cheap_operation.weight.view(number, -1, size)
+        ghosts = mixed @ primary[: planted.num_ghosted].view(number, size, -1)
+        kernels = torch.cat((primary, ghosts.flatten(0, 1)))[:40]
+        conv.weight.copy_(kernels[torch.randperm(40)].view_as(conv.weight))
+    ghost = gp.GhostConv2d(12, 40, 3, padding=1, permuted=True, **options).to(dtype)
+    error = initialize_ghost(conv, ghost, moments_from_weights(conv, 1))
+    x = torch.randn(4, 12, 9, 9, dtype=dtype)
+    with torch.no_grad():
+        want = conv(x)
+        assert (ghost(x) - want).norm() < tolerance * want.norm()
+    assert error < 1e-6

@@ -144,3 +144,33 @@ def test_shift_of_any_number_of_axes():
     assert add_shift(torch.zeros(3, 2, 1, 1), shift)[0].flatten().tolist() == [1, 2]
     maps = torch.zeros(1)
     assert add_shift(maps, None) is maps
+
+
+def converted_error(model, refit_dense, x, new):
+    """Error of the model with its first conv converted, on new images."""
+    copied = copy.deepcopy(model)
+    fitted = task(copied, '0')
+    fitted = FitTask(copied, fitted.ghosts, fitted.norms, refit_dense)
+    results = fit_sequentially(fitted, x)
+    converted = replace_modules(copy.deepcopy(copied), fitted.ghosts)
+    absorb_results(converted, fitted.norms, results)
+    with torch.no_grad():
+        return (converted(new) - model(new)).norm().item(), results, converted
+
+
+def test_dense_layers_follow_their_inputs(model):
+    torch.manual_seed(0)
+    x, new = [torch.randn(64, 3, 12, 12)], torch.randn(64, 3, 12, 12)
+    means_only, results, same = converted_error(model, False, x, new)
+    assert all(fit.refitted is None for fit in results.layers.values())
+    assert torch.equal(same[3].weight, model[3].weight)
+    refitted, results, other = converted_error(model, True, x, new)
+    assert results.layers['3'].refitted is not None
+    assert not torch.equal(other[3].weight, model[3].weight)
+    assert refitted < 0.9 * means_only
+
+
+def test_layers_in_front_of_all_ghosts_stay(model):
+    found = task(model, '3')
+    results = fit_sequentially(found, [torch.randn(16, 3, 12, 12)])
+    assert '0' not in results.layers or results.layers['0'].refitted is None
