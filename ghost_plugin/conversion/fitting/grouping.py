@@ -16,8 +16,7 @@ import torch
 from ...layers.ghost import GhostLayout
 
 MAX_ROUNDS, MIN_GAIN = 4, 1e-3  # assignments, and the share of the error that one must take away
-# Of the largest variance: above the rounding of moments in float32, so that systems are solvable.
-RIDGE_SHARE = 1e-6
+RIDGE_SHARE = 1e-6  # of the largest variance; more where the moments' rounding needs it
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ def group_channels(covariance: torch.Tensor, layout: GhostLayout) -> Groups:
         covariance: (n, n) of the channels, in float64.
         layout: Numbers of channels; its groups hold more than one primary channel.
     """
-    ridge = RIDGE_SHARE * covariance.diagonal().max().clamp_min(1e-30)
-    covariance = covariance + ridge * torch.eye(len(covariance)).to(covariance)
+    covariance = _positive_definite(covariance)
     primary = pivots(covariance, layout.primary)
     taken = set(primary)
     ghosts = [channel for channel in range(len(covariance)) if channel not in taken]
@@ -72,6 +70,17 @@ def group_channels(covariance: torch.Tensor, layout: GhostLayout) -> Groups:
         best, least = Groups(sets, clusters, [p for p in primary if p not in used]), total
     assert best is not None
     return best
+
+
+def _positive_definite(covariance: torch.Tensor) -> torch.Tensor:
+    """Add the least ridge with which all systems of some channels can be solved."""
+    covariance = (covariance + covariance.T) / 2
+    ridge = RIDGE_SHARE * covariance.diagonal().max().clamp_min(1e-30)
+    while True:
+        found = covariance + torch.diag_embed(ridge.expand(len(covariance)))
+        if not torch.linalg.cholesky_ex(found).info:
+            return found
+        ridge = 10 * ridge
 
 
 def pivots(covariance: torch.Tensor, number: int) -> list[int]:
