@@ -66,13 +66,13 @@ def trained(build, size):
 
 
 def errors(model, size, numbers, **options):
-    """Relative errors on new images, means of two draws of calibration images, and the largest
+    """Relative errors on new images, means of three draws of calibration images, and the largest
     weight of all conversions."""
     new, found, largest = images(16, size, 1), [], 0.0
     plan = gp.plan(model, new[:1])
     for number in numbers:
         draws = []
-        for seed in (2, 3):
+        for seed in (2, 3, 4):
             given = {'calibration': [images(number, size, seed)], **options} if number else {}
             converted = plan.apply(model, **given)
             with torch.no_grad():
