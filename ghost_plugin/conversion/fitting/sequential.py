@@ -325,7 +325,7 @@ def _refit(
     name: str, layer: Any, given: ActivationBatch, wanted: torch.Tensor, free: bool
 ) -> LayerFit:
     """Fit a copy of a dense layer, as a Ghost conv without ghosts."""
-    conv = layer
+    conv: Any = layer
     if isinstance(layer, nn.Linear):
         conv = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=layer.bias is not None)
         conv.to(layer.weight)
