@@ -28,12 +28,20 @@ def record(name: str, rows: Sequence[dict[str, Any]], command: str, note: str = 
 
     Args:
         name: Of the study.
-        rows: What was found; numbers and strings by name.
+        rows: What was found by name. Numbers and strings are kept, paths of checkpoints are not.
         command: The line that runs the study again, with placeholders for data of the user.
         note: Anything else that the figures depend on, in sentences.
     """
     found = load() if FILE.is_file() else {}
-    found[name] = {'command': command, **provenance(), 'note': note, 'rows': list(rows)}
+    kept = [
+        {
+            key: float(f'{value:.6g}') if isinstance(value, float) else value
+            for key, value in row.items()
+            if key != 'checkpoint' and isinstance(value, int | float | str)
+        }
+        for row in rows
+    ]
+    found[name] = {'command': command, **provenance(), 'note': note, 'rows': kept}
     with atomic_write(FILE) as partial_file:
         partial_file.write_text(json.dumps(dict(sorted(found.items())), indent=1) + '\n')
 

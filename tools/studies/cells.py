@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from _results import record
 from _tasks import TOOLS, Task, train
 from mmengine.config import Config
 
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='a run by each')
     parser.add_argument('--epochs', type=whole, help="instead of the recipe's")
     parser.add_argument('--only', default='', help='backbones whose name holds this')
+    parser.add_argument('--record', action='store_true', help='store in results.json')
     args = parser.parse_args()
     out = args.out.resolve()
     if not DATA.is_dir():
@@ -125,6 +127,20 @@ def main() -> None:
     head = ['Backbone', 'AP', 'AP50', 'Params (M)', f'MACs (M) at {SIDE} px', 'Training (min)',
             'Inference (ms)']  # fmt: skip
     show(table(head, [cells(name, runs) for name, runs in found.items()]))
+    if args.record:
+        rows = [
+            {
+                'model': name,
+                'seed': seed,
+                **run,
+                'ap': run['metrics'][AP],
+                'ap50': run['metrics'][AP50],
+            }
+            for name, runs in found.items()
+            for seed, run in zip(args.seeds, runs, strict=True)
+        ]
+        seeds = ' '.join(map(str, args.seeds))
+        record('cells', rows, f'python tools/studies/cells.py --seeds {seeds} --record')
 
 
 if __name__ == '__main__':

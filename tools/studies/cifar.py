@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _results import record
 from cifar_resnet import CifarResNet
 
 import ghost_plugin as gp
@@ -100,7 +101,10 @@ class Study:
         blocks = {'reconstruct': 'block'} if case.start == 'block' else {}
         model = plan.apply(teacher, inherit=case.start != 'fresh', **images, **blocks)
         found |= {'conversion_s': round(time.monotonic() - begun)}
-        found |= {'macs_M': plan.totals['macs_after'] / 1e6, 'params': plan.totals['params_after']}
+        totals = plan.totals
+        found |= {f'macs{end}_M': totals[f'macs_{key}'] / 1e6
+                  for end, key in (('', 'after'), ('_before', 'before'))}  # fmt: skip
+        found |= {'params': totals['params_after']}
         found['converted'] = self.measure(model)['top1']
         if case.epochs:
             found['distilled'] = self.distilled(case, model, teacher)
@@ -140,6 +144,7 @@ def main() -> None:
     parser.add_argument('weights', type=Path, help='folder of resnet20*.th and resnet56*.th')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/study_cifar'), help='results')
     parser.add_argument('--only', default='', help='cases whose name holds this')
+    parser.add_argument('--record', action='store_true', help='store in results.json')
     args = parser.parse_args()
     cases = named(args.only, {case.name: case for case in CASES})
     args.out.mkdir(parents=True, exist_ok=True)
@@ -148,6 +153,8 @@ def main() -> None:
         rows = [study.run(case) for case in cases.values()]
     columns = ('case', 'teacher', 'macs_M', 'params', 'converted', 'distilled', 'conversion_s')
     show(table(list(columns), [[_cell(row.get(column)) for column in columns] for row in rows]))
+    if args.record:
+        record('cifar', rows, 'python tools/studies/cifar.py CIFAR_ZIP WEIGHTS_DIR --record')
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
+from _results import record
 from _tasks import TOOLS, Task, run, test, train
 
 from ghost_plugin.cli.errors import tool
@@ -62,12 +63,17 @@ def cells(name: str, row: dict) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/convert_detector'))
-    out = parser.parse_args().out.resolve()
+    parser.add_argument('--record', action='store_true', help='store in results.json')
+    args = parser.parse_args()
+    out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     found = study(out)
     (out / 'result.json').write_text(json.dumps(found, indent=1))
     head = ['Model', 'AP', 'Params (M)', 'MACs (M) at 160 px', 'Training (s)']
     show(table(head, [cells(name, row) for name, row in found.items()]))
+    if args.record:
+        rows = [{'model': name, **row} for name, row in found.items()]
+        record('convert_detector', rows, 'python tools/studies/convert_detector.py --record')
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _results import record
 
 import ghost_plugin as gp
 from ghost_plugin.cli import model_loading
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument('data', type=Path, help='class folders with train and val')
     parser.add_argument('out', type=Path, help='folder for plan, image, weights and table')
     parser.add_argument('--epochs', type=float, default=12, help='of the original (%(default)s)')
+    parser.add_argument('--record', action='store_true', help='store in results.json')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with Meter() as meter:
@@ -147,6 +149,9 @@ def main() -> None:
     text = '\n'.join([figures(rows), '', *notes])
     (args.out / 'table.md').write_text(f'{text}\n')
     show(text)
+    if args.record:
+        command = 'python tools/studies/convert_digits.py data/digits/classification OUT --record'
+        record('convert_digits', rows, command, '. '.join(notes) + '.')
 
 
 if __name__ == '__main__':

@@ -28,7 +28,7 @@ from ghost_plugin.utils.atomic_io import atomic_write
 CALIBRATION = 350
 # timm's preprocessing of tf_efficientnet_lite0.
 PREPROCESSING = Preprocessing((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.875, 'bicubic')
-SETTINGS: dict[str, Any] = {'dw_size': 1, 'keep_first': False, 'keep_last': False}
+SETTINGS: dict[str, Any] = {'keep_first': False, 'keep_last': False}
 # Name: uses images, arguments of apply.
 WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
     'kernels': (False, {}),

@@ -10,6 +10,7 @@ import time
 
 import torch
 import torchvision
+from _results import record
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -41,6 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--numbers', nargs='+', type=int, default=list(NUMBERS), help='of images')
     parser.add_argument('--macs', type=float, default=0.6, help='budget, share of multiply-adds')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--record', action='store_true', help='store in results.json')
     return parser.parse_args()
 
 
@@ -71,6 +73,7 @@ def main() -> None:
     args = parse_args()
     print('| network | size | mode |', ' | '.join(map(str, args.numbers)), '| rises | seconds |')
     print('| --- ' * (len(args.numbers) + 5) + '|')
+    rows = []
     for name, size in itertools.product(args.networks, args.sizes):
         model = network(name, size, args.seed)
         new = images(NEW_IMAGES, size, 1)
@@ -85,6 +88,15 @@ def main() -> None:
             figures = ' | '.join(f'{e:.3g}' for e in errors)
             seconds = time.perf_counter() - start
             print(f'| {name} | {size} | {mode} | {figures} | {rises} | {seconds:.0f} |', flush=True)
+            by_number = {f'images {n}': e for n, e in zip(args.numbers, errors, strict=True)}
+            rows.append({'network': name, 'size': size, 'mode': mode, **by_number})
+    if args.record:
+        chosen = [
+            f'--networks {" ".join(args.networks)}',
+            f'--sizes {" ".join(map(str, args.sizes))}',
+        ]
+        command = 'python tools/studies/few_images.py'
+        record('few_images', rows, ' '.join([command, *chosen, '--record']))
 
 
 if __name__ == '__main__':

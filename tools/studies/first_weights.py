@@ -20,6 +20,7 @@ from ghost_plugin.cli.errors import needs, tool
 needs('timm', 'sklearn')
 
 import timm
+from _results import record
 from sklearn.datasets import load_digits
 
 import ghost_plugin  # noqa: F401  registers its models
@@ -126,6 +127,7 @@ def main() -> None:
     add('--steps', type=int, nargs='+', default=[38, 100], help='of 64 images, to measure after')
     add('--optimizer', choices=OPTIMIZERS, default='sgd')
     add('--lr', type=float, default=0.0, help='0.02 for SGD, 0.001 for AdamW')
+    add('--record', action='store_true', help='store the means in results.json')
     args = parser.parse_args()
     line('untrained, eval, 224 px', 'least std', 'largest std', 'last std', 'float32 error')
     for name in [n for ours in args.spread for n in (ours, PAIRS.get(ours)) if n]:
@@ -136,12 +138,18 @@ def main() -> None:
         f'{part} {steps}' for steps in args.steps for part in ('train', 'held back', 'exact norms')
     ]
     line('accuracy after steps', 'seed', *heads)
+    means = []
     for name in [n for ours in args.models for n in (ours, PAIRS[ours])]:
         rows = []
         for seed in range(args.seeds):
             rows.append(train(name, seed, args.steps, args.optimizer, args.lr))
             line(name, seed, *(f'{value:.3f}' for value in rows[-1]))
-        line(name, 'mean', *(f'{mean(values):.3f}' for values in zip(*rows, strict=True)))
+        found = [mean(values) for values in zip(*rows, strict=True)]
+        line(name, 'mean', *(f'{value:.3f}' for value in found))
+        means.append({'model': name, **dict(zip(heads, found, strict=True))})
+    if args.record:
+        command = f'python tools/studies/first_weights.py --optimizer {args.optimizer} --record'
+        record('first_weights', means, command, f'Means of {args.seeds} seeds.')
 
 
 if __name__ == '__main__':

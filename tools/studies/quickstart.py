@@ -13,6 +13,7 @@ from typing import Any
 
 import report_page
 import torch
+from _results import record
 from _tasks import TOOLS, Task, run, train
 from convert_digits import SIZE
 
@@ -135,11 +136,32 @@ def report(results: dict[Task, dict], conversion: list[str], out: Path) -> None:
     print(f'all results on one page, for a browser: {page}')
 
 
+def record_all(results: dict[Task, dict], conversion: list[str], out: Path) -> None:
+    """Store the figures of all tasks in the file of results.
+
+    Args:
+        results: Figures of the trained tasks.
+        conversion: Table of the conversion, with notes behind it.
+        out: Folder of the run.
+    """
+    command = 'bash tools/quickstart.sh --fresh --record'
+    rows = [
+        {'task': task.name, 'model': task.model, 'size': task.size, **result,
+         'score': task.score.format(result['metric'])}
+        for task, result in results.items()
+    ]  # fmt: skip
+    record('quickstart', rows, command)
+    notes = ' '.join(f'{line[:1].upper()}{line[1:]}.' for line in conversion if line[:1].islower())
+    rows = json.loads((out / 'conversion/result.json').read_text())
+    record('convert_digits', rows, command, notes)
+
+
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/quickstart'), help='results')
     parser.add_argument('--fresh', action='store_true', help='start over; the old results go')
+    parser.add_argument('--record', action='store_true', help='store figures in results.json')
     args = parser.parse_args()
     out = args.out
     if args.fresh:
@@ -159,6 +181,8 @@ def main() -> None:
     print("4/5 timm's ResNet-18 trained, converted to 70 % of its latency, tuned: 3 minutes")
     conversion = converted(out / 'conversion')
     print('5/5 images, the table and the page')
+    if args.record:
+        record_all(results, conversion, out)
     report(results, conversion, out)
 
 
