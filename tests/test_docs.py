@@ -131,6 +131,28 @@ def test_commands_exist(page):
         assert known is None or set(used) <= known, line
 
 
+@pytest.mark.parametrize('page', PAGES, ids=page_id)
+def test_scripts_have_the_options(page):
+    """Options of scripts are literals of the script, or of the one that it starts."""
+    text = page.read_text().replace('\\\n', ' ')
+    shell = '\n'.join(code for _, kind, code in BLOCK.findall(text) if kind == 'bash')
+    inline = '\n'.join(re.findall(r'`([^`\n]*tools/[^`\n]*)`', prose(page)))
+    for line in f'{shell}\n{inline}'.splitlines():
+        found = re.search(r'(tools/[\w./-]+\.(?:py|sh))(.*)', line.split('  #')[0])
+        if not found:
+            continue
+        source = (ROOT / found[1]).read_text()
+        for name in ('quickstart', 'train'):  # what the shell script and torchrun's lines start
+            started = {
+                'quickstart': 'tools/studies/quickstart.py',
+                'train': 'ghost_plugin/cli/train.py',
+            }
+            if Path(found[1]).stem == name:
+                source += (ROOT / started[name]).read_text()
+        for option in re.findall(r'(?<!\S)--[a-z][\w-]*', found[2]):
+            assert f"'{option}'" in source or f' {option}' in source, line
+
+
 def test_readme_is_short():
     lines = README.read_text().splitlines()
     assert len(lines) <= 200

@@ -1,9 +1,9 @@
 """Tables of measured figures, from ``tools/studies/results.json`` alone."""
 
 import functools
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,68 +40,66 @@ PARAMS = value('params', '.3f', MILLION)
 MACS = value('macs', '.2f', MILLION)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the rows of a study become a table.
-
-    Attributes:
-        columns: Title and cell of each column.
-        rows: Chooses and orders the rows.
-    """
-
-    columns: Mapping[str, Cell]
-    rows: Callable[[Sequence[Row]], Sequence[Row]] = list
+def all_values(rows: Sequence[Row]) -> Mapping[str, Cell]:
+    """A column for each value, numbers with three digits."""
+    forms = {key: '.3g' if isinstance(item, float) else '' for key, item in rows[0].items()}
+    return {key: value(key, form) for key, form in forms.items()}
 
 
-LAYOUTS = {
-    'convert_digits': Layout(
-        {
-            'Model': value('model'),
-            'Top-1 (%)': value('top1', '.2f'),
-            'Params (M)': PARAMS,
-            'MACs (M)': MACS,
-            'Latency (ms)': value('latency_ms', '.2f'),
-            'Latency ratio': value('latency_ratio', '.2f'),
-        }
-    ),
-    'quickstart': Layout(
-        {
-            'Task': value('task'),
-            'Model': value('model'),
-            'Params (M)': PARAMS,
-            'MACs (M)': MACS,
-            'Image (px)': value('size'),
-            'Metric': value('unit'),
-            'Value': value('metric', '.3f'),
-        }
-    ),
-    'cifar': Layout(
-        {
-            'Case': value('case'),
-            'MACs (M)': value('macs_M', '.2f'),
-            'Teacher (%)': value('teacher', '.2f'),
-            'Converted (%)': value('converted', '.2f'),
-            'Distilled (%)': value('distilled', '.2f'),
-        }
-    ),
-    'convert_detector': Layout(
-        {
-            'Model': value('model'),
-            'AP': value('metric', '.3f'),
-            'Params (M)': PARAMS,
-            'MACs (M) at 160 px': MACS,
-        }
-    ),
-    'efficientnet_lite0': Layout(
-        {
-            'Draw': value('draw'),
-            'MACs': value('macs_share', '.0%'),
-            'Ghost convs start from': value('way'),
-            'Top-1 (%)': value('top1', '.1f'),
-            'Divergence': value('divergence', '.3f'),
-            'CPU time (s)': value('cpu_seconds'),
-        }
-    ),
+# Title and cell of each column, by study; other studies show all their values.
+COLUMNS: dict[str, Mapping[str, Cell]] = {
+    'convert_digits': {
+        'Model': value('model'),
+        'Top-1 (%)': value('top1', '.2f'),
+        'Params (M)': PARAMS,
+        'MACs (M)': MACS,
+        'Latency (ms)': value('latency_ms', '.2f'),
+        'Latency ratio': value('latency_ratio', '.2f'),
+    },
+    'quickstart': {
+        'Task': value('task'),
+        'Model': value('model'),
+        'Params (M)': PARAMS,
+        'MACs (M)': MACS,
+        'Image (px)': value('size'),
+        'Result': value('score'),
+    },
+    'cifar': {
+        'Case': value('case'),
+        'MACs (M)': value('macs_M', '.2f'),
+        'Teacher (%)': value('teacher', '.2f'),
+        'Converted (%)': value('converted', '.2f'),
+        'Distilled (%)': value('distilled', '.2f'),
+    },
+    'convert_detector': {
+        'Model': value('model'),
+        'AP': value('metric', '.3f'),
+        'Params (M)': PARAMS,
+        'MACs (M) at 160 px': MACS,
+    },
+    'runtimes_backbones': {
+        'Model': value('model'),
+        'Backend': value('backend'),
+        'Batch': value('batch'),
+        'Milliseconds': value('median', '.2f'),
+        'Times as fast': value('speedup', '.2f'),
+    },
+    'runtimes_converted': {
+        'Network': value('model'),
+        'Conversion': value('way'),
+        'MACs': value('macs_share', '.0%'),
+        'Runtime': value('backend'),
+        'Milliseconds': value('median', '.2f'),
+        'Times as fast': value('speedup', '.2f'),
+    },
+    'efficientnet_lite0': {
+        'Draw': value('draw'),
+        'MACs': value('macs_share', '.0%'),
+        'Ghost convs start from': value('way'),
+        'Top-1 (%)': value('top1', '.1f'),
+        'Divergence': value('divergence', '.3f'),
+        'CPU time (s)': value('cpu_seconds'),
+    },
 }
 
 
@@ -122,12 +120,85 @@ def provenance(name: str) -> str:
 
 def study_table(name: str) -> str:
     """The provenance of a study and its table."""
-    layout = LAYOUTS[name]
-    rows = layout.rows(load()[name]['rows'])
-    cells = [[cell(row) for cell in layout.columns.values()] for row in rows]
-    return f'{provenance(name)}\n\n{table(list(layout.columns), cells)}'
+    rows = load()[name]['rows']
+    columns = COLUMNS.get(name) or all_values(rows)
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    return f'{provenance(name)}\n\n{table(list(columns), cells)}'
+
+
+def one(study: str, **wanted: Any) -> Row:
+    """The only row of a study with some values.
+
+    Args:
+        study: Its name.
+        wanted: Values by name.
+    """
+    (row,) = [
+        row
+        for row in load()[study]['rows']
+        if all(row.get(key) == item for key, item in wanted.items())
+    ]
+    return row
+
+
+def readme() -> str:
+    """The main results for README, each with a link to its section."""
+    digits = {row['model']: row for row in load()['convert_digits']['rows']}
+    tuned, dense = digits['fine-tuned'], digits['original']
+    detector = one('quickstart', task='detection')
+    ours = {'model': 'timm:ghostnet_plugin', 'backend': 'openvino', 'batch': 1}
+    mobile = {'model': 'mobilenetv2_100', 'way': 'macs', 'backend': 'openvino'}
+    rows = [
+        ('ResNet-18, digits', '`latency=0.7`, fine-tuned',
+         f'top-1 {tuned["top1"]:.1f} %, before {dense["top1"]:.1f} %; '
+         f'{tuned["latency_ratio"]:.2f} of the time',
+         'resnet-18-on-handwritten-digits-converted-and-fine-tuned'),
+        ('RetinaNet, digits', 'GhostNet 0.5x backbone, from scratch',
+         f'AP {detector["metric"]:.2f} with {detector["macs"] / 1e6:.0f} M multiply-adds',
+         'quickstart-detector-and-classifier-on-digits'),
+        *(_lite0(share) for share in (0.9, 0.8)),
+        _gained('GhostNet 1.0x, CPU', 'OpenVINO, batch 1',
+                one('runtimes_backbones', **ours),
+                "timm's in eager mode", 'backbones-in-runtimes-cpu'),
+        _gained('MobileNetV2, CPU', 'converted, `macs=0.6`, OpenVINO',
+                one('runtimes_converted', **mobile),
+                'the original', 'converted-networks-in-runtimes-cpu'),
+    ]  # fmt: skip
+    page = 'tools/studies/RESULTS.md'
+    return table(
+        ['Network', 'Setting', 'Result'],
+        [[f'[{name}]({page}#{anchor})', setting, text] for name, setting, text, anchor in rows],
+    )
+
+
+def _lite0(share: float) -> tuple[str, str, str, str]:
+    rows = load()['efficientnet_lite0']['rows']
+    before, after = (
+        statistics.mean(row['top1'] for row in rows if (row['macs_share'], row['way']) == key)
+        for key in ((1.0, 'original'), (share, 'blocks'))
+    )
+    return (
+        'EfficientNet-Lite0, ImageNet',
+        f'`macs={share}`, no labels',
+        f'top-1 {after:.1f} %, before {before:.1f} %',
+        'efficientnet-lite0-with-imagenet-weights-converted',
+    )
+
+
+def _gained(name: str, setting: str, row: Row, other: str, anchor: str) -> tuple[str, ...]:
+    gain = 'times as fast as' if row['speedup'] >= 1 else 'times as fast, so slower than'
+    return name, setting, f'{row["speedup"]:.2f} {gain} {other}', anchor
+
+
+def earlier() -> str:
+    """Findings of earlier versions, a sentence each."""
+    found = load()['earlier']['rows']
+    return table(['Finding', 'Date', 'Commit'],
+                 [[row['finding'], row['date'], row['commit']] for row in found])  # fmt: skip
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    f'results-{name}': functools.partial(study_table, name) for name in load()
+    **{f'results-{name}': functools.partial(study_table, name) for name in load()},
+    'results-earlier': earlier,
+    'results-readme': readme,
 }
