@@ -346,14 +346,24 @@ def tune(args: argparse.Namespace) -> None:
     with Meter() as meter:
         validate = partial(evaluation.top1, loader=held, batch=args.batch, progress=meter)
         state = args.out.with_name(f'{args.out.name}.state')
+        before = validate(model)['top1'] if args.plan else None
         try:
             history = finetune(model, loader, recipe, teacher=teacher, state=state,
                                resume=args.resume, validate=validate, progress=meter)  # fmt: skip
         except KeyboardInterrupt:
             fail('interrupted, finished epochs are kept; the same command with --resume continues')
     _save(model, args.out)
-    values = {'history': history, 'weights': str(args.out)}
-    _show(args, values, figures(history), '', f'weights: {args.out}')
+    after = history[-1]['top1']
+    if before is not None and after < before:
+        print(
+            f'warning: top-1 fell from {before:.2f} to {after:.2f} %: the learning rate is too '
+            f'high for so few steps. Give a smaller --lr, more --epochs or a smaller --batch; '
+            f'{args.weights} holds the weights from before',
+            file=sys.stderr,
+        )
+    values = {'before': before, 'history': history, 'weights': str(args.out)}
+    said = [] if before is None else [f'top-1 before: {before:.2f} %']
+    _show(args, values, *said, figures(history), '', f'weights: {args.out}')
 
 
 def add_evaluate(parser: Parser) -> None:

@@ -200,10 +200,20 @@ def test_the_original_is_trained_then_teaches(ok, model, pictures, tmp_path):
     out = ok('finetune', *model, plan, '--weights', tmp_path / 'c.pth',
              *training(pictures, tmp_path / 't.pth', '--epochs', 2.5, '--ema', 0.9, '--no-flip',
                        '--optimizer', 'adamw', '--accumulate', 2, '--amp'))  # fmt: skip
-    assert out.count('\n| ') == 4 and '| 3 |' in out
+    assert out.startswith('top-1 before: ')
+    assert out.count('\n| ') == 5 and '| 3 |' in out
     again = ['--plan', plan, '--weights', tmp_path / 't.pth', '--data', pictures, '--json']
     found = json.loads(ok('evaluate', model[0], *again, '--size', 32))
     assert out.splitlines()[-3].endswith(f'| {found["top1"]:.2f} |')
+
+
+def test_a_training_that_loses_accuracy_says_so(cli, model, made, pictures, tmp_path, monkeypatch):
+    shares = iter([{'top1': 90.0}, {'top1': 30.0}])
+    monkeypatch.setattr(command.evaluation, 'top1', lambda *args, **options: next(shares))
+    status, out, err = cli('finetune', model[0], made[0], '--weights', made[1], *model[1:],
+                           *training(pictures, tmp_path / 't.pth', '--epochs', 1))  # fmt: skip
+    assert status == 0 and 'top-1 before: 90.00 %' in out
+    assert 'top-1 fell from 90.00 to 30.00 %' in err and str(made[1]) in err
 
 
 @pytest.mark.slow
