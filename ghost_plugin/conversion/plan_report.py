@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 from ..utils import optional
-from .plan import ConversionPlan, LayerPlan
+from .plan import SETTINGS, ConversionPlan, LayerPlan
 from .reasons import REASONS
 
 
@@ -24,14 +24,14 @@ def table(plan: ConversionPlan) -> str:
     params, macs = _change(totals, 'params', 1e3), _change(totals, 'macs', 1e6)
     lines.append(f'| whole model | | | | {params} | {macs} | |')
     codes = sorted({layer.reason for layer in layers if layer.reason})
-    lines += [f'{code}: {REASONS.get(code, code)}' for code in codes]
+    notes = [f'{code}: {REASONS.get(code, code)}' for code in codes]
     elsewhere = totals['macs_before'] - sum(layer.costs['macs_before'] for layer in layers)
     if elsewhere > 0.0005 * totals['macs_before']:
-        lines.append(
+        notes.append(
             f'{100 * elsewhere / totals["macs_before"]:.1f} % of the multiply-adds stand in no '
             'row: nn.Linear and convolutions that are called as functions (F.conv2d)'
         )
-    return '\n'.join(lines)
+    return '\n'.join([*lines, '', *notes] if notes else lines)
 
 
 def _change(costs: Mapping[str, int], name: str, unit: float) -> str:
@@ -42,8 +42,9 @@ def _change(costs: Mapping[str, int], name: str, unit: float) -> str:
 def _line(layer: LayerPlan) -> str:
     decision = 'convert' if layer.converts else f'keep ({layer.reason or "edited"})'
     ratio = f'{layer.ratio:g}' if layer.converts else ''
-    if layer.converts and layer.group_size != 1:
-        ratio += f', group_size {layer.group_size}'
+    for name in ('dw_size', 'group_size'):
+        if layer.converts and getattr(layer, name) != SETTINGS[name]:
+            ratio += f', {name} {getattr(layer, name)}'
     error = '' if layer.error is None else f'{layer.error:.3f}'
     return (
         f'| {layer.name} | {layer.shape.kind} | {decision} | {ratio} | '

@@ -66,7 +66,7 @@ def test_plan_shows_and_saves(ok, model, tmp_path):
     mixed = ok('plan', *model, '--json', '-o', tmp_path / 'mixed.json', '--group-size', 'all')
     assert {row['group_size'] for row in json.loads(mixed)['rows']} == {'all'}
     out = ok('plan', *model, '-o', tmp_path / 'deep/plan.json', '--ratio', 4, '--dw-size', 1)
-    assert '| 3 | 8 to 16, 3x3 | convert | 4 |' in out and 'keep (first)' in out
+    assert '| 3 | 8 to 16, 3x3 | convert | 4, dw_size 1 |' in out and 'keep (first)' in out
     plan = gp.ConversionPlan.load(tmp_path / 'deep/plan.json')
     assert [row.decision for row in plan.layers] == ['keep', 'convert', 'keep']
     assert plan.layers[1].dw_size == 1

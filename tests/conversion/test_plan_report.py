@@ -14,9 +14,9 @@ def test_the_table_has_a_line_per_conv_the_totals_and_the_reasons():
     assert '| 3 | 8 to 15, 3x3 | convert | 2 |' in text
     assert '| 0 | 3 to 8, 3x3 | keep (first) |' in text
     assert 'first: the first conv of the network' in text
-    assert text.splitlines()[-3].startswith('| whole model |')
+    assert text.splitlines()[-4].startswith('| whole model |')
     text = gp.plan(net(), images(), dw_size=1, group_size='all').report()
-    assert '| 3 | 8 to 15, 3x3 | convert | 2, group_size all |' in text
+    assert '| 3 | 8 to 15, 3x3 | convert | 2, dw_size 1, group_size all |' in text
 
 
 def test_the_table_shows_errors_edits_and_costs_outside_of_the_layers():
