@@ -60,15 +60,10 @@ def converted() -> dict[str, list[tuple[float, float]]]:
         lost = [
             original[row['draw']] - row['top1']
             for row in rows
-            if row['macs_share'] == share and row['way'] in ('original', 'blocks')
+            if row['macs_share'] == share and row['way'] in ('original', 'images')
         ]
         curve = curves.setdefault('EfficientNet-Lite0, ImageNet', [])
         curve.append((share, sum(lost) / len(lost)))
-    cifar = [row for row in found.get('cifar', {}).get('rows', []) if ', block,' in row['case']]
-    for row in sorted(cifar, key=lambda row: -row['macs_M']):
-        network = row['case'].split(',')[0]
-        curve = curves.setdefault(f'{network}, CIFAR-10', [(1.0, 0.0)])
-        curve.append((row['macs_M'] / row['macs_before_M'], row['teacher'] - row['converted']))
     return curves
 
 

@@ -175,11 +175,11 @@ def _lite0(share: float) -> tuple[str, str, str, str]:
     rows = load()['efficientnet_lite0']['rows']
     before, after = (
         statistics.mean(row['top1'] for row in rows if (row['macs_share'], row['way']) == key)
-        for key in ((1.0, 'original'), (share, 'blocks'))
+        for key in ((1.0, 'original'), (share, 'images'))
     )
     return (
         'EfficientNet-Lite0, ImageNet',
-        f'`macs={share}`, no labels',
+        f'`macs={share}`, unlabelled images, no training',
         f'top-1 {after:.1f} %, before {before:.1f} %',
         'efficientnet-lite0-with-imagenet-weights-converted',
     )
