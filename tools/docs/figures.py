@@ -44,7 +44,7 @@ def published() -> list[tuple[str, str, float, float]]:
     ours = [
         (model_title(name).split()[0], model_title(name), macs(name), row.top1)
         for name, row in PUBLISHED.items()
-        if row.model != 'GGhostRegNet'
+        if 'gghost' not in name
     ]
     return ours + [('others', title, macs(name.split('.')[0]), top1) for name, title, top1 in PEERS]
 
@@ -100,6 +100,7 @@ def draw_accuracy(figure: Figure, values: Sequence[Any]) -> None:
         for title, x, y in chosen:
             text = title if group == 'others' else title.split()[-1]
             left.annotate(text, (x, y), xytext=(4, -11), textcoords='offset points', fontsize=7)
+    left.margins(0.15)
     _label(left, 'ImageNet, published weights', 'multiply-adds (M)', 'top-1 (%)')
     for name, curve in curves.items():
         right.plot([100 * x for x, _ in curve], [y for _, y in curve], marker='o', label=name)
@@ -118,6 +119,7 @@ def draw_latency(figure: Figure, values: Sequence[Any]) -> None:
     backends = list(dict.fromkeys(row[2] for row in values))
     panels = figure.subplots(1, max(1, len(backends)), sharey=True, squeeze=False)[0]
     names = list(dict.fromkeys(row[0] for row in values))
+    panels[0].invert_yaxis()  # shared by all
     for axes, backend in zip(panels, backends, strict=True):
         ways = ('ratio 2', 'macs', f'latency in {backend}')
         titles = ('ratio=2', 'macs=0.6', 'latency=')
@@ -131,7 +133,6 @@ def draw_latency(figure: Figure, values: Sequence[Any]) -> None:
             )
         axes.axvline(1, color='black', linewidth=1)
         axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
         _label(axes, backend, 'times as fast as the original, batch 1', '')
 
 
@@ -140,7 +141,7 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc='lower right' if title.startswith('ImageNet') else 'best')
 
 
 # Name of the file: what it shows, how it is drawn, height in inches.

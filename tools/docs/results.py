@@ -164,11 +164,12 @@ def readme() -> str:
                 one('runtimes_converted', **mobile),
                 'the original', 'converted-networks-in-runtimes-cpu'),
     ]  # fmt: skip
+    anchors = dict(zip(dict.fromkeys(anchor for *_, anchor in rows), 'abcdef', strict=False))
+    cells = [[*row, f'[more][{anchors[anchor]}]']
+             for *row, anchor in rows]  # fmt: skip
     page = 'tools/studies/RESULTS.md'
-    return table(
-        ['Network', 'Setting', 'Result'],
-        [[f'[{name}]({page}#{anchor})', setting, text] for name, setting, text, anchor in rows],
-    )
+    links = [f'[{letter}]: {page}#{anchor}' for anchor, letter in anchors.items()]
+    return '\n'.join([table(['Network', 'Setting', 'Result', 'Details'], cells), '', *links])
 
 
 def _lite0(share: float) -> tuple[str, str, str, str]:
