@@ -141,7 +141,7 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc='lower right' if title.startswith('ImageNet') else 'best')
+    axes.legend(fontsize=7, loc='upper left' if title.startswith('ImageNet') else 'best')
 
 
 # Name of the file: what it shows, how it is drawn, height in inches.
