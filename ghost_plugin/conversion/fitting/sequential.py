@@ -316,7 +316,12 @@ def dense_visitor(task: FitTask, name: str, *, shift_norm: bool = True) -> Modul
 
 
 def differ(old: ActivationBatch, new: ActivationBatch) -> bool:
-    """Say if a layer's inputs changed, that is, if any layer in front of it was converted."""
+    """Say if a layer's inputs changed, that is, if any layer in front of it was converted.
+
+    Args:
+        old: Inputs of the layer in the original.
+        new: Inputs of the same layer in the converted model.
+    """
     pairs = zip(tensors_in(old.first(1)), tensors_in(new.first(1)), strict=True)
     return not all(torch.equal(a, b) for a, b in pairs)
 
