@@ -61,9 +61,13 @@ def _add_choices(parser: Parser) -> None:
     """Add what ``gp.plan`` takes."""
     add = parser.add_argument
     add('--ratio', type=ratio, help='output channels per computed channel (2)')
-    add('--dw-size', type=whole, help='size of the cheap kernels, odd (3)')
+    add('--dw-size', type=whole, help='size of the cheap kernels, odd (3, or by budget)')
     add('--cheap', choices=['depthwise', 'shift', 'linear'], help='cheap operation (depthwise)')
-    add('--group-size', type=group_size, help='primary channels that each ghost mixes, or all (1)')
+    add(
+        '--group-size',
+        type=group_size,
+        help='primary channels that each ghost mixes, or all (1, or by budget)',
+    )
     add('--include', nargs='+', metavar='P', help='convert only these: name, glob or re:...')
     add('--exclude', nargs='+', metavar='P', help='keep these: name, glob or re:...')
     add('--no-keep-first', action='store_true', help='the first conv may be converted, too')

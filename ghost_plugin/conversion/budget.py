@@ -110,13 +110,17 @@ def meet_budget(
     before = {'macs': plan.macs, 'params': plan.params}
     wanted = {'macs': macs, 'params': params}
     budgets = {k: target(b, before[k], k) for k, b in wanted.items() if b is not None}
-    layers = plan.layers
-    for number, (name, limit) in enumerate(budgets.items()):
+    layers, met = plan.layers, list[int]()
+    for name, limit in budgets.items():
         undecided, index = undecided_layers(layers), _COSTS[name]
         fixed = before[name] - sum(layer.shape.dense()[index] for layer in undecided)
         options = {row.name: choices(row, partial(_cost, row, index)) for row in undecided}
-        if number:
-            options = {row.name: keep_min_ratio(options[row.name], row) for row in undecided}
+        if met:
+            options = {
+                row.name: _not_costlier(keep_min_ratio(options[row.name], row), row, met)
+                for row in undecided
+            }
+        met.append(index)
         layers = decide(layers, greedy_select(options, limit - fixed, name, fixed, layers))
     return replace(plan, layers=layers)
 
@@ -130,6 +134,26 @@ def keep_min_ratio(options: list[Choice], layer: LayerPlan) -> list[Choice]:
     """
     floor = layer.ratio if layer.converts else 1.0
     return [choice for choice in options if choice.ratio >= floor]
+
+
+def _not_costlier(options: list[Choice], layer: LayerPlan, met: Sequence[int]) -> list[Choice]:
+    """Return the choices with which budgets that are met stay so: mixed ghosts of one ratio differ.
+
+    Args:
+        options: Choices of the layer.
+        layer: The layer as those budgets left it.
+        met: Their costs, as indices into the costs of a ConvSpec.
+    """
+    now = Variant(layer.ratio if layer.converts else 1.0)
+    most = [_cost(layer, index, now) for index in met]
+    return [
+        choice
+        for choice in options
+        if all(
+            _cost(layer, index, choice.variant) <= limit
+            for index, limit in zip(met, most, strict=True)
+        )
+    ]
 
 
 def _cost(layer: LayerPlan, index: int, variant: Variant) -> int:

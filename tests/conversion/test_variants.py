@@ -1,5 +1,7 @@
 """Variants of a Ghost: their keys, their settings, and which ones a budget tries."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -64,6 +66,20 @@ def test_a_budget_mixes_primary_channels_where_that_loses_less(model, tmp_path):
     assert loaded.rebudget(macs=0.85).layers == plan.layers
     net = plan.apply(model, calibration=[images])
     assert gp.count(net, images[:1]).macs == plan.totals['macs_after']
+
+
+def test_a_second_budget_does_not_undo_the_first(model):
+    torch.manual_seed(0)
+    wide = [nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5)]
+    deeper = nn.Sequential(*model[:9], *wide, *head).eval()
+    images = torch.randn(16, 3, 16, 16)
+    plan = gp.plan(deeper, images[:1], macs=0.7, calibration=[images], keep_last=False)
+    shares = (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
+    for macs, params in itertools.product(shares, shares):
+        both = plan.rebudget(macs=macs, params=params).totals
+        assert both['macs_after'] <= macs * both['macs_before']
+        assert both['params_after'] <= params * both['params_before']
 
 
 def test_given_settings_are_not_changed_by_a_budget(model):
