@@ -154,6 +154,7 @@ def _plan(args: argparse.Namespace, source: LoadedModel, meter: Meter) -> Conver
         options |= _calibration(args, source, 256, meter)
     if args.latency_backend is not None:
         options['latency_backend'] = args.latency_backend
+    options['progress'] = meter.show
     options |= {'keep_first': not args.no_keep_first, 'keep_last': not args.no_keep_last}
     return make_plan(source.model, source.example(), seed=args.seed, **options)
 
@@ -229,7 +230,7 @@ def convert(args: argparse.Namespace) -> None:
         if not to_config or args.checkpoint:
             options = _calibration(args, source, number, meter)
             options |= _given(args, ('reconstruct', 'steps'))
-            result = apply_plan(made, source.model, **options)
+            result = apply_plan(made, source.model, progress=meter.show, **options)
             model, made = result.model, result.plan
     if to_config:
         _write_config(args, made, model)

@@ -9,9 +9,12 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
+
+from ..conversion.progress import Progress
 
 _SECONDS_PER_LINE = 20.0  # in files
 
@@ -23,11 +26,11 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self.bars: Progress | None = None
+        self.bars: Bars | None = None
         if sys.stderr.isatty():
             columns = ('{task.description}', BarColumn(), TaskProgressColumn(),
                        TimeRemainingColumn(), '{task.fields[note]}')  # fmt: skip
-            self.bars = Progress(*columns, console=Console(stderr=True))
+            self.bars = Bars(*columns, console=Console(stderr=True))
         self.tasks: dict[str, TaskID] = {}
         self.label, self.first, self.started, self.shown = '', 0, 0.0, 0.0
 
@@ -54,6 +57,10 @@ class Meter:
         elif done < self.bars.tasks[self.tasks[label]].completed:
             self.bars.reset(self.tasks[label])
         self.bars.update(self.tasks[label], completed=done, total=total, note=note)
+
+    def show(self, event: Progress) -> None:
+        """Show the progress of a conversion."""
+        self(event.stage, event.done, event.total)
 
     def _line(self, label: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from .inspection import inspect_convs
 from .latency_budget import meet_latency
 from .layer_latency import PrepareFn, latency_backend_fn
 from .plan import NUM_STEPS, SETTINGS, ConversionPlan, fingerprint
+from .progress import ProgressFn, Report, reporting
 from .selection import select
 from .sensitivity import score
 
@@ -40,6 +41,7 @@ def plan(
     keep_first: bool = True,
     keep_last: bool = True,
     seed: int = 0,
+    progress: ProgressFn | Literal[False] | None = None,
     ready: PrepareFn | None = None,
 ) -> ConversionPlan:
     """Plan a conversion; the model is not touched, and no data is needed.
@@ -68,6 +70,10 @@ def plan(
         include, exclude, keep_first, keep_last: Patterns of convs to convert or keep, as in
             :func:`ghost_plugin.conversion.selection.select`.
         seed: Seed of fresh weights, and of random projections for scores.
+        progress: Shows how far it is: None a line on a terminal, with the time left, and
+            nothing elsewhere; False nothing; or a function that gets each
+            :class:`ghost_plugin.conversion.progress.Progress`. An error that it raises ends
+            the planning.
         ready: Deprecated, use ``latency_backend``.
 
     Returns:
@@ -119,12 +125,13 @@ def plan(
     if macs is None and params is None and latency is None:
         return made
     batches = None if calibration is None else as_batches(calibration, model)
-    made = _with_scores(made, selection.fixed, automatic, model, example_input, batches)
-    if macs is None and params is None:
-        macs = 1.0  # all stay, before time decides
-    made = meet_budget(made, macs=macs, params=params)
-    if latency is not None:
-        made = meet_latency(model, example_input, made, latency, prepare)
+    with reporting(progress) as report:
+        made = _with_scores(made, selection.fixed, automatic, model, example_input, batches, report)
+        if macs is None and params is None:
+            macs = 1.0  # all stay, before time decides
+        made = meet_budget(made, macs=macs, params=params)
+        if latency is not None:
+            made = meet_latency(model, example_input, made, latency, prepare, report)
     return made
 
 
@@ -135,6 +142,7 @@ def _with_scores(
     model: nn.Module,
     example_input: Any,
     batches: list[Any] | None,
+    report: Report,
 ) -> ConversionPlan:
     """Score all variants that save something; layers without any are kept."""
     variants = candidate_variants(plan.layers, fixed, automatic)
@@ -143,7 +151,7 @@ def _with_scores(
         layer.keep('no_gain') if layer.name in without else layer for layer in plan.layers
     )
     if variants:
-        layers = score(model, layers, variants, example_input, batches, plan.seed)
+        layers = score(model, layers, variants, example_input, batches, plan.seed, report)
     return replace(plan, layers=layers)
 
 
@@ -172,6 +180,7 @@ def convert(
     inherit: bool = True,
     inplace: bool = False,
     optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+    progress: ProgressFn | Literal[False] | None = None,
     ready: PrepareFn | None = None,
 ) -> tuple[nn.Module, ConversionPlan]:
     """Plan a conversion and apply it.
@@ -181,7 +190,7 @@ def convert(
         ratio, dw_size, cheap, group_size, include, exclude, keep_first, keep_last: The same.
         seed, ready: The same.
         calibration: Batches for both.
-        reconstruct, steps, refit_dense, inherit, inplace, optimizers: As in
+        reconstruct, steps, refit_dense, inherit, inplace, optimizers, progress: As in
             :meth:`ghost_plugin.ConversionPlan.apply`.
 
     Returns:
@@ -209,6 +218,7 @@ def convert(
         keep_first=keep_first,
         keep_last=keep_last,
         seed=seed,
+        progress=progress,
         ready=ready,
     )
     result = apply_plan(
@@ -221,5 +231,6 @@ def convert(
         inherit=inherit,
         inplace=inplace,
         optimizers=optimizers,
+        progress=progress,
     )
     return result.model, result.plan

@@ -6,7 +6,7 @@ The plan is only read; the errors of its layers are in the plan of the result.
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from .fitting.sequential import (
 )
 from .inspection import check_root
 from .plan import NUM_STEPS, ConversionPlan, fingerprint
+from .progress import ProgressFn, Report, reporting
 from .reasons import FINAL, REASONS
 from .surgery import (
     build_ghosts,
@@ -66,6 +67,7 @@ def apply_plan(
     inherit: bool = True,
     inplace: bool = False,
     optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+    progress: ProgressFn | Literal[False] | None = None,
 ) -> ConversionResult:
     """Put Ghost convs into a model, with the weights of the convs that they replace.
 
@@ -73,6 +75,7 @@ def apply_plan(
         plan: A plan of the model.
         model, calibration, reconstruct, steps, refit_dense, inherit, inplace, optimizers: As in
             :meth:`ghost_plugin.ConversionPlan.apply`.
+        progress: The same.
 
     Returns:
         The converted model, and the plan with errors.
@@ -91,7 +94,10 @@ def apply_plan(
     plan.check_conversions()
     if not inplace:
         model = _copy(plan, model)
-    task, results = _fit(plan, model, calibration, reconstruct, steps, refit_dense, inherit)
+    with reporting(progress) as report:
+        task, results = _fit(
+            plan, model, calibration, reconstruct, steps, refit_dense, inherit, report
+        )
     pairs = [(task.conv(name), ghost) for name, ghost in task.ghosts.items()]
     for ghost in task.ghosts.values():
         ghost.convert_dense_weights = convert_dense_weights
@@ -207,11 +213,12 @@ def _fit(
     steps: int,
     refit_dense: bool,
     inherit: bool,
+    report: Report,
 ) -> tuple[FitTask, FitResults]:
     """Build the Ghosts of a plan and fit them; the model is only read."""
     settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
     norms = {layer.name: layer.norm for layer in plan.layers}
-    task = FitTask(model, build_ghosts(model, settings, plan.seed), norms, refit_dense)
+    task = FitTask(model, build_ghosts(model, settings, plan.seed), norms, refit_dense, report)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if not inherit or (calibration is None and on_meta):
         return task, FitResults()

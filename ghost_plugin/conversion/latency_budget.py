@@ -10,6 +10,7 @@ from torch import nn
 from .budget import Choice, choices, decide, greedy_select, keep_min_ratio
 from .layer_latency import PrepareFn, converted_copy, measure_latencies, time_layers
 from .plan import ConversionPlan, LayerPlan
+from .progress import Report, silent
 
 MAX_TRIES = 5  # plans that are measured
 TOLERANCE = 0.03  # a plan that meets the budget by less of the original's time is taken
@@ -46,6 +47,7 @@ def meet_latency(
     plan: ConversionPlan,
     budget: float | str,
     prepare: PrepareFn,
+    report: Report = silent,
 ) -> ConversionPlan:
     """Decide the scored layers so that the model meets a time.
 
@@ -60,13 +62,14 @@ def meet_latency(
         plan: With scores; decided where there are other budgets, or all undecided layers kept.
         budget: A share of the original's time, or milliseconds such as ``'5ms'``.
         prepare: Function of the backend, for modules in eval mode.
+        report: Gets the events of the stages.
 
     Raises:
         ValueError: Not a budget, or no plan that was measured meets it.
     """
     share = _share(model, example_input, budget, prepare)
     scored = [layer for layer in plan.layers if layer.scores]
-    latencies = time_layers(model, example_input, scored, prepare)
+    latencies = time_layers(model, example_input, scored, prepare, report)
     layers = tuple(
         replace(layer, latencies=latencies.get(layer.name, layer.latencies))
         for layer in plan.layers

@@ -18,6 +18,7 @@ from ..utils.modules import (
     removing_hooks,
 )
 from .plan import ConversionPlan, LayerPlan
+from .progress import Report, silent, tracked
 from .surgery import build_ghost, build_ghosts, check_forwards, replace_modules
 from .variants import Variant
 
@@ -110,7 +111,11 @@ def _randomize_permutations(ghosts: Iterable[GhostConv2d]) -> None:
 
 
 def time_layers(
-    model: nn.Module, example_input: Any, layers: Sequence[LayerPlan], prepare: PrepareFn
+    model: nn.Module,
+    example_input: Any,
+    layers: Sequence[LayerPlan],
+    prepare: PrepareFn,
+    report: Report = silent,
 ) -> dict[str, dict[str, float]]:
     """Measure the milliseconds of each conv and of its Ghosts, for all its calls.
 
@@ -119,6 +124,7 @@ def time_layers(
         example_input: Its input.
         layers: Layers with scores.
         prepare: Function of the backend.
+        report: Gets the layers that are done.
 
     Returns:
         Milliseconds by name and key of the variant; ``'1'`` is the conv as it is.
@@ -127,7 +133,7 @@ def time_layers(
     absorbed = set() if prepare is prepare_eager else _absorbed(model, layers)
     known: dict[str, dict[str, float]] = {}
     found = {}
-    for layer in layers:
+    for layer in tracked(layers, len(layers), report, 'latencies'):
         conv: Any = model.get_submodule(layer.name)
         x = inputs[layer.name]
         variants = map(Variant.from_key, layer.scores)

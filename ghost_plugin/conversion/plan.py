@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from ..layers.cheap_ops import build_cheap, check_group_size
 from ..layers.ghost import split_channels
 from ..utils.atomic_io import atomic_write
 from .cost_model import ConvSpec
+from .progress import ProgressFn
 from .reasons import FINAL, REASONS
 
 _logger = logging.getLogger(__name__)
@@ -317,6 +318,7 @@ class ConversionPlan:
         inherit: bool = True,
         inplace: bool = False,
         optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+        progress: ProgressFn | Literal[False] | None = None,
     ) -> nn.Module:
         """Put Ghost convs into a model, with the weights of the convs that they replace.
 
@@ -335,6 +337,10 @@ class ConversionPlan:
             inplace: Change ``model`` itself.
             optimizers: One or several, built before with parameters of ``model``; they get the
                 new ones in the place of the old. Only with ``inplace``.
+            progress: Shows how far it is: None a line on a terminal, with the time left, and
+                nothing elsewhere; False nothing; or a function that gets each
+                :class:`ghost_plugin.conversion.progress.Progress`. An error that it raises ends
+                the conversion, and the model is untouched.
 
         Returns:
             The converted model.
@@ -356,6 +362,7 @@ class ConversionPlan:
             inherit=inherit,
             inplace=inplace,
             optimizers=optimizers,
+            progress=progress,
         ).model
 
     def check_conversions(self) -> None:

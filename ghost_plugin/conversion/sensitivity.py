@@ -17,6 +17,7 @@ original's predictions on 150 others: 0.07 to 0.09 with p = 1.25, 0.08 with 1.5,
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ from .fitting.sequential import (
     ghost_visitor,
 )
 from .plan import LayerPlan
+from .progress import Report, silent, tracked
 from .surgery import build_ghosts
 from .variants import Variant
 
@@ -63,6 +65,7 @@ def score(
     example_input: Any,
     calibration: Sequence[Any] | None,
     seed: int,
+    report: Report = silent,
 ) -> tuple[LayerPlan, ...]:
     """Score variants of layers.
 
@@ -73,6 +76,7 @@ def score(
         example_input: Input of the model; noise of its kind stands for data.
         calibration: Batches of images, if there are any.
         seed: Seed of projections and noise.
+        report: Gets the events of the stages.
 
     Returns:
         The layers with scores; those that the output does not depend on are kept.
@@ -87,7 +91,7 @@ def score(
         scored = [layer for layer in layers if layer.name in variants]
         settings = {row.name: reference[row.name].settings(row.settings) for row in scored}
         norms = {layer.name: layer.norm for layer in layers}
-        task = FitTask(model, build_ghosts(model, settings, seed), norms)
+        task = FitTask(model, build_ghosts(model, settings, seed), norms, report=report)
         errors = _initialize(task, scored, variants, reference, batches, seed)
         fitted = {name: errors[name][variant] for name, variant in reference.items()}
         parts = list(_parts(batches or _noise(example_input)))
@@ -96,7 +100,9 @@ def score(
                 name: _on_original_inputs(ghost_visitor(task, name, LayerFit(error)))
                 for name, error in fitted.items()
             }
-            fits = run_microbatches(model, parts, visitors, ACTIVATION_BYTES)
+            fits = run_microbatches(
+                model, parts, visitors, ACTIVATION_BYTES, partial(report, 'trial fits')
+            )
             fitted |= {name: fit.error or MIN_ERROR for name, fit in fits.items()}
         changes = _output_changes(task, parts)
 
@@ -145,7 +151,8 @@ def _initialize(
     sizes = {layer.name: filter_size(task.ghosts[layer.name]) for layer in layers}
     settings = {layer.name: layer.settings for layer in layers}
     errors: dict[str, dict[Variant, float]] = {}
-    for name, moments in collect_moments(task.model, sizes, batches):
+    statistics = collect_moments(task.model, sizes, batches, task.report)
+    for name, moments in tracked(statistics, len(sizes), task.report, 'scores'):
         errors[name] = {}
         for variant in sorted(variants[name], key=lambda one: one.ratio):
             trial = task
@@ -200,7 +207,8 @@ def _output_changes(task: FitTask, parts: Sequence[Any]) -> dict[str, float]:
     means = _mean_gaps(task.model, with_norm, parts)
     probes = {name: _probe(name, ghost, totals, means.get(name)) for name, ghost in ghosts.items()}
     try:
-        backprop_projections(task.model, probes, parts, projections)
+        shown = tracked(parts, len(parts), task.report, 'output changes')
+        backprop_projections(task.model, probes, shown, projections)
     except UnconnectedError as error:
         raise ValueError(
             f'{error}, so a budget cannot score them: give a part of the model, or ratios by '

@@ -202,10 +202,10 @@ def test_a_conv_that_sees_windows_inherits(reconstruct):
 def test_convs_that_few_images_reach_are_initialized_from_all(monkeypatch, memory, passes):
     model, seen = One().eval(), {}
 
-    def watched(model, sizes, batches):
+    def watched(model, sizes, batches, report):
         if batches:
             seen.update(dict.fromkeys(sizes, sum(map(len, batches))))
-        return collect_moments(model, sizes, batches)
+        return collect_moments(model, sizes, batches, report)
 
     monkeypatch.setattr(sequential, 'ACTIVATION_BYTES', memory)
     monkeypatch.setattr(sequential, 'collect_moments', watched)

@@ -88,7 +88,7 @@ def test_options_reach_the_plan(ok, model, tmp_path, monkeypatch):
     budgets += ['--latency-backend', 'fused']
     others = ['--exclude', 'a', 're:b', '--no-keep-first', '--seed', 3, '--size', 24, 40]
     ok('plan', model[0], '-o', tmp_path / 'p.json', *budgets, *others)
-    assert seen.pop('latency_backend') == 'fused'
+    assert seen.pop('latency_backend') == 'fused' and seen.pop('progress').__name__ == 'show'
     assert seen == {
         'exclude': ['a', 're:b'], 'macs': '240M',
         'params': 0.5, 'latency': '12ms', 'seed': 3, 'keep_first': False, 'keep_last': True,

@@ -4,9 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 
+import ghost_plugin as gp
 from ghost_plugin.cli import terminal
 from ghost_plugin.cli.terminal import Meter, figures, show, table
 
@@ -53,6 +56,16 @@ def test_rich_has_one_bar_for_each_label(monkeypatch):
                 meter('evaluating', done, 2)
         assert [task.description for task in meter.bars.tasks] == ['training', 'evaluating']
         assert [task.completed for task in meter.bars.tasks] == [3, 2]
+
+
+def test_a_conversion_has_a_bar_for_each_stage(monkeypatch):
+    pretend_terminal(monkeypatch)
+    model, images = nn.Sequential(*(nn.Conv2d(8, 8, 3) for _ in range(3))), torch.randn(8, 8, 9, 9)
+    with Meter() as meter:
+        gp.plan(model, images, macs=0.9, calibration=[images], progress=meter.show)
+        labels = [task.description for task in meter.bars.tasks]
+        assert {'statistics', 'scores', 'output changes'} <= set(labels)
+        assert all(task.completed == task.total for task in meter.bars.tasks)
 
 
 def test_figures_that_all_rows_have():

@@ -26,7 +26,7 @@ def clock(monkeypatch):
         ghosts = sum(isinstance(m, gp.GhostConv2d) for m in module.modules())
         return gp.count(module, X).macs * 1e-3 + price['ghost'] * ghosts
 
-    def times(model, example_input, layers, prepare):
+    def times(model, example_input, layers, prepare, report):
         found = {}
         for layer in layers:
             settings = {r: {**layer.settings, 'ratio': float(r)} for r in layer.scores}

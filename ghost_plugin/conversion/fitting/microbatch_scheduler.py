@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from ...utils.modules import as_arguments, call_model, clone_tensors, eval_mode, removing_hooks
+from ..progress import silent
 from .batches import (
     Arguments,
     batch_size,
@@ -59,6 +60,7 @@ def run_microbatches(
     batches: Sequence[Any],
     visitors: Mapping[str, ModuleVisitor[Result]],
     memory: int,
+    report: Callable[[int, int], object] = silent,
 ) -> dict[str, Result]:
     """Run all images through the hooked modules, as the original's and the converted model's.
 
@@ -67,11 +69,14 @@ def run_microbatches(
         batches: Batches whose images have one size.
         visitors: Called at each call of a module, by the module's name.
         memory: Bytes of activations that may be held at a time.
+        report: Gets the number of modules that have results, and of all.
 
     Returns:
         The visitors' results by name, of those that were called.
     """
-    return MicrobatchScheduler(model, batches, visitors, memory).run() if visitors else {}
+    if not visitors:
+        return {}
+    return MicrobatchScheduler(model, batches, visitors, memory, report).run()
 
 
 class MicrobatchScheduler(Generic[Result]):
@@ -83,8 +88,9 @@ class MicrobatchScheduler(Generic[Result]):
         batches: Sequence[Any],
         visitors: Mapping[str, ModuleVisitor[Result]],
         memory: int,
+        report: Callable[[int, int], object],
     ) -> None:
-        self.model, self.visitors, self.memory = model, visitors, memory
+        self.model, self.visitors, self.memory, self.report = model, visitors, memory, report
         self.peaks = peak_activation_bytes(model, visitors, next(rebatch(batches, 2)))
         self.images_left = sum(map(batch_size, batches))
         largest = self._max_images(max(self.peaks.values()))
@@ -96,13 +102,17 @@ class MicrobatchScheduler(Generic[Result]):
 
     def run(self) -> dict[str, Result]:
         """Call all visitors with all images; their results by name."""
+        total = len(self.visitors)
+        self.report(0, total)
         with eval_mode(self.model), forward_overrides(self.model, self.visitors, self._override):
             try:
                 while self.threads or self.images_left:
                     self._visit() if self.threads else self._start()
+                    self.report(len(self.results), total)
             finally:
                 for thread in self.threads:
                     thread.cancel()
+        self.report(total, total)  # some may never be called
         return self.results
 
     def _max_images(self, size: int) -> int:

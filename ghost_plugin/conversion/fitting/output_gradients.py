@@ -17,6 +17,7 @@ from ...utils.modules import (
     removing_hooks,
     tensors_in,
 )
+from ..progress import Report, silent, tracked
 from .batches import batch_size, rebatch, slice_batch
 
 _logger = logging.getLogger(__name__)
@@ -92,7 +93,11 @@ def gradients_everywhere(model: nn.Module) -> Iterator[None]:
 
 
 def channel_metrics(
-    model: nn.Module, names: Collection[str], batches: Sequence[Any], seed: int
+    model: nn.Module,
+    names: Collection[str],
+    batches: Sequence[Any],
+    seed: int,
+    report: Report = silent,
 ) -> dict[str, torch.Tensor]:
     """Covariances of the output's gradients with respect to the channels of some modules.
 
@@ -101,6 +106,7 @@ def channel_metrics(
         names: Of modules inside.
         batches: Batches whose images have one size; some of these are used.
         seed: Of projections.
+        report: Gets the calls of the model that are done.
 
     Returns:
         By name (C, C) E[g g^T] over positions, with the gradients g of projections of the output,
@@ -113,13 +119,16 @@ def channel_metrics(
     positions: Counter[str] = Counter()
     if not names:
         return sums
-    step = -(-sum(map(batch_size, batches)) // MAX_IMAGES)
+    images = sum(map(batch_size, batches))
+    step = -(-images // MAX_IMAGES)
+    calls = -(-images // step // IMAGES_PER_CALL)
     chosen = (slice_batch(few, slice(0, 1)) for few in rebatch(batches, step))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             probes = {name: _covariance_probe(name, sums, positions) for name in names}
-            backprop_projections(model, probes, rebatch(chosen, IMAGES_PER_CALL), 1)
+            parts = tracked(rebatch(chosen, IMAGES_PER_CALL), calls, report, 'gradients')
+            backprop_projections(model, probes, parts, 1)
         except (UnconnectedError, RuntimeError) as error:
             _logger.warning('all channels of blocks count alike, for want of gradients: %s', error)
             return {}

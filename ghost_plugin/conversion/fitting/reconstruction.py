@@ -115,7 +115,7 @@ def reconstruct_layers(task: FitTask, batches: Sequence[Any], steps: int, seed: 
     early = initialize_early_layers(task, batches)
     learn = partial(reconstruct, steps=steps, seed=seed)
     visitors = {name: _layer_visitor(task, name, early.get(name), learn) for name in task.ghosts}
-    return _run(task, batches, visitors, early)
+    return _run(task, batches, visitors, early, 'layers')
 
 
 def reconstruct_blocks(task: FitTask, batches: Sequence[Any], steps: int, seed: int) -> FitResults:
@@ -134,7 +134,7 @@ def reconstruct_blocks(task: FitTask, batches: Sequence[Any], steps: int, seed: 
     single = {name for name, convs in blocks.items() if convs == [name]}
     for name in single - task.ghosts.keys():
         blocks.pop(name)  # it is refitted alone
-    metrics = channel_metrics(task.model, blocks.keys() - single, batches, seed)
+    metrics = channel_metrics(task.model, blocks.keys() - single, batches, seed, task.report)
     visitors: dict[str, ModuleVisitor[Any]] = {}
     for name, convs in blocks.items():
         learn = partial(reconstruct, channel_metric=metrics.get(name), steps=steps, seed=seed)
@@ -142,7 +142,7 @@ def reconstruct_blocks(task: FitTask, batches: Sequence[Any], steps: int, seed: 
             visitors[name] = ghost_visitor(task, name, early.get(name))
         else:
             visitors[name] = _block_visitor(task, name, convs, early, learn)
-    return _run(task, batches, visitors, early)
+    return _run(task, batches, visitors, early, 'blocks')
 
 
 def _run(
@@ -150,13 +150,15 @@ def _run(
     batches: Sequence[Any],
     visitors: dict[str, ModuleVisitor[Any]],
     early: Mapping[str, LayerFit],
+    stage: str,
 ) -> FitResults:
     means = {
         name: dense_visitor(task, name)
         for name in layers_with_means(task, batches)
         if not any(name.startswith(f'{block}.') for block in visitors)
     }
-    found = run_microbatches(task.model, batches, {**visitors, **means}, BLOCK_BYTES)
+    report = partial(task.report, stage)
+    found = run_microbatches(task.model, batches, {**visitors, **means}, BLOCK_BYTES, report)
     layers = dict(early)
     blocks = {}
     for name, fit in found.items():

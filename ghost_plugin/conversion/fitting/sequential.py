@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from ...utils.modules import (
     removing_hooks,
     tensors_in,
 )
+from ..progress import Report, silent, tracked
 from ..surgery import build_ghost, shift_running_mean
 from .batches import rebatch
 from .channel_statistics import ChannelMoments, ChannelMomentsCollector, moments_from_weights
@@ -43,12 +45,14 @@ class FitTask:
         norms: Name of the norm behind a conv, '' if there is none, by the conv's name; also of
             convs that stay.
         refit_dense: Whether layers that stay dense are refitted to the inputs that reach them.
+        report: Gets the events of the stages.
     """
 
     model: nn.Module
     ghosts: Mapping[str, GhostConv2d]
     norms: Mapping[str, str]
     refit_dense: bool = True
+    report: Report = silent
 
     def conv(self, name: str) -> nn.Conv2d:
         """The dense conv."""
@@ -132,8 +136,9 @@ def initialize_ghosts(
         ValueError: The batches never reach one of the convs.
     """
     sizes = {name: filter_size(task.ghosts[name]) for name in names}
-    statistics = collect_moments(task.model, sizes, batches)
-    return {name: LayerFit(task.initialize(name, moments)) for name, moments in statistics}
+    statistics = collect_moments(task.model, sizes, batches, task.report)
+    moments = tracked(statistics, len(sizes), task.report, 'first weights')
+    return {name: LayerFit(task.initialize(name, own)) for name, own in moments}
 
 
 def fit_from_weights(task: FitTask) -> FitResults:
@@ -161,7 +166,10 @@ def initialize_early_layers(task: FitTask, batches: Sequence[Any]) -> dict[str, 
 
 
 def collect_moments(
-    model: nn.Module, sizes: Mapping[str, int], batches: Sequence[Any] | None
+    model: nn.Module,
+    sizes: Mapping[str, int],
+    batches: Sequence[Any] | None,
+    report: Report = silent,
 ) -> Iterator[tuple[str, ChannelMoments]]:
     """Compute the moments of convs' outputs; as many convs as memory allows share a pass.
 
@@ -169,6 +177,7 @@ def collect_moments(
         model: The original.
         sizes: Of the cheap filters, pixels, by the conv's name.
         batches: All of them are run; without any the input is taken as white noise.
+        report: Gets the batches that have run, of all passes.
 
     Returns:
         Names and moments.
@@ -181,7 +190,9 @@ def collect_moments(
         for name, size in sizes.items():
             yield name, moments_from_weights(convs[name], size)
         return
-    for names in _within_memory(convs, sizes):
+    passes = list(_within_memory(convs, sizes))
+    report('statistics', 0, len(passes) * len(batches))
+    for index, names in enumerate(passes):
         collectors = {
             name: ChannelMomentsCollector(convs[name], sizes[name], len(batches)) for name in names
         }
@@ -190,8 +201,9 @@ def collect_moments(
             for name, c in collectors.items()
         ]
         with removing_hooks(*handles), eval_mode(model):
-            for batch in batches:
+            for done, batch in enumerate(batches, 1 + index * len(batches)):
                 call_model(model, batch)
+                report('statistics', done, len(passes) * len(batches))
         lost = [name for name, collector in collectors.items() if not collector.positions]
         if lost:
             raise ValueError(f'the calibration batches never reached {lost[0]!r}; keep it dense')
@@ -226,7 +238,9 @@ def fit_sequentially(task: FitTask, batches: Sequence[Any]) -> FitResults:
     early = initialize_early_layers(task, batches)
     visitors = {name: ghost_visitor(task, name, early.get(name)) for name in task.ghosts}
     dense = {name: dense_visitor(task, name) for name in layers_with_means(task, batches)}
-    found = run_microbatches(task.model, batches, visitors | dense, ACTIVATION_BYTES)
+    found = run_microbatches(
+        task.model, batches, visitors | dense, ACTIVATION_BYTES, partial(task.report, 'layers')
+    )
     return FitResults(early | found)
 
 
