@@ -177,6 +177,7 @@ def convert(
     reconstruct: str | None = None,
     steps: int = NUM_STEPS,
     refit_dense: bool = True,
+    share_permutations: bool | None = None,
     inherit: bool = True,
     inplace: bool = False,
     optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
@@ -190,8 +191,9 @@ def convert(
         ratio, dw_size, cheap, group_size, include, exclude, keep_first, keep_last: The same.
         seed, ready: The same.
         calibration: Batches for both.
-        reconstruct, steps, refit_dense, inherit, inplace, optimizers, progress: As in
+        reconstruct, steps, refit_dense, share_permutations, inherit, inplace, optimizers: As in
             :meth:`ghost_plugin.ConversionPlan.apply`.
+        progress: The same.
 
     Returns:
         The converted model, and its plan with the error of each layer.
@@ -228,6 +230,7 @@ def convert(
         reconstruct=reconstruct,
         steps=steps,
         refit_dense=refit_dense,
+        share_permutations=share_permutations,
         inherit=inherit,
         inplace=inplace,
         optimizers=optimizers,

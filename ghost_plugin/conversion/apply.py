@@ -11,11 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..graph.channel_permutation import shortcut_ghosts
 from ..layers.ghost import GhostConv2d
 from ..utils.modules import deepcopy_detached, plain_forward
 from .dense_checkpoints import convert_dense_weights
 from .fitting.batches import as_batches, can_concat
 from .fitting.few_images import few_images, misled
+from .fitting.joint_assignment import assign_jointly
 from .fitting.reconstruction import reconstruct_blocks, reconstruct_layers
 from .fitting.sequential import (
     FitResults,
@@ -27,7 +29,7 @@ from .fitting.sequential import (
 )
 from .inspection import check_root
 from .plan import NUM_STEPS, ConversionPlan, fingerprint
-from .progress import ProgressFn, Report, reporting
+from .progress import ProgressFn, reporting
 from .reasons import FINAL, REASONS
 from .surgery import (
     build_ghosts,
@@ -64,6 +66,7 @@ def apply_plan(
     reconstruct: str | None = None,
     steps: int = NUM_STEPS,
     refit_dense: bool = True,
+    share_permutations: bool | None = None,
     inherit: bool = True,
     inplace: bool = False,
     optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
@@ -73,9 +76,9 @@ def apply_plan(
 
     Args:
         plan: A plan of the model.
-        model, calibration, reconstruct, steps, refit_dense, inherit, inplace, optimizers: As in
+        model, calibration, reconstruct, steps, refit_dense, share_permutations: As in
             :meth:`ghost_plugin.ConversionPlan.apply`.
-        progress: The same.
+        inherit, inplace, optimizers, progress: The same.
 
     Returns:
         The converted model, and the plan with errors.
@@ -94,10 +97,14 @@ def apply_plan(
     plan.check_conversions()
     if not inplace:
         model = _copy(plan, model)
+    settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
+    norms = {layer.name: layer.norm for layer in plan.layers}
     with reporting(progress) as report:
-        task, results = _fit(
-            plan, model, calibration, reconstruct, steps, refit_dense, inherit, report
-        )
+        task = FitTask(model, build_ghosts(model, settings, plan.seed), norms, refit_dense, report)
+        results = FitResults()
+        if inherit:
+            shared = bool(plan.latency) if share_permutations is None else share_permutations
+            task, results = _fit(plan, task, calibration, reconstruct, steps, shared)
     pairs = [(task.conv(name), ghost) for name, ghost in task.ghosts.items()]
     for ghost in task.ghosts.values():
         ghost.convert_dense_weights = convert_dense_weights
@@ -207,30 +214,28 @@ def _copy(plan: ConversionPlan, model: nn.Module) -> nn.Module:
 
 def _fit(
     plan: ConversionPlan,
-    model: nn.Module,
+    task: FitTask,
     calibration: Iterable[Any] | None,
     reconstruct: str | None,
     steps: int,
-    refit_dense: bool,
-    inherit: bool,
-    report: Report,
+    shared: bool,
 ) -> tuple[FitTask, FitResults]:
-    """Build the Ghosts of a plan and fit them; the model is only read."""
-    settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
-    norms = {layer.name: layer.norm for layer in plan.layers}
-    task = FitTask(model, build_ghosts(model, settings, plan.seed), norms, refit_dense, report)
-    on_meta = any(parameter.is_meta for parameter in model.parameters())
-    if not inherit or (calibration is None and on_meta):
+    """Fit the Ghosts of a task, or of one like it; the model is only read."""
+    model = task.model
+    if any(parameter.is_meta for parameter in model.parameters()):
+        if calibration is not None:
+            raise ValueError('a model on the meta device has no weights to calibrate')
         return task, FitResults()
+    families = _shortcut_ghosts(task) if shared else []
     if calibration is None:
-        return task, fit_from_weights(task)
-    if on_meta:
-        raise ValueError('a model on the meta device has no weights to calibrate')
+        return task, fit_from_weights(assign_jointly(task, families))
     batches = as_batches(calibration, model)
+    task = assign_jointly(task, families, batches)
     results = _fit_on_batches(task, batches, reconstruct, steps, plan.seed)
     if few_images(batches):
-        plain = FitTask(model, build_ghosts(model, settings, plan.seed), norms)
-        without_images = fit_from_weights(plain)
+        settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
+        plain = FitTask(model, build_ghosts(model, settings, plan.seed), task.norms)
+        without_images = fit_from_weights(assign_jointly(plain, families))
         if misled(task, results, plain, batches):
             _logger.warning(
                 'too few calibration images: fitted to them, the converted %s is hardly '
@@ -240,6 +245,15 @@ def _fit(
             )
             return plain, without_images
     return task, results
+
+
+def _shortcut_ghosts(task: FitTask) -> list[list[str]]:
+    """Names of Ghosts that shall have one permutation, as far as a copy of the model shows it."""
+    try:
+        net = deepcopy_detached(task.model, share=True)
+        return shortcut_ghosts(replace_modules(net, task.ghosts).eval())
+    except Exception:  # a model that is changed in place need not allow a copy
+        return []
 
 
 def _fit_on_batches(

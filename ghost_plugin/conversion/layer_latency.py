@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..graph.channel_permutation import absorb_permutations
+from ..graph.channel_permutation import absorb_permutations, shortcut_ghosts
 from ..layers.ghost import GhostConv2d
 from ..profiling import MIN_ROUND_MS, time_together
 from ..utils.modules import (
@@ -98,8 +98,17 @@ def converted_copy(model: nn.Module, plan: ConversionPlan) -> nn.Module:
     net = deepcopy_detached(model, share=True)
     settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
     ghosts = build_ghosts(net, settings, plan.seed)
+    return _with_ghosts(net, ghosts)
+
+
+def _with_ghosts(net: nn.Module, ghosts: Mapping[str, GhostConv2d]) -> nn.Module:
+    """Put fresh Ghosts into a network, in place, with permutations as fitted ones have them."""
+    net = replace_modules(net, ghosts).eval()
     _randomize_permutations(ghosts.values())
-    return replace_modules(net, ghosts)
+    for first, *others in shortcut_ghosts(net):
+        for name in others:
+            ghosts[name].order = ghosts[first].order
+    return net
 
 
 def _randomize_permutations(ghosts: Iterable[GhostConv2d]) -> None:
@@ -168,8 +177,7 @@ def _absorbed(model: nn.Module, layers: Sequence[LayerPlan]) -> set[str]:
     common = {'ratio': 2, 'group_size': 1}  # which every conv allows
     settings = {layer.name: {**layer.settings, **common} for layer in layers}
     ghosts = build_ghosts(net, settings, seed=0)
-    _randomize_permutations(ghosts.values())
-    absorb_permutations(replace_modules(net, ghosts))
+    absorb_permutations(_with_ghosts(net, ghosts))
     return {name for name, ghost in ghosts.items() if ghost.order is None}
 
 

@@ -315,6 +315,7 @@ class ConversionPlan:
         reconstruct: str | None = None,
         steps: int = NUM_STEPS,
         refit_dense: bool = True,
+        share_permutations: bool | None = None,
         inherit: bool = True,
         inplace: bool = False,
         optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
@@ -333,6 +334,10 @@ class ConversionPlan:
             steps: Number of gradient steps of each layer or block.
             refit_dense: Refit convs and linear layers that stay to the inputs that reach them
                 from converted ones, by ridge regression; that costs no multiply-adds.
+            share_permutations: Give convs whose outputs a shortcut adds the same channel
+                permutation, so that none is left there in a fused or exported model. Faster, and
+                the errors of these convs are larger by a tenth to a third. None does so for a
+                plan that was made for a time (``latency``).
             inherit: False initialises the Ghost convs anew from the plan's seed.
             inplace: Change ``model`` itself.
             optimizers: One or several, built before with parameters of ``model``; they get the
@@ -359,6 +364,7 @@ class ConversionPlan:
             reconstruct=reconstruct,
             steps=steps,
             refit_dense=refit_dense,
+            share_permutations=share_permutations,
             inherit=inherit,
             inplace=inplace,
             optimizers=optimizers,

@@ -51,10 +51,10 @@ def fuse(model: nn.Module, example_input: Any = None) -> nn.Module:
     by symbolic tracing of the network, or of the parts that can be traced. A norm behind a Ghost
     conv is folded into its kernels as far as that is exact
     (:class:`ghost_plugin.graph.folded_ghost.FoldedGhostConv2d`). A channel permutation is absorbed
-    by the layers that read and write the same channels, where these can be traced; of several
-    permutations that a shortcut adds, one is absorbed and the others stay. Dropout and drop path
-    are removed. Layers with hooks or computed weights (masks of ``torch.nn.utils.prune``, weight
-    norm, parametrizations) stay.
+    by the layers that read and write the same channels, where these can be traced; of different
+    permutations that a shortcut adds, the most common one is absorbed and the others stay. Dropout
+    and drop path are removed. Layers with hooks or computed weights (masks of
+    ``torch.nn.utils.prune``, weight norm, parametrizations) stay.
 
     Args:
         model: In eval mode; it stays unchanged.

@@ -171,6 +171,59 @@ def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
+def channel_groups(
+    model: nn.Module, parts: Iterable[TracedPart] | None = None
+) -> list[ChannelGroup]:
+    """Find the layers that can take another order of their channels together.
+
+    Args:
+        model: In eval mode.
+        parts: Its traced graphs, with its current modules; None traces it.
+    """
+    found = []
+    for part in trace_parts(model) if parts is None else parts:
+        nodes = enumerate(part.graph.nodes)
+        places = {part.name(node): i for i, node in nodes if node.op == 'call_module'}
+        for group in dict.fromkeys(_ChannelGroupBuilder(part).group_of.values()):
+            if not group.pinned and len(group.sizes) == 1:
+                # Of equally common permutations the first goes: a stem's outputs are the largest.
+                group.producers.sort(key=places.__getitem__)
+                found.append(group)
+    return found
+
+
+def shortcut_ghosts(model: nn.Module) -> list[list[str]]:
+    """Find Ghost convs whose outputs a shortcut adds and that can have one permutation.
+
+    Args:
+        model: In eval mode.
+
+    Returns:
+        Names, two or more in each list. Of Ghost convs of unlike layouts in one channel group the
+        most that are alike: the permutations of the others stay in any case.
+    """
+    found = []
+    for group in channel_groups(model):
+        alike: dict[Any, list[str]] = {}
+        for name in group.producers:
+            ghost = model.get_submodule(name)
+            if isinstance(ghost, GHOST_CONVS) and ghost.ghosts_per_group:
+                # No permutation goes that selects some of the channels.
+                if ghost.num_computed() == ghost.out_channels:
+                    alike.setdefault(_layout(ghost), []).append(name)
+        most = max(alike.values(), key=len, default=[])
+        if len(most) > 1:
+            found.append(most)
+    return found
+
+
+def _layout(ghost: nn.Module) -> tuple[int, ...]:
+    """What Ghost convs of one permutation have in common."""
+    if ghost.group_size == ghost.primary:
+        return (0,)  # the first channels, as many as wanted, may be the primary ones
+    return ghost.groups, ghost.primary, ghost.num_ghosted, ghost.group_size
+
+
 def absorb_permutations(model: nn.Module, parts: Iterable[TracedPart] | None = None) -> int:
     """Reorder channels until as few permutations as possible are left, in place.
 
@@ -181,14 +234,8 @@ def absorb_permutations(model: nn.Module, parts: Iterable[TracedPart] | None = N
     Returns:
         Number of permutations that are gone.
     """
-    for part in trace_parts(model) if parts is None else parts:
-        nodes = enumerate(part.graph.nodes)
-        places = {part.name(node): i for i, node in nodes if node.op == 'call_module'}
-        for group in dict.fromkeys(_ChannelGroupBuilder(part).group_of.values()):
-            if not group.pinned and len(group.sizes) == 1:
-                # Of equally common permutations the first goes: a stem's outputs are the largest.
-                group.producers.sort(key=places.__getitem__)
-                _reorder(model, group)
+    for group in channel_groups(model, parts):
+        _reorder(model, group)
     ghosts = [m for m in model.modules() if isinstance(m, GHOST_CONVS)]
     return sum(_drop_identity(ghost) for ghost in ghosts)
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.graph.channel_permutation import absorb_permutations
+from ghost_plugin.graph.channel_permutation import absorb_permutations, shortcut_ghosts
 
 
 def permuted(inputs, outputs):
@@ -57,3 +57,45 @@ def test_an_identity_is_dropped_without_a_neighbour():
     net = nn.Sequential(gp.GhostConv2d(3, 8, 1, permuted=True)).eval()
     assert absorb_permutations(net) == 1
     assert net[0].order is None
+
+
+class Sum(nn.Module):
+    """Outputs of several Ghost convs, added."""
+
+    def __init__(self, *ghosts):
+        super().__init__()
+        self.ghosts, self.head = nn.ModuleList(ghosts), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        total = self.ghosts[0](x)
+        for ghost in self.ghosts[1:]:
+            total = total + ghost(x)
+        return self.head(total)
+
+
+def ghost(ratio, group_size=1, outputs=8):
+    options = {'ratio': ratio, 'group_size': group_size, 'dw_size': 1, 'permuted': True}
+    return gp.GhostConv2d(3, outputs, 1, **options)
+
+
+@pytest.mark.parametrize(
+    ('ghosts', 'alike'),
+    [
+        ([ghost(2), ghost(2), ghost(4)], [0, 1]),
+        ([ghost(2), ghost(4), ghost(4)], [1, 2]),
+        ([ghost(2), ghost(4)], []),
+        ([ghost(2, 'all'), ghost(1.5, 'all'), ghost(2), ghost(2, 4)], [0, 1, 3]),
+        ([ghost(3), ghost(3)], []),  # nine channels are computed, and eight returned
+        ([ghost(1), ghost(1)], []),
+    ],
+)
+def test_ghosts_of_a_shortcut_that_can_have_one_permutation(ghosts, alike):
+    found = shortcut_ghosts(Sum(*ghosts).eval())
+    assert found == ([[f'ghosts.{i}' for i in alike]] if alike else [])
+
+
+def test_outputs_that_must_keep_their_order_share_none():
+    assert shortcut_ghosts(nn.Sequential(Sum(ghost(2), ghost(2)).ghosts[0]).eval()) == []
+    net = Sum(ghost(2), ghost(2))
+    net.head = nn.Identity()
+    assert shortcut_ghosts(net.eval()) == []

@@ -34,17 +34,17 @@ class Groups:
     others: list[int]
 
 
-def group_channels(covariance: torch.Tensor, layout: GhostLayout) -> Groups:
+def group_channels(covariances: torch.Tensor, layout: GhostLayout) -> Groups:
     """Choose primary channels, and groups of them with their ghosts, of little total error.
 
     Args:
-        covariance: (n, n) of the channels, in float64.
+        covariances: (convs, n, n) of the channels of convs that get the same groups, in float64.
         layout: Numbers of channels; its groups hold more than one primary channel.
     """
-    covariance = _positive_definite(covariance)
+    covariance = _positive_definite(covariances)
     primary = pivots(covariance, layout.primary)
     taken = set(primary)
-    ghosts = [channel for channel in range(len(covariance)) if channel not in taken]
+    ghosts = [channel for channel in range(covariance.shape[1]) if channel not in taken]
     number = layout.num_ghosted // layout.group_size
     if layout.group_size == layout.primary:
         return Groups([primary], [ghosts], [])
@@ -72,34 +72,39 @@ def group_channels(covariance: torch.Tensor, layout: GhostLayout) -> Groups:
     return best
 
 
-def _positive_definite(covariance: torch.Tensor) -> torch.Tensor:
+def _positive_definite(covariances: torch.Tensor) -> torch.Tensor:
     """Add the least ridge with which all systems of some channels can be solved."""
-    covariance = (covariance + covariance.T) / 2
-    ridge = RIDGE_SHARE * covariance.diagonal().max().clamp_min(1e-30)
-    while True:
-        found = covariance + torch.diag_embed(ridge.expand(len(covariance)))
-        if not torch.linalg.cholesky_ex(found).info:
-            return found
-        ridge = 10 * ridge
+    found = []
+    for covariance in covariances:
+        covariance = (covariance + covariance.T) / 2
+        ridge = RIDGE_SHARE * covariance.diagonal().max().clamp_min(1e-30)
+        while True:
+            solvable = covariance + torch.diag_embed(ridge.expand(len(covariance)))
+            if not torch.linalg.cholesky_ex(solvable).info:
+                break
+            ridge = 10 * ridge
+        found.append(solvable)
+    return torch.stack(found)
 
 
 def pivots(covariance: torch.Tensor, number: int) -> list[int]:
     """Channels that a pivoted Cholesky decomposition takes first: each has the most variance left.
 
     Args:
-        covariance: (n, n).
+        covariance: (convs, n, n).
         number: How many.
     """
-    left = covariance.diagonal().clone()
-    rows = covariance.new_zeros(number, len(covariance))
+    left = covariance.diagonal(dim1=1, dim2=2).clone()  # (convs, n)
+    rows = covariance.new_zeros(len(covariance), number, covariance.shape[1])
     chosen: list[int] = []
     for index in range(number):
-        pivot = int(left.argmax())
+        pivot = int(left.sum(0).argmax())
         chosen.append(pivot)
-        row = covariance[pivot] - rows[:index, pivot] @ rows[:index]
-        rows[index] = row / left[pivot].clamp_min(1e-30).sqrt()
-        left -= rows[index].square()
-        left[chosen] = -torch.inf
+        known = (rows[:, None, :index, pivot] @ rows[:, :index])[:, 0]
+        row = covariance[:, pivot] - known
+        rows[:, index] = row / left[:, pivot, None].clamp_min(1e-30).sqrt()
+        left -= rows[:, index].square()
+        left[:, chosen] = -torch.inf
     return chosen
 
 
@@ -107,28 +112,29 @@ def residuals(covariance: torch.Tensor, sets: list[list[int]]) -> torch.Tensor:
     """Variance of each channel that each set of channels leaves when it predicts that channel.
 
     Args:
-        covariance: (n, n).
+        covariance: (convs, n, n).
         sets: Channels, as many in each set.
 
     Returns:
-        (sets, n)
+        (sets, n), the sum over convs.
     """
-    explained = _weights(covariance, sets) * covariance[torch.tensor(sets)]
-    return covariance.diagonal() - explained.sum(1)
+    explained = _weights(covariance, sets) * covariance[:, torch.tensor(sets)]
+    return (covariance.diagonal(dim1=1, dim2=2)[:, None] - explained.sum(2)).sum(0)
 
 
 def _weights(covariance: torch.Tensor, sets: list[list[int]]) -> torch.Tensor:
-    """(sets, size, n) weights with which each set predicts each channel."""
+    """(convs, sets, size, n) weights with which each set predicts each channel."""
     index = torch.tensor(sets)
-    own = covariance[index[:, :, None], index[:, None]]
-    return torch.cholesky_solve(covariance[index], torch.linalg.cholesky(own))
+    own = covariance[:, index[:, :, None], index[:, None]]
+    return torch.cholesky_solve(covariance[:, index], torch.linalg.cholesky(own))
 
 
 def _importance(covariance: torch.Tensor, primary: list[int], ghosts: list[int]) -> torch.Tensor:
     """(primary, ghosts) variance of each ghost that is lost without one primary channel."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance[primary][:, primary]))
-    weights = inverse @ covariance[primary][:, ghosts]
-    return weights.square() / inverse.diagonal()[:, None]
+    rows = covariance[:, primary]
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(rows[:, :, primary]))
+    weights = inverse @ rows[:, :, ghosts]
+    return (weights.square() / inverse.diagonal(dim1=1, dim2=2)[..., None]).sum(0)
 
 
 def _similar(
@@ -181,15 +187,15 @@ def _by_pursuit(
     free = sorted(primary)
     for _ in range(size):
         gains = []
-        weights = _weights(covariance, sets)[:, :, free] if sets[0] else None
+        weights = _weights(covariance, sets)[..., free] if sets[0] else None
         for index, ghosts in enumerate(clusters):
-            cross = covariance[ghosts][:, free]
-            variance = covariance.diagonal()[free]
+            cross = covariance[:, ghosts][:, :, free]
+            variance = covariance.diagonal(dim1=1, dim2=2)[:, free]
             if weights is not None:
-                chosen = covariance[sets[index]]
-                cross = cross - chosen[:, ghosts].T @ weights[index]
-                variance = variance - (weights[index] * chosen[:, free]).sum(0)
-            gains.append(cross.square().sum(0) / variance.clamp_min(1e-30))
+                chosen = covariance[:, sets[index]]
+                cross = cross - chosen[:, :, ghosts].mT @ weights[:, index]
+                variance = variance - (weights[:, index] * chosen[:, :, free]).sum(1)
+            gains.append((cross.square().sum(1) / variance.clamp_min(1e-30)).sum(0))
         gain = torch.stack(gains).numpy()
         for row, column in zip(*linear_sum_assignment(gain, maximize=True), strict=True):
             sets[row].append(free[column])

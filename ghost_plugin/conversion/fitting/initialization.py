@@ -1,5 +1,6 @@
 """First weights of a Ghost conv: copies of primary kernels, and the best cheap kernels for them."""
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import cast
 
@@ -8,8 +9,11 @@ from torch import nn
 
 from ...layers.ghost import GhostConv2d, GhostLayout
 from .channel_statistics import ChannelMoments, pair_filters, pairwise_errors
-from .grouping import group_channels
+from .grouping import Groups, group_channels
 from .pairing import assign_ghosts
+
+# Clusters of a primary channel and its ghosts, or groups of several.
+Assignment = list[list[int]] | Groups
 
 
 def filter_size(ghost: GhostConv2d) -> int:
@@ -18,54 +22,114 @@ def filter_size(ghost: GhostConv2d) -> int:
     return int(cheap.kernel_size[0]) if isinstance(cheap, nn.Conv2d) else 3
 
 
-def initialize_ghost(conv: nn.Conv2d, ghost: GhostConv2d, moments: ChannelMoments) -> float:
+def errors_or_covariance(ghost: GhostConv2d, moments: ChannelMoments) -> torch.Tensor:
+    """What decides the assignment of a Ghost.
+
+    Args:
+        ghost: The Ghost.
+        moments: Of the output of its conv.
+
+    Returns:
+        (n, n) in float64, relative to the energy of all channels: the error of each channel as a
+        filter of each other one; for ghosts that mix several primary channels the covariance. All
+        channels count alike: on ResNet-20 and EfficientNet-Lite0 that was better than to weigh
+        them by the norm behind, and as good as by gradients.
+    """
+    if ghost.group_size > 1:
+        covariance = _covariance(ghost, moments)
+        return covariance / covariance.diagonal().sum().clamp_min(1e-30)
+    shares = moments.energy.double()
+    return pairwise_errors(moments).mul_(shares / shares.sum().clamp_min(1e-30))
+
+
+def assign_channels(
+    ghosts: Sequence[GhostConv2d], statistics: Sequence[torch.Tensor]
+) -> list[Assignment]:
+    """Choose primary channels and assign ghosts to them; of several convs so that all agree.
+
+    Args:
+        ghosts: Of one layout; where all primary channels are one group ratios may differ.
+        statistics: :func:`errors_or_covariance` of each.
+
+    Returns:
+        One for each conv. All lead to the same permutation.
+    """
+    first, number = ghosts[0], len(statistics[0])
+    if first.group_size > 1:
+        most = max(ghosts, key=lambda ghost: ghost.primary)
+        sizes = most.primary, most.num_ghosted, most.group_size, most.ghosts_per_group
+        found = group_channels(torch.stack(list(statistics)), GhostLayout(*sizes))
+        if most.group_size < most.primary:
+            return [found] * len(ghosts)
+        ranks = found.primaries[0] + found.ghosts[0]
+        return [Groups([ranks[: g.primary]], [ranks[g.primary :]], []) for g in ghosts]
+    errors = statistics[0] if len(ghosts) == 1 else torch.stack(list(statistics)).sum(0)
+    size, primary = number // first.groups, first.primary // first.groups
+    clusters = []
+    for start in range(0, number, size):
+        group = slice(start, start + size)
+        for members in assign_ghosts(errors[group, group], primary, first.ghosts_per_group):
+            clusters.append([start + index for index in members])
+    return [clusters] * len(ghosts)
+
+
+def initialize_ghost(
+    conv: nn.Conv2d,
+    ghost: GhostConv2d,
+    moments: ChannelMoments,
+    assignment: Assignment | None = None,
+) -> float:
     """Give a Ghost the weights of a conv: copies of the primary kernels, fitted cheap kernels.
 
     Args:
         conv: The dense conv.
         ghost: Its Ghost with ``permuted=True`` and the same groups; changed in place.
         moments: Of the output of ``conv``.
+        assignment: Of :func:`assign_channels`; None chooses the best for this conv.
 
     Returns:
         Squared error of the output relative to its energy; ghosts made by shifts count as lost,
-        as they have nothing to fit. All channels count alike: on ResNet-20 and EfficientNet-Lite0
-        that was better than to weigh them by the norm behind, and as good as by gradients.
+        as they have nothing to fit.
     """
     if not ghost.ghosts_per_group:
         ghost.primary_conv.load_state_dict(conv.state_dict())
         return 0.0
-    if ghost.group_size > 1:
-        return _initialize_mixed(conv, ghost, moments)
-    shares = moments.energy.double()
-    shares = shares / shares.sum().clamp_min(1e-30)
-    errors = pairwise_errors(moments).mul_(shares)
-    size = conv.out_channels // conv.groups
-    primary = ghost.primary_conv.out_channels // conv.groups
-    clusters = []
-    for start in range(0, conv.out_channels, size):
-        group = slice(start, start + size)
-        for members in assign_ghosts(errors[group, group], primary, ghost.ghosts_per_group):
-            clusters.append([start + index for index in members])
-    primaries = [members[0] for members in clusters for _ in members[1:]]
-    ghosts = [j for members in clusters for j in members[1:]]
+    mixed = ghost.group_size > 1
+    if assignment is None or not mixed:
+        statistic = errors_or_covariance(ghost, moments)
+    if assignment is None:
+        (assignment,) = assign_channels([ghost], [statistic])
+    if isinstance(assignment, Groups):
+        return _write_mixed(conv, ghost, moments, assignment)
+    primaries = [members[0] for members in assignment for _ in members[1:]]
+    ghosts = [j for members in assignment for j in members[1:]]
     filters = pair_filters(moments, primaries, ghosts)
-    _write_weights(conv, ghost, clusters, filters, moments.constant)
-    fitted = isinstance(ghost.cheap_operation, nn.Conv2d)
-    return float((errors[primaries, ghosts] if fitted else shares[ghosts]).sum())
+    _write_weights(conv, ghost, assignment, filters, moments.constant)
+    if isinstance(ghost.cheap_operation, nn.Conv2d):
+        return float(statistic[primaries, ghosts].sum())
+    shares = moments.energy.double()
+    return float((shares[ghosts] / shares.sum().clamp_min(1e-30)).sum())
+
+
+def _covariance(ghost: GhostConv2d, moments: ChannelMoments) -> torch.Tensor:
+    """(n, n) of the channels; without images their products for white input."""
+    covariance = moments.cross[:, :, ghost.cheap_operation.kernel_size[0] ** 2 // 2].double()
+    if moments.constant:
+        mean = moments.cross[0, :, -1].double()
+        covariance = covariance - mean[:, None] * mean
+    return covariance
 
 
 @torch.no_grad()
-def _initialize_mixed(conv: nn.Conv2d, ghost: GhostConv2d, moments: ChannelMoments) -> float:
-    """The same for ghosts that mix several primary channels, by kernels of one pixel."""
-    size, cheap = ghost.group_size, cast(nn.Conv2d, ghost.cheap_operation)
+def _write_mixed(
+    conv: nn.Conv2d, ghost: GhostConv2d, moments: ChannelMoments, groups: Groups
+) -> float:
+    """Write weights of ghosts that mix several primary channels, by kernels of one pixel."""
+    cheap = cast(nn.Conv2d, ghost.cheap_operation)
     centre = cheap.kernel_size[0] // 2
-    covariance = moments.cross[:, :, cheap.kernel_size[0] ** 2 // 2].double()
+    covariance = _covariance(ghost, moments)
     mean = moments.cross[0, :, -1].double() if moments.constant else None
-    if mean is not None:
-        covariance = covariance - mean[:, None] * mean
     rounding = 1e-12 if moments.cross.dtype == torch.float64 else 1e-6
-    layout = GhostLayout(ghost.primary, ghost.num_ghosted, size, ghost.ghosts_per_group)
-    groups = group_channels(covariance, layout)
     firsts = [*chain.from_iterable(groups.primaries), *groups.others]
     ghost.primary_conv.weight.copy_(conv.weight[firsts])
     order = torch.zeros(conv.out_channels, dtype=torch.long)

@@ -24,7 +24,7 @@ from ..progress import Report, silent, tracked
 from ..surgery import build_ghost, shift_running_mean
 from .batches import rebatch
 from .channel_statistics import ChannelMoments, ChannelMomentsCollector, moments_from_weights
-from .initialization import filter_size, initialize_ghost
+from .initialization import Assignment, filter_size, initialize_ghost
 from .least_squares import fit_ghost, mean_gap, num_samples_for
 from .microbatch_scheduler import HELD_ACTIVATIONS, peak_activation_bytes, run_microbatches
 from .paired_forward import ActivationBatch, Forward, ModuleVisitor
@@ -46,6 +46,7 @@ class FitTask:
             convs that stay.
         refit_dense: Whether layers that stay dense are refitted to the inputs that reach them.
         report: Gets the events of the stages.
+        assignments: Of ghosts that do not choose theirs alone, by the conv's name.
     """
 
     model: nn.Module
@@ -53,6 +54,7 @@ class FitTask:
     norms: Mapping[str, str]
     refit_dense: bool = True
     report: Report = silent
+    assignments: Mapping[str, Assignment] = field(default_factory=dict)
 
     def conv(self, name: str) -> nn.Conv2d:
         """The dense conv."""
@@ -72,7 +74,8 @@ class FitTask:
         Returns:
             Relative squared error of the output.
         """
-        error = initialize_ghost(self.conv(name), self.ghosts[name], moments)
+        given = self.assignments.get(name)
+        error = initialize_ghost(self.conv(name), self.ghosts[name], moments, given)
         return _require_finite(name, error)
 
 

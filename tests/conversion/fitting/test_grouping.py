@@ -32,13 +32,13 @@ def planted(channels, ratio, group_size):
 )
 def test_planted_groups_are_found(channels, ratio, group_size):
     covariance, layout = planted(channels, ratio, group_size)
-    found = group_channels(covariance, layout)
+    found = group_channels(covariance[None], layout)
     assert {len(own) for own in found.primaries} == {layout.group_size}
     assert max(map(len, found.ghosts)) <= layout.ghosts_per_group
     assert min(map(len, found.ghosts)) >= 1
     every = [*chain(*found.primaries, *found.ghosts), *found.others]
     assert sorted(every) == list(range(channels))
-    errors = residuals(covariance, found.primaries)
+    errors = residuals(covariance[None], found.primaries)
     lost = sum(float(errors[index, own].sum()) for index, own in enumerate(found.ghosts))
     assert abs(lost) < 1e-9 * float(covariance.diagonal().sum())
 
@@ -49,8 +49,8 @@ def test_more_primary_channels_per_ghost_lose_less():
     covariance = maps @ maps.T
     lost = []
     for size in (2, 4, 8, 'all'):
-        found = group_channels(covariance, ghost_layout(48, 1.5, group_size=size))
-        errors = residuals(covariance, found.primaries)
+        found = group_channels(covariance[None], ghost_layout(48, 1.5, group_size=size))
+        errors = residuals(covariance[None], found.primaries)
         lost.append(sum(float(errors[i, own].sum()) for i, own in enumerate(found.ghosts)))
     assert lost == sorted(lost, reverse=True) and lost[-1] < 0.75 * lost[0]
 
@@ -58,11 +58,11 @@ def test_more_primary_channels_per_ghost_lose_less():
 def test_pivots_leave_out_what_others_explain():
     maps = torch.eye(4, 8, dtype=torch.float64)
     maps[3] = 0.9 * maps[0]
-    assert pivots(maps @ maps.T, 3) == [0, 1, 2]
+    assert pivots((maps @ maps.T)[None], 3) == [0, 1, 2]
 
 
 def test_channels_that_depend_on_each_other_are_no_error():
     few = torch.randn(8, 100, generator=torch.Generator().manual_seed(2))
     maps = (torch.randn(24, 8, generator=torch.Generator().manual_seed(3)) @ few).double()
-    found = group_channels(maps @ maps.T, ghost_layout(24, 1.5, group_size=4))
+    found = group_channels((maps @ maps.T)[None], ghost_layout(24, 1.5, group_size=4))
     assert len(found.ghosts) == 2 or sum(map(len, found.ghosts)) == 8
