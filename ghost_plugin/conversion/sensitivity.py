@@ -44,6 +44,7 @@ from .fitting.sequential import (
     collect_moments,
     ghost_visitor,
 )
+from .fitting.variant_errors import VariantErrors
 from .plan import LayerPlan
 from .progress import Report, silent, tracked
 from .surgery import build_ghosts
@@ -92,7 +93,7 @@ def score(
         settings = {row.name: reference[row.name].settings(row.settings) for row in scored}
         norms = {layer.name: layer.norm for layer in layers}
         task = FitTask(model, build_ghosts(model, settings, seed), norms, report=report)
-        errors = _initialize(task, scored, variants, reference, batches, seed)
+        errors = _initialize(task, scored, variants, reference, batches)
         fitted = {name: errors[name][variant] for name, variant in reference.items()}
         parts = list(_parts(batches or _noise(example_input)))
         if batches and can_concat(parts):
@@ -141,27 +142,27 @@ def _initialize(
     variants: Mapping[str, Sequence[Variant]],
     reference: Mapping[str, Variant],
     batches: Sequence[Any] | None,
-    seed: int,
 ) -> dict[str, dict[Variant, float]]:
-    """Give the Ghosts of ``task`` first weights, and return the errors of all variants by name.
-
-    Ghosts of the variants besides the reference are built one at a time, and only their errors are
-    kept.
-    """
+    """Give the Ghosts of ``task`` first weights, and return the errors of all variants by name."""
     sizes = {layer.name: filter_size(task.ghosts[layer.name]) for layer in layers}
-    settings = {layer.name: layer.settings for layer in layers}
+    by_name = {layer.name: layer for layer in layers}
     errors: dict[str, dict[Variant, float]] = {}
     statistics = collect_moments(task.model, sizes, batches, task.report)
     for name, moments in tracked(statistics, len(sizes), task.report, 'scores'):
+        layer, first = by_name[name], task.initialize(name, moments)
+        trials = {sizes[name]: VariantErrors(moments, layer.shape.groups)}  # by the filters' size
         errors[name] = {}
         for variant in sorted(variants[name], key=lambda one: one.ratio):
-            trial = task
-            if variant != reference[name]:
-                other = {name: variant.settings(settings[name])}
-                trial = FitTask(task.model, build_ghosts(task.model, other, seed), task.norms)
-            same = filter_size(trial.ghosts[name]) == sizes[name]
-            found = trial.initialize(name, moments if same else moments.without_neighbours())
-            errors[name][variant] = found or MIN_ERROR
+            if variant == reference[name]:
+                errors[name][variant] = first or MIN_ERROR
+                continue
+            own = variant.settings(layer.settings)
+            size = {'depthwise': own['dw_size'], 'linear': 1, 'shift': 3}[own['cheap']]
+            if size not in trials:
+                near = moments.without_neighbours()
+                trials[size] = VariantErrors(near, layer.shape.groups)
+            layout, fitted = layer.shape.layout(own), own['cheap'] != 'shift'
+            errors[name][variant] = trials[size].error(layout, fitted=fitted) or MIN_ERROR
     return errors
 
 

@@ -34,6 +34,25 @@ class Groups:
     others: list[int]
 
 
+@dataclass(frozen=True)
+class Decomposition:
+    """Pivoted Cholesky decomposition of covariances; it serves all ratios.
+
+    Attributes:
+        covariance: (convs, n, n) with a ridge.
+        order: Channels; each has the most variance left by those before it.
+        factor: (convs, k, k) lower triangle of the covariance of the first k of these.
+    """
+
+    covariance: torch.Tensor
+    order: list[int]
+    factor: torch.Tensor
+
+    def inverse(self, number: int) -> torch.Tensor:
+        """(convs, number, number) inverse of the covariance of the first channels."""
+        return torch.cholesky_inverse(self.factor[:, :number, :number])
+
+
 def group_channels(covariances: torch.Tensor, layout: GhostLayout) -> Groups:
     """Choose primary channels, and groups of them with their ghosts, of little total error.
 
@@ -41,29 +60,47 @@ def group_channels(covariances: torch.Tensor, layout: GhostLayout) -> Groups:
         covariances: (convs, n, n) of the channels of convs that get the same groups, in float64.
         layout: Numbers of channels; its groups hold more than one primary channel.
     """
-    covariance = _positive_definite(covariances)
-    primary = pivots(covariance, layout.primary)
-    taken = set(primary)
-    ghosts = [channel for channel in range(covariance.shape[1]) if channel not in taken]
+    return group_decomposed(decompose(covariances, layout.primary), layout)
+
+
+def decompose(covariances: torch.Tensor, number: int) -> Decomposition:
+    """Decompose covariances, so that groups can be chosen.
+
+    Args:
+        covariances: As in :func:`group_channels`.
+        number: Primary channels at the most; several convs take time for each of them.
+    """
+    covariance = _positive_definite(covariances.cpu())
+    order = pivots(covariance, number)
+    factor = torch.linalg.cholesky(covariance[:, order][:, :, order])
+    rest = sorted(set(range(covariance.shape[1])) - set(order))
+    return Decomposition(covariance, order + rest, factor)
+
+
+def group_decomposed(decomposition: Decomposition, layout: GhostLayout) -> Groups:
+    """Choose groups from a decomposition.
+
+    Args:
+        decomposition: Of as many channels at least as are primary.
+        layout: As in :func:`group_channels`.
+    """
+    covariance, order = decomposition.covariance, decomposition.order
+    primary, ghosts = order[: layout.primary], sorted(order[layout.primary :])
     number = layout.num_ghosted // layout.group_size
     if layout.group_size == layout.primary:
         return Groups([primary], [ghosts], [])
-    importance = _importance(covariance, primary, ghosts)
+    importance = _importance(decomposition, primary, ghosts)
     clusters = _similar(importance, ghosts, number, layout.ghosts_per_group)
     best, least = None, float('inf')
     for _ in range(MAX_ROUNDS):
+        sets = _by_importance(importance, primary, ghosts, clusters, layout.group_size)
         candidates = [
-            _by_importance(importance, primary, ghosts, clusters, layout.group_size),
+            (sets, residuals(covariance, sets)),
             _by_pursuit(covariance, primary, clusters, layout.group_size),
         ]
-        tried = []
-        for sets in candidates:
-            errors = residuals(covariance, sets)
-            total = sum(float(errors[index, own].sum()) for index, own in enumerate(clusters))
-            tried.append((total, sets, errors))
-        _, sets, errors = min(tried, key=lambda one: one[0])
+        sets, errors = min(candidates, key=lambda one: _total(one[1], clusters))
         clusters = _assign(errors, ghosts, layout.ghosts_per_group)
-        total = sum(float(errors[index, own].sum()) for index, own in enumerate(clusters))
+        total = _total(errors, clusters)
         if total >= least * (1 - MIN_GAIN):
             break
         used = {channel for group in sets for channel in group}
@@ -72,19 +109,21 @@ def group_channels(covariances: torch.Tensor, layout: GhostLayout) -> Groups:
     return best
 
 
+def _total(errors: torch.Tensor, clusters: list[list[int]]) -> float:
+    """Sum of the errors of all ghosts in their groups."""
+    return sum(float(errors[index, own].sum()) for index, own in enumerate(clusters))
+
+
 def _positive_definite(covariances: torch.Tensor) -> torch.Tensor:
     """Add the least ridge with which all systems of some channels can be solved."""
-    found = []
-    for covariance in covariances:
-        covariance = (covariance + covariance.T) / 2
+    found = (covariances + covariances.mT).nan_to_num() / 2
+    for covariance in found:
         ridge = RIDGE_SHARE * covariance.diagonal().max().clamp_min(1e-30)
-        while True:
-            solvable = covariance + torch.diag_embed(ridge.expand(len(covariance)))
-            if not torch.linalg.cholesky_ex(solvable).info:
-                break
+        covariance.diagonal().add_(ridge)
+        while torch.linalg.cholesky_ex(covariance).info:
+            covariance.diagonal().add_(9 * ridge)  # ten times the ridge
             ridge = 10 * ridge
-        found.append(solvable)
-    return torch.stack(found)
+    return found
 
 
 def pivots(covariance: torch.Tensor, number: int) -> list[int]:
@@ -94,6 +133,11 @@ def pivots(covariance: torch.Tensor, number: int) -> list[int]:
         covariance: (convs, n, n).
         number: How many.
     """
+    if len(covariance) == 1:
+        from scipy.linalg.lapack import dpstrf
+
+        order = dpstrf(covariance[0].numpy(), lower=1)[1]
+        return [int(channel) - 1 for channel in order[:number]]
     left = covariance.diagonal(dim1=1, dim2=2).clone()  # (convs, n)
     rows = covariance.new_zeros(len(covariance), number, covariance.shape[1])
     chosen: list[int] = []
@@ -118,23 +162,20 @@ def residuals(covariance: torch.Tensor, sets: list[list[int]]) -> torch.Tensor:
     Returns:
         (sets, n), the sum over convs.
     """
-    explained = _weights(covariance, sets) * covariance[:, torch.tensor(sets)]
-    return (covariance.diagonal(dim1=1, dim2=2)[:, None] - explained.sum(2)).sum(0)
-
-
-def _weights(covariance: torch.Tensor, sets: list[list[int]]) -> torch.Tensor:
-    """(convs, sets, size, n) weights with which each set predicts each channel."""
     index = torch.tensor(sets)
-    own = covariance[:, index[:, :, None], index[:, None]]
-    return torch.cholesky_solve(covariance[:, index], torch.linalg.cholesky(own))
+    factor = torch.linalg.cholesky(covariance[:, index[:, :, None], index[:, None]])
+    rows = torch.linalg.solve_triangular(factor, covariance[:, index], upper=False)
+    left = covariance.diagonal(dim1=1, dim2=2)[:, None] - rows.square().sum(2)
+    return left.sum(0)
 
 
-def _importance(covariance: torch.Tensor, primary: list[int], ghosts: list[int]) -> torch.Tensor:
+def _importance(
+    decomposition: Decomposition, primary: list[int], ghosts: list[int]
+) -> torch.Tensor:
     """(primary, ghosts) variance of each ghost that is lost without one primary channel."""
-    rows = covariance[:, primary]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(rows[:, :, primary]))
-    weights = inverse @ rows[:, :, ghosts]
-    return (weights.square() / inverse.diagonal(dim1=1, dim2=2)[..., None]).sum(0)
+    inverse = decomposition.inverse(len(primary))
+    weights = inverse @ decomposition.covariance[:, primary][:, :, ghosts]
+    return (weights.square_() / inverse.diagonal(dim1=1, dim2=2)[..., None]).sum(0)
 
 
 def _similar(
@@ -169,39 +210,54 @@ def _by_importance(
     from scipy.optimize import linear_sum_assignment
 
     place = {ghost: index for index, ghost in enumerate(ghosts)}
-    gain = torch.stack([importance[:, [place[j] for j in own]].sum(1) for own in clusters])
+    owners = torch.tensor([group for group, own in enumerate(clusters) for _ in own])
+    rows = importance.T[[place[ghost] for own in clusters for ghost in own]]
+    gain = rows.new_zeros(len(clusters), len(primary)).index_add_(0, owners, rows).T
     slots = [group for group in range(len(clusters)) for _ in range(size)]
     sets: list[list[int]] = [[] for _ in clusters]
-    for row, column in zip(*linear_sum_assignment(gain[slots].numpy(), maximize=True), strict=True):
-        sets[slots[row]].append(primary[column])
+    # One row for each channel: with equal rows, those of one group, it takes several times longer.
+    for row, column in zip(
+        *linear_sum_assignment(gain[:, slots].numpy(), maximize=True), strict=True
+    ):
+        sets[slots[column]].append(primary[row])
     return sets
 
 
 def _by_pursuit(
     covariance: torch.Tensor, primary: list[int], clusters: list[list[int]], size: int
-) -> list[list[int]]:
-    """Give each cluster of ghosts its primary channels, the one that explains most each round."""
+) -> tuple[list[list[int]], torch.Tensor]:
+    """Give each cluster of ghosts its primary channels, the one that explains most each round.
+
+    Returns:
+        The sets, and their :func:`residuals`. These come from a Cholesky decomposition for each
+        cluster, which grows by one row each round.
+    """
     from scipy.optimize import linear_sum_assignment
 
-    sets: list[list[int]] = [[] for _ in clusters]
-    free = sorted(primary)
-    for _ in range(size):
-        gains = []
-        weights = _weights(covariance, sets)[..., free] if sets[0] else None
-        for index, ghosts in enumerate(clusters):
-            cross = covariance[:, ghosts][:, :, free]
-            variance = covariance.diagonal(dim1=1, dim2=2)[:, free]
-            if weights is not None:
-                chosen = covariance[:, sets[index]]
-                cross = cross - chosen[:, :, ghosts].mT @ weights[:, index]
-                variance = variance - (weights[:, index] * chosen[:, :, free]).sum(1)
-            gains.append((cross.square().sum(1) / variance.clamp_min(1e-30)).sum(0))
-        gain = torch.stack(gains).numpy()
-        for row, column in zip(*linear_sum_assignment(gain, maximize=True), strict=True):
-            sets[row].append(free[column])
-        used = {channel for own in sets for channel in own}
-        free = [channel for channel in free if channel not in used]
-    return sets
+    convs, number = len(covariance), len(clusters)
+    owners = torch.tensor([index for index, own in enumerate(clusters) for _ in own])
+    ghosts = torch.tensor([ghost for own in clusters for ghost in own])
+    free = torch.tensor(sorted(primary))
+    left = covariance.diagonal(dim1=1, dim2=2)[:, None].repeat(1, number, 1)
+    rows = covariance.new_zeros(convs, number, size, covariance.shape[1])
+    cross = covariance[:, ghosts][:, :, free]  # what the sets leave of it
+    found = []
+    for step in range(size):
+        gain = cross.new_zeros(convs, number, len(free)).index_add_(1, owners, cross.square())
+        gain = (gain / left[:, :, free].clamp_min(1e-30)).sum(0)
+        columns = torch.from_numpy(linear_sum_assignment(gain.numpy(), maximize=True)[1])
+        chosen = free[columns]
+        at_chosen = chosen[:, None].expand(convs, -1, 1)
+        known = rows[:, :, :step].gather(3, at_chosen[:, :, None].expand(-1, -1, step, 1))
+        row = covariance[:, chosen] - (known * rows[:, :, :step]).sum(2)
+        row = row / left.gather(2, at_chosen).clamp_min(1e-30).sqrt()
+        rows[:, :, step] = row
+        left -= row.square()
+        kept = torch.ones(len(free), dtype=torch.bool).index_fill(0, columns, False)
+        free = free[kept]
+        cross = cross[:, :, kept] - row[:, owners, ghosts, None] * row[:, :, free][:, owners]
+        found.append(chosen)
+    return torch.stack(found, 1).tolist(), left.sum(0)
 
 
 def _assign(errors: torch.Tensor, ghosts: list[int], size: int) -> list[list[int]]:
@@ -209,8 +265,9 @@ def _assign(errors: torch.Tensor, ghosts: list[int], size: int) -> list[list[int
     from scipy.optimize import linear_sum_assignment
 
     slots = [group for group in range(len(errors)) for _ in range(size)]
-    rows, columns = linear_sum_assignment(errors[slots][:, ghosts].numpy())
+    # One row for each ghost, as above.
+    rows, columns = linear_sum_assignment(errors.T[ghosts][:, slots].numpy())
     clusters: list[list[int]] = [[] for _ in range(len(errors))]
     for row, column in zip(rows, columns, strict=True):
-        clusters[slots[row]].append(ghosts[column])
+        clusters[slots[column]].append(ghosts[row])
     return clusters

@@ -36,8 +36,13 @@ def errors_or_covariance(ghost: GhostConv2d, moments: ChannelMoments) -> torch.T
         them by the norm behind, and as good as by gradients.
     """
     if ghost.group_size > 1:
-        covariance = _covariance(ghost, moments)
+        covariance = channel_covariance(moments)
         return covariance / covariance.diagonal().sum().clamp_min(1e-30)
+    return relative_errors(moments)
+
+
+def relative_errors(moments: ChannelMoments) -> torch.Tensor:
+    """(n, n) :func:`pairwise_errors` relative to the energy of all channels."""
     shares = moments.energy.double()
     return pairwise_errors(moments).mul_(shares / shares.sum().clamp_min(1e-30))
 
@@ -111,13 +116,19 @@ def initialize_ghost(
     return float((shares[ghosts] / shares.sum().clamp_min(1e-30)).sum())
 
 
-def _covariance(ghost: GhostConv2d, moments: ChannelMoments) -> torch.Tensor:
-    """(n, n) of the channels; without images their products for white input."""
-    covariance = moments.cross[:, :, ghost.cheap_operation.kernel_size[0] ** 2 // 2].double()
+def channel_covariance(moments: ChannelMoments) -> torch.Tensor:
+    """(n, n) of the channels in float64; without images their products for white input."""
+    centre = (moments.own.shape[1] - moments.constant) // 2
+    covariance = moments.cross[:, :, centre].double()
     if moments.constant:
         mean = moments.cross[0, :, -1].double()
         covariance = covariance - mean[:, None] * mean
     return covariance
+
+
+def rounding_error(moments: ChannelMoments) -> float:
+    """Share of the largest eigenvalue of a covariance below which others are rounding."""
+    return 1e-12 if moments.cross.dtype == torch.float64 else 1e-6
 
 
 @torch.no_grad()
@@ -127,9 +138,9 @@ def _write_mixed(
     """Write weights of ghosts that mix several primary channels, by kernels of one pixel."""
     cheap = cast(nn.Conv2d, ghost.cheap_operation)
     centre = cheap.kernel_size[0] // 2
-    covariance = _covariance(ghost, moments)
+    covariance = channel_covariance(moments)
     mean = moments.cross[0, :, -1].double() if moments.constant else None
-    rounding = 1e-12 if moments.cross.dtype == torch.float64 else 1e-6
+    rounding = rounding_error(moments)
     firsts = [*chain.from_iterable(groups.primaries), *groups.others]
     ghost.primary_conv.weight.copy_(conv.weight[firsts])
     order = torch.zeros(conv.out_channels, dtype=torch.long)

@@ -1,6 +1,6 @@
 """Assignment of ghost channels to primary channels: clusters of a primary and its ghosts."""
 
-from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +11,22 @@ MAX_CANDIDATES = 32  # primary channels that are considered for each ghost
 ROUNDING_ERROR = 1e-6  # share of a channel's energy below which pairs are equally good
 
 
+class PairCosts:
+    """Errors of pairs of channels.
+
+    Args:
+        errors: (n, n) error of channel j as a filter of channel p, p first.
+    """
+
+    def __init__(self, errors: torch.Tensor) -> None:
+        self.array: Costs = errors.double().nan_to_num(nan=1.0).cpu().numpy()
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Pairs (p, j) in the order of their errors; for each j the best p only."""
+        return _pairs(self.array)
+
+
 def assign_ghosts(errors: torch.Tensor, primary: int, copies: int) -> list[list[int]]:
     """Assign each ghost channel to a primary channel so that the total error is small.
 
@@ -19,15 +35,20 @@ def assign_ghosts(errors: torch.Tensor, primary: int, copies: int) -> list[list[
     its primary that predicts the others best.
 
     Args:
-        errors: (n, n) error of channel j as a filter of channel p, p first.
+        errors: As in :class:`PairCosts`.
         primary: Channels to compute by convolution.
         copies: Ghosts that a primary channel can have.
 
     Returns:
         A list for each primary channel: itself, then its ghosts; longest lists first.
     """
-    cost = errors.double().nan_to_num(nan=1.0).cpu().numpy()
-    clusters = _greedy(cost, primary, copies)
+    return assign_by_costs(PairCosts(errors), primary, copies)
+
+
+def assign_by_costs(costs: PairCosts, primary: int, copies: int) -> list[list[int]]:
+    """:func:`assign_ghosts` with errors that serve several numbers of channels."""
+    cost = costs.array
+    clusters = _greedy(costs, primary, copies)
     total = float('inf')
     for _ in range(MAX_ROUNDS):
         clusters = _assign(cost, sorted(clusters), copies)
@@ -40,11 +61,11 @@ def assign_ghosts(errors: torch.Tensor, primary: int, copies: int) -> list[list[
     return sorted(rows, key=lambda row: (-len(row), row[0]))
 
 
-def _greedy(cost: Costs, primary: int, copies: int) -> dict[int, list[int]]:
-    number = len(cost)
+def _greedy(costs: PairCosts, primary: int, copies: int) -> dict[int, list[int]]:
+    number = len(costs.array)
     clusters: dict[int, list[int]] = {}
     ghosts: set[int] = set()
-    for p, j in _pairs(cost):
+    for p, j in costs.pairs:
         if len(ghosts) == number - primary:
             break
         if p in ghosts or j in ghosts or j in clusters:
@@ -59,8 +80,7 @@ def _greedy(cost: Costs, primary: int, copies: int) -> dict[int, list[int]]:
     return {p: clusters.get(p, []) for p in chosen}
 
 
-def _pairs(cost: Costs) -> Iterator[tuple[int, int]]:
-    """Pairs (p, j) in the order of their errors; for each j the best p only."""
+def _pairs(cost: Costs) -> list[tuple[int, int]]:
     import numpy as np
 
     others = cost.copy()
@@ -73,7 +93,7 @@ def _pairs(cost: Costs) -> Iterator[tuple[int, int]]:
     clear = np.maximum(others[best, js], ROUNDING_ERROR / len(cost))
     order = np.lexsort((js.ravel(), best.ravel(), clear.ravel()))
     order = order[best.ravel()[order] != js.ravel()[order]]
-    return zip(best.ravel()[order].tolist(), js.ravel()[order].tolist(), strict=True)
+    return list(zip(best.ravel()[order].tolist(), js.ravel()[order].tolist(), strict=True))
 
 
 def _assign(cost: Costs, primaries: list[int], copies: int) -> dict[int, list[int]]:
@@ -82,7 +102,10 @@ def _assign(cost: Costs, primaries: list[int], copies: int) -> dict[int, list[in
     taken = set(primaries)
     ghosts = [j for j in range(len(cost)) if j not in taken]
     slots = [p for p in primaries for _ in range(copies)]
-    rows, columns = linear_sum_assignment(cost[slots][:, ghosts])
+    errors = cost[slots][:, ghosts]
+    if copies == 1:  # the same result several times sooner
+        errors -= errors.min(0)
+    rows, columns = linear_sum_assignment(errors)
     clusters: dict[int, list[int]] = {p: [] for p in primaries}
     for row, column in zip(rows, columns, strict=True):
         clusters[slots[row]].append(ghosts[column])
