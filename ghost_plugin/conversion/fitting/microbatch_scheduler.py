@@ -12,7 +12,9 @@ modules that are fitted already and catch up::
          4                                     ---run-->|     |------->
     memory       1 x large         2 x medium        4 x small
 
-A module is fitted once, on all micro-batches that are paused at it. Layer-by-layer reconstruction
+A module is fitted once, on all micro-batches that are paused at it. A micro-batch ends behind its
+last hooked module; the heads of a detector, which would run on many crops, take most of its time.
+Layer-by-layer reconstruction
 with a forward pass of its own for each layer sees the same images in the same memory, but its time
 grows with the square of the depth. A fixed number of images for all layers is that of the widest
 one: for a ResNet-18 trained on digits, at 60 % of its multiply-adds and with memory for 14 of 128
@@ -22,7 +24,9 @@ images there, the relative error of the output on new images was 0.51 (accuracy 
 
 import ctypes
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from queue import SimpleQueue
 from typing import Any, Generic
@@ -91,7 +95,8 @@ class MicrobatchScheduler(Generic[Result]):
         report: Callable[[int, int], object],
     ) -> None:
         self.model, self.visitors, self.memory, self.report = model, visitors, memory, report
-        self.peaks = peak_activation_bytes(model, visitors, next(rebatch(batches, 2)))
+        trial = _trial_run(model, visitors, next(rebatch(batches, 2)))
+        self.peaks, self.calls = trial.peaks, trial.calls
         self.images_left = sum(map(batch_size, batches))
         largest = self._max_images(max(self.peaks.values()))
         self.size = max(1, min(-(-self.images_left // MIN_MICROBATCHES), largest))
@@ -121,7 +126,7 @@ class MicrobatchScheduler(Generic[Result]):
 
     def _start(self) -> None:
         """Start one more micro-batch, up to the first module that is not fitted yet."""
-        self.running = thread = _ForwardThread(self.model, next(self.microbatches))
+        self.running = thread = _ForwardThread(self.model, next(self.microbatches), self.calls)
         self.images_left -= thread.number
         self.threads.append(thread)
         thread.start()
@@ -163,10 +168,12 @@ class MicrobatchScheduler(Generic[Result]):
             if pair is None:
                 return forward(*args, **kwargs)
             if name not in self.results:
-                return thread.pause(name, (forward, *pair))
-            output, self.results[name] = visit_module(
-                self.visitors[name], forward, pair, thread.number, self.results[name]
-            )
+                output = thread.pause(name, (forward, *pair))
+            else:
+                output, self.results[name] = visit_module(
+                    self.visitors[name], forward, pair, thread.number, self.results[name]
+                )
+            thread.count_call(name)
             return output
 
         return run
@@ -178,10 +185,13 @@ class _ForwardThread:
     Args:
         model: The original, with overridden forwards.
         batch: One micro-batch.
+        calls: Number of calls of each hooked module after which the pass may end; those of none
+            that are known are {}.
     """
 
-    def __init__(self, model: nn.Module, batch: Any) -> None:
+    def __init__(self, model: nn.Module, batch: Any, calls: Mapping[str, int]) -> None:
         self.model, self.number = model, batch_size(batch)
+        self.calls_left = dict(calls)
         # Two copies, because the model may write into images that it gets in a list.
         self.inputs: Arguments = as_arguments(
             concat_batches([clone_tensors(batch), clone_tensors(batch)])
@@ -224,11 +234,21 @@ class _ForwardThread:
             raise _Cancelled
         return outputs
 
+    def count_call(self, name: str) -> None:
+        """End the pass, in the thread itself, behind the last call of a hooked module."""
+        if name not in self.calls_left:
+            return
+        self.calls_left[name] -= 1
+        if all(left <= 0 for left in self.calls_left.values()):
+            raise _Finished
+
     def _run(self) -> None:
         args, kwargs = self.inputs
         try:
             with torch.no_grad():
                 self.model(*args, **kwargs)
+            self.events.put((None, ()))
+        except _Finished:
             self.events.put((None, ()))
         except BaseException as error:  # raised again in the scheduler's thread
             self.events.put(error)
@@ -243,6 +263,10 @@ class _ForwardThread:
 
 class _Cancelled(Exception):  # noqa: N818
     """Ends a thread whose scheduler has stopped."""
+
+
+class _Finished(BaseException):  # no Exception, so that no model catches it
+    """Ends the pass of a thread behind the last hooked module."""
 
 
 @cache
@@ -269,14 +293,42 @@ def peak_activation_bytes(model: nn.Module, names: Iterable[str], batch: Any) ->
     Returns:
         Bytes per image, by name; 1 for modules that were not called.
     """
+    return _trial_run(model, names, batch).peaks
+
+
+@dataclass(frozen=True)
+class _TrialRun:
+    """What a call of a model shows.
+
+    Attributes:
+        peaks: As :func:`peak_activation_bytes` returns them.
+        calls: Number of calls of modules with an input for each image, by name; empty if the
+            call had one image only.
+    """
+
+    peaks: dict[str, int]
+    calls: Counter[str]
+
+
+def _trial_run(model: nn.Module, names: Iterable[str], batch: Any) -> _TrialRun:
     sizes: list[tuple[str, int]] = []
     number = batch_size(batch)
 
-    def entered(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, args: sizes.append((name, 0))
+    calls: Counter[str] = Counter()
+
+    def entered(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def _hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            sizes.append((name, 0))
+            if number == 2 and split_pair((args, kwargs), 1):
+                calls[name] += 1
+
+        return _hook
 
     names = list(names)
-    handles = [model.get_submodule(n).register_forward_pre_hook(entered(n)) for n in names]
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(entered(name), with_kwargs=True)
+        for name in names
+    ]
     with removing_hooks(*handles), eval_mode(model):
         with observe_activations(model, lambda size: sizes.append(('', size // number))):
             call_model(model, batch)
@@ -285,4 +337,4 @@ def peak_activation_bytes(model: nn.Module, names: Iterable[str], batch: Any) ->
         largest = max(largest, size)
         if name:
             peaks[name] = largest
-    return peaks
+    return _TrialRun(peaks, calls)

@@ -64,7 +64,8 @@ def backprop_projections(
                     torch.autograd.backward(_projection(outputs), retain_graph=draw < draws - 1)
             connected = connected or bool(outputs)
     with eval_mode(model):
-        call_model(model, batch)  # so that no activation a network keeps holds the graph
+        # So that no activation a network keeps holds the graph.
+        call_model(model, slice_batch(batch, slice(0, 1)))
     if not connected:
         raise UnconnectedError('the output is empty or does not depend on the convs by gradients')
 

@@ -83,6 +83,34 @@ def test_inputs_are_those_of_each_model(model, memory):
     torch.testing.assert_close(new, 4 * old)  # doubled twice
 
 
+class Crops(nn.Module):
+    """Runs a conv on crops, as the head of a detector does, and counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.calls = nn.Conv2d(1, 1, 1), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.conv(x.repeat(1, 3, 1, 1).flatten(0, 1)[:-1, None])
+
+
+@pytest.mark.parametrize('memory', [1, HELD_ACTIVATIONS * WIDE * 2, 10**9])
+def test_a_pass_ends_behind_the_last_module_that_can_be_fitted(model, memory):
+    model.append(Crops())
+    _, results = run(model, torch.rand(8, 1, 16, 16), memory, ('0', '2', '5.conv'))
+    assert results == {'0': 8, '2': 8}
+    assert model[5].calls == 1  # in a trial
+    assert all('forward' not in vars(module) for module in model.modules())
+
+
+def test_a_module_that_is_called_twice_is_run_twice(model):
+    twice = nn.Sequential(model[0], model[1], model[0], Crops())
+    calls, results = run(twice, torch.rand(8, 1, 16, 16), 10**9, ('0',))
+    assert len(calls) == 1 + 8 and results == {'0': 16}  # eight micro-batches
+    assert twice[3].calls == 1
+
+
 def test_nothing_runs_without_visitors():
     assert run_microbatches(nn.Identity(), [], {}, 1) == {}
 
