@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..utils.modules import call_model, eval_mode, removing_hooks
+from ..utils.modules import eval_mode, partial_calls, removing_hooks
 from .fitting.batches import batch_size, can_concat, rebatch, slice_batch
 from .fitting.initialization import filter_size
 from .fitting.least_squares import shared_mean
@@ -205,7 +205,7 @@ def _output_changes(task: FitTask, parts: Sequence[Any]) -> dict[str, float]:
     images = sum(map(batch_size, parts))
     projections = max(MIN_PROJECTIONS, -(-NUM_PROJECTIONS // images))
     with_norm = {name: ghost for name, ghost in ghosts.items() if task.norms[name]}
-    means = _mean_gaps(task.model, with_norm, parts)
+    means = _mean_gaps(task.model, with_norm, parts) if with_norm else {}
     probes = {name: _probe(name, ghost, totals, means.get(name)) for name, ghost in ghosts.items()}
     try:
         shown = tracked(parts, len(parts), task.report, 'output changes')
@@ -240,9 +240,9 @@ def _mean_gaps(
         return _hook
 
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in ghosts]
-    with removing_hooks(*handles), eval_mode(model):
+    with removing_hooks(*handles), eval_mode(model), partial_calls(model, ghosts) as call:
         for part in parts:
-            call_model(model, part)
+            call(part)
     return {name: shared_mean(torch.cat(own))[:, None, None] for name, own in found.items()}
 
 

@@ -2,7 +2,8 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -185,6 +186,48 @@ def call_model(model: Callable, example_input: Any) -> Any:
     """
     args, kwargs = as_copies(example_input)
     return model(*args, **kwargs)
+
+
+class CallFinished(BaseException):  # no Exception, so that no model catches it
+    """Ends a call of a model behind the last module that matters."""
+
+
+@contextmanager
+def partial_calls(model: nn.Module, names: Iterable[str]) -> Iterator[Callable[[Any], None]]:
+    """Give a function that calls a model only to its hooks: calls end behind some modules.
+
+    The heads of a detector, which run on many crops, take most of the time of a call.
+
+    Args:
+        model: Its hooks of these modules are there already.
+        names: Of modules. The first call that reaches all of them counts their calls; later ones
+            end when they have made as many.
+    """
+    seen: Counter[str] = Counter()
+    known: dict[str, int] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def _hook(*given: Any) -> None:
+            seen[name] += 1
+            if known and all(seen[other] >= number for other, number in known.items()):
+                raise CallFinished
+
+        return _hook
+
+    names = list(names)
+    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+
+    def call(example_input: Any) -> None:
+        seen.clear()
+        try:
+            call_model(model, example_input)
+        except CallFinished:
+            return
+        if all(seen[name] for name in names):
+            known.update(seen)
+
+    with removing_hooks(*handles):
+        yield call
 
 
 def as_copies(example_input: Any) -> tuple[tuple, dict[str, Any]]:

@@ -73,3 +73,24 @@ def test_parameters_learn_again_afterwards():
     with modules.frozen_parameters(net):
         assert not net.weight.requires_grad
     assert [p.requires_grad for p in net.parameters()] == [True, False]
+
+
+def test_calls_end_behind_the_last_module_that_matters():
+    ends, seen = [], []
+
+    class Net(nn.Sequential):
+        def forward(self, x, times=1):
+            for _ in range(times):
+                x = self[1](self[0](x))
+            ends.append(times)
+
+    net = Net(nn.Linear(2, 2), nn.ReLU())
+    handle = net[0].register_forward_hook(lambda *given: seen.append(1))
+    with modules.removing_hooks(handle), modules.partial_calls(net, ['0', '1']) as call:
+        call({'x': torch.zeros(1, 2), 'times': 0})  # reaches none
+        call({'x': torch.zeros(1, 2), 'times': 2})
+        call({'x': torch.zeros(1, 2), 'times': 3})
+        call({'x': torch.zeros(1, 2), 'times': 1})
+    assert ends == [0, 2, 1]
+    assert len(seen) == 2 + 2 + 1
+    assert not any(module._forward_hooks for module in net)

@@ -34,7 +34,14 @@ from typing import Any, Generic
 import torch
 from torch import nn
 
-from ...utils.modules import as_arguments, call_model, clone_tensors, eval_mode, removing_hooks
+from ...utils.modules import (
+    CallFinished,
+    as_arguments,
+    call_model,
+    clone_tensors,
+    eval_mode,
+    removing_hooks,
+)
 from ..progress import silent
 from .batches import (
     Arguments,
@@ -240,7 +247,7 @@ class _ForwardThread:
             return
         self.calls_left[name] -= 1
         if all(left <= 0 for left in self.calls_left.values()):
-            raise _Finished
+            raise CallFinished
 
     def _run(self) -> None:
         args, kwargs = self.inputs
@@ -248,7 +255,7 @@ class _ForwardThread:
             with torch.no_grad():
                 self.model(*args, **kwargs)
             self.events.put((None, ()))
-        except _Finished:
+        except CallFinished:
             self.events.put((None, ()))
         except BaseException as error:  # raised again in the scheduler's thread
             self.events.put(error)
@@ -263,10 +270,6 @@ class _ForwardThread:
 
 class _Cancelled(Exception):  # noqa: N818
     """Ends a thread whose scheduler has stopped."""
-
-
-class _Finished(BaseException):  # no Exception, so that no model catches it
-    """Ends the pass of a thread behind the last hooked module."""
 
 
 @cache

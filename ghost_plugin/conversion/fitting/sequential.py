@@ -17,6 +17,7 @@ from ...utils.modules import (
     deepcopy_detached,
     eval_mode,
     frozen_parameters,
+    partial_calls,
     removing_hooks,
     tensors_in,
 )
@@ -203,9 +204,9 @@ def collect_moments(
             convs[name].register_forward_hook(lambda module, inputs, maps, c=c: c.add(maps))
             for name, c in collectors.items()
         ]
-        with removing_hooks(*handles), eval_mode(model):
+        with removing_hooks(*handles), eval_mode(model), partial_calls(model, names) as call:
             for done, batch in enumerate(batches, 1 + index * len(batches)):
-                call_model(model, batch)
+                call(batch)
                 report('statistics', done, len(passes) * len(batches))
         lost = [name for name, collector in collectors.items() if not collector.positions]
         if lost:
