@@ -20,6 +20,7 @@ from .plan import NUM_STEPS, SETTINGS, ConversionPlan, fingerprint
 from .progress import ProgressFn, Report, reporting
 from .selection import select
 from .sensitivity import score
+from .variants import Variant
 
 
 @plain_forward()
@@ -55,7 +56,8 @@ def plan(
             :func:`ghost_plugin.conversion.variants.automatic_variants`. Never exceeded.
         latency: A budget as a share of the model's own on this machine, or an amount (``'5ms'``):
             convs are timed, those whose Ghost is slower stay, and the plan is measured at the end.
-            Beside another budget it only raises the ratios that this has chosen.
+            Kernel and group sizes are chosen, too, and convs whose outputs a shortcut adds get
+            one setting. Beside another budget it only raises the ratios that this has chosen.
         latency_backend: Runs the modules that ``latency`` times: ``'eager'``, ``'onnxruntime'``
             and so on, the backends of :func:`ghost_plugin.optimize` that run single layers; or a
             function that takes a module and its input and gives a call.
@@ -110,7 +112,9 @@ def plan(
         keep_last=keep_last,
     )
     automatic: frozenset[str] = frozenset()
-    if dw_size is None and group_size is None and cheap == 'depthwise' and latency is None:
+    timed = macs is None and params is None
+    is_open = dw_size is None and group_size is None and cheap == 'depthwise'
+    if is_open and (timed or latency is None):
         names = {layer.name for layer in selection.layers if layer.shape.groups == 1}
         automatic = frozenset(names - selection.with_settings)
     cost = count(model, example_input)
@@ -126,7 +130,8 @@ def plan(
         return made
     batches = None if calibration is None else as_batches(calibration, model)
     with reporting(progress) as report:
-        made = _with_scores(made, selection.fixed, automatic, model, example_input, batches, report)
+        variants = candidate_variants(made.layers, selection.fixed, automatic, timed)
+        made = _with_scores(made, variants, model, example_input, batches, report)
         if macs is None and params is None:
             macs = 1.0  # all stay, before time decides
         made = meet_budget(made, macs=macs, params=params)
@@ -137,15 +142,13 @@ def plan(
 
 def _with_scores(
     plan: ConversionPlan,
-    fixed: frozenset[str],
-    automatic: frozenset[str],
+    variants: dict[str, tuple[Variant, ...]],
     model: nn.Module,
     example_input: Any,
     batches: list[Any] | None,
     report: Report,
 ) -> ConversionPlan:
-    """Score all variants that save something; layers without any are kept."""
-    variants = candidate_variants(plan.layers, fixed, automatic)
+    """Score variants that save something, by name; layers without any are kept."""
     without = {layer.name for layer in undecided_layers(plan.layers)} - variants.keys()
     layers = tuple(
         layer.keep('no_gain') if layer.name in without else layer for layer in plan.layers

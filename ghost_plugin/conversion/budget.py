@@ -1,9 +1,10 @@
 """Stage 4: choose convs and ratios for a budget with the least estimated change of the output."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from .plan import ConversionPlan, LayerPlan, count_reasons
 from .variants import RATIOS, Variant, automatic_variants
@@ -30,6 +31,10 @@ class Choice:
     def ratio(self) -> float:
         """Ratio of the variant."""
         return self.variant.ratio
+
+
+Key = TypeVar('Key', bound=Hashable)
+AnyChoice = TypeVar('AnyChoice', bound=Choice)
 
 
 def target(budget: float | str, before: float, name: str) -> float:
@@ -66,7 +71,10 @@ def undecided_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
 
 
 def candidate_variants(
-    layers: Sequence[LayerPlan], fixed: frozenset[str], automatic: frozenset[str] = frozenset()
+    layers: Sequence[LayerPlan],
+    fixed: frozenset[str],
+    automatic: frozenset[str] = frozenset(),
+    timed: bool = False,
 ) -> dict[str, tuple[Variant, ...]]:
     """Return the variants of each undecided layer that would save something, by name.
 
@@ -74,6 +82,7 @@ def candidate_variants(
         layers: Layers of a plan.
         fixed: Names of layers that have their only ratio already.
         automatic: Names of layers whose kernel and group sizes may be chosen.
+        timed: Whether the budget is one of time.
     """
     found = {}
     for layer in undecided_layers(layers):
@@ -81,7 +90,7 @@ def candidate_variants(
         if layer.name in fixed:
             variants = [Variant(layer.ratio)]
         elif layer.name in automatic:
-            variants = automatic_variants(shape)
+            variants = automatic_variants(shape, timed)
         else:
             variants = [Variant(ratio) for ratio in RATIOS]
         settings = {variant: variant.settings(layer.settings) for variant in variants}
@@ -184,12 +193,12 @@ def choices(layer: LayerPlan, cost: Callable[[Variant], float]) -> list[Choice]:
 
 
 def greedy_select(
-    options: Mapping[str, list[Choice]],
+    options: Mapping[Key, list[AnyChoice]],
     limit: float,
     budget: str,
     fixed: float = 0.0,
     layers: Sequence[LayerPlan] = (),
-) -> dict[str, Choice]:
+) -> dict[Key, AnyChoice]:
     """Select one choice for every name, with a total cost of at most ``limit``.
 
     The step with the least loss increase for what it saves is taken until the limit is met; then
@@ -230,8 +239,8 @@ def greedy_select(
 
 
 def _relax_selection(
-    options: Mapping[str, list[Choice]], chosen: dict[str, Choice], spare: float
-) -> dict[str, Choice]:
+    options: Mapping[Key, list[AnyChoice]], chosen: dict[Key, AnyChoice], spare: float
+) -> dict[Key, AnyChoice]:
     """Take steps back while their cost is at most ``spare``."""
     while True:
         steps = [

@@ -22,7 +22,8 @@ from .progress import Report, silent, tracked
 from .surgery import build_ghost, build_ghosts, check_forwards, replace_modules
 from .variants import Variant
 
-NETWORK_ROUNDS, LAYER_ROUNDS = 15, 3  # timed rounds of a network, of one conv
+NETWORK_ROUNDS, LAYER_ROUNDS = 15, 6  # timed rounds of a network, of one conv
+LAYER_ROUND_MS = 8.0  # minimum length of a round of one conv
 WARMUP = 3  # untimed calls of each
 
 # Takes a module and its example input; gives a call without arguments.
@@ -70,21 +71,25 @@ def measure_latencies(
     example_input: Any,
     prepare: PrepareFn,
     rounds: int = NETWORK_ROUNDS,
+    min_ms: float = MIN_ROUND_MS,
 ) -> dict[str, float]:
-    """Measure the median milliseconds of several modules, which take turns.
+    """Measure milliseconds of several modules, which take turns.
+
+    First quartiles, because other processes only ever add time.
 
     Args:
         nets: Modules by name.
         example_input: Input of all.
         prepare: Function of the backend.
         rounds: Timed rounds.
+        min_ms: Minimum length of a round.
     """
     tasks = {
         name: prepare(deepcopy_detached(net, share=True).eval(), example_input)
         for name, net in nets.items()
     }
-    timings = time_together(tasks, rounds, WARMUP, prepare is not prepare_eager, MIN_ROUND_MS)
-    return {t.name: t.median for t in timings}
+    timings = time_together(tasks, rounds, WARMUP, prepare is not prepare_eager, min_ms)
+    return {t.name: t.low for t in timings}
 
 
 def converted_copy(model: nn.Module, plan: ConversionPlan) -> nn.Module:
@@ -148,10 +153,18 @@ def time_layers(
         variants = map(Variant.from_key, layer.scores)
         ghosts = {variant.key: variant.settings(layer.settings) for variant in variants}
         # A conv's text has all its settings, and two of the same take the same time.
-        kind = repr((conv, x.shape, x.stride(), x.dtype, ghosts, layer.name in absorbed))
+        norm = model.get_submodule(layer.norm) if layer.norm else nn.Identity()
+        kind = repr((conv, norm, x.shape, x.stride(), x.dtype, ghosts, layer.name in absorbed))
         if kind not in known:
-            nets = {r: _single(conv, own, layer.name in absorbed) for r, own in ghosts.items()}
-            known[kind] = measure_latencies({'1': conv, **nets}, x, prepare, LAYER_ROUNDS)
+            singles = {
+                key: _single(conv, own, layer.name in absorbed) for key, own in ghosts.items()
+            }
+            # As in most networks: a dense conv takes in what follows, a Ghost only in part.
+            nets = {
+                key: nn.Sequential(single, norm, nn.ReLU()).eval()
+                for key, single in {'1': conv, **singles}.items()
+            }
+            known[kind] = measure_latencies(nets, x, prepare, LAYER_ROUNDS, LAYER_ROUND_MS)
         with torch.no_grad():
             pixels = conv(x)[0, 0].numel()
         calls = layer.shape.pixels / max(1, pixels)
@@ -173,12 +186,33 @@ def _inputs(model: nn.Module, example_input: Any, names: Iterable[str]) -> dict[
 
 def _absorbed(model: nn.Module, layers: Sequence[LayerPlan]) -> set[str]:
     """Convs whose Ghosts lose their permutation in a fused network with all of them converted."""
+    net, ghosts = _alike(model, layers)
+    absorb_permutations(net)
+    return {name for name, ghost in ghosts.items() if ghost.order is None}
+
+
+def shortcut_layers(model: nn.Module, layers: Sequence[LayerPlan]) -> list[list[str]]:
+    """Find convs whose outputs a shortcut adds, which can have one permutation if all are alike.
+
+    Args:
+        model: The original.
+        layers: Layers that may be converted.
+
+    Returns:
+        Their names, two or more in each list.
+    """
+    return shortcut_ghosts(_alike(model, layers)[0])
+
+
+def _alike(
+    model: nn.Module, layers: Sequence[LayerPlan]
+) -> tuple[nn.Module, dict[str, GhostConv2d]]:
+    """A copy with Ghosts of one setting, which every conv allows, and these by name."""
     net = deepcopy_detached(model, share=True)
-    common = {'ratio': 2, 'group_size': 1}  # which every conv allows
+    common = {'ratio': 2, 'group_size': 1}
     settings = {layer.name: {**layer.settings, **common} for layer in layers}
     ghosts = build_ghosts(net, settings, seed=0)
-    absorb_permutations(_with_ghosts(net, ghosts))
-    return {name for name, ghost in ghosts.items() if ghost.order is None}
+    return _with_ghosts(net, ghosts), ghosts
 
 
 def _single(conv: nn.Conv2d, settings: Mapping[str, Any], absorbed: bool) -> GhostConv2d:

@@ -11,6 +11,8 @@ RATIOS = (1.0625, 1.125, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 # Ghosts that mix several primary channels cost more to score, so fewer ratios are tried.
 MIXED_RATIOS = (1.125, 1.25, 1.5, 2.0)
 GROUP_SIZES: tuple[int | str, ...] = (4, 'all')
+# Lower ratios hardly save time, and every variant of each conv is timed.
+TIMED_RATIOS, TIMED_MIXED_RATIOS = (1.25, 1.5, 2.0, 4.0), (1.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Variant:
         return found
 
 
-def automatic_variants(shape: ConvSpec) -> list[Variant]:
+def automatic_variants(shape: ConvSpec, timed: bool = False) -> list[Variant]:
     """Variants of a conv whose settings are left to a budget.
 
     A kernel of one pixel filters the ghosts of a 1x1 conv as well as one of 3x3, at a ninth of the
@@ -62,7 +64,9 @@ def automatic_variants(shape: ConvSpec) -> list[Variant]:
 
     Args:
         shape: Sizes of the conv.
+        timed: Whether the budget is one of time.
     """
     size = 1 if set(shape.kernel_size) == {1} else 3
-    mixed = [Variant(r, 1, g) for g in GROUP_SIZES for r in MIXED_RATIOS]
-    return [Variant(ratio, size, 1) for ratio in RATIOS] + mixed
+    single, several = (TIMED_RATIOS, TIMED_MIXED_RATIOS) if timed else (RATIOS, MIXED_RATIOS)
+    mixed = [Variant(r, 1, g) for g in GROUP_SIZES for r in several]
+    return [Variant(ratio, size, 1) for ratio in single] + mixed

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from .batches import can_concat, rebatch
-from .initialization import assign_channels, errors_or_covariance, filter_size
+from .initialization import Assignment, assign_channels, errors_or_covariance, filter_size
 from .sequential import STATISTICS_BATCH, FitTask, collect_moments
 
 MAX_IMAGES = 64  # images that decide; the weights are fitted to all
@@ -41,7 +41,7 @@ def assign_jointly(
         name: errors_or_covariance(task.ghosts[name], moments)
         for name, moments in collect_moments(task.model, sizes, some, report)
     }
-    found = {}
+    found: dict[str, Assignment] = {}
     for names in families:
         ghosts = [task.ghosts[name] for name in names]
         chosen = assign_channels(ghosts, [statistics.pop(name) for name in names])
