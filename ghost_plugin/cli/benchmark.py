@@ -94,12 +94,17 @@ class Settings:
 
 
 @plain_forward()
-def measure(models: Sequence[str], settings: Settings) -> list[Measurement]:
+def measure(
+    models: Sequence[str],
+    settings: Settings,
+    load_model: Callable[[str, tuple[int, int] | None], LoadedModel] | None = None,
+) -> list[Measurement]:
     """Time all models by all backends, in alternation for each batch size and number of threads.
 
     Args:
         models: Names, see above.
         settings: How.
+        load_model: Loads a name for a size of images; :func:`load_variant` if None.
 
     Returns:
         One measurement per model, backend, batch size and number of threads.
@@ -109,7 +114,8 @@ def measure(models: Sequence[str], settings: Settings) -> list[Measurement]:
     """
     for name in set(settings.backends) - TRAINING.keys():
         check_backend(name, TIMED)
-    sources = {name: load_variant(name, settings.size) for name in models}
+    load_model = load_model or load_variant
+    sources = {name: load_model(name, settings.size) for name in models}
     before, found = torch.get_num_threads(), []
     try:
         for threads in settings.threads:
