@@ -48,15 +48,18 @@ def assign_ghosts(errors: torch.Tensor, primary: int, copies: int) -> list[list[
 def assign_by_costs(costs: PairCosts, primary: int, copies: int) -> list[list[int]]:
     """:func:`assign_ghosts` with errors that serve several numbers of channels."""
     cost = costs.array
-    clusters = _greedy(costs, primary, copies)
+    chosen = sorted(_greedy(costs, primary, copies))
     total = float('inf')
     for _ in range(MAX_ROUNDS):
-        clusters = _assign(cost, sorted(clusters), copies)
-        clusters = _swap_primaries(cost, clusters)
+        primaries = chosen
+        clusters = _swap_primaries(cost, _assign(cost, primaries, copies))
         now = sum(cost[p, j] for p, ghosts in clusters.items() for j in ghosts)
         if now >= total - MIN_GAIN * abs(total):
             break
-        total = now
+        total, chosen = now, sorted(clusters)
+    if copies > 1 and primary * (copies + 1) == len(cost):
+        # The ghosts of a primary channel in the order that the plain problem gives them.
+        clusters = _swap_primaries(cost, _assign(cost, primaries, copies, reduced=False))
     rows = [[p, *ghosts] for p, ghosts in clusters.items()]
     return sorted(rows, key=lambda row: (-len(row), row[0]))
 
@@ -96,14 +99,16 @@ def _pairs(cost: Costs) -> list[tuple[int, int]]:
     return list(zip(best.ravel()[order].tolist(), js.ravel()[order].tolist(), strict=True))
 
 
-def _assign(cost: Costs, primaries: list[int], copies: int) -> dict[int, list[int]]:
+def _assign(
+    cost: Costs, primaries: list[int], copies: int, reduced: bool = True
+) -> dict[int, list[int]]:
     from scipy.optimize import linear_sum_assignment
 
     taken = set(primaries)
     ghosts = [j for j in range(len(cost)) if j not in taken]
     slots = [p for p in primaries for _ in range(copies)]
     errors = cost[slots][:, ghosts]
-    if copies == 1:  # the same result several times sooner
+    if reduced and len(slots) == len(ghosts):  # the same clusters several times sooner
         errors -= errors.min(0)
     rows, columns = linear_sum_assignment(errors)
     clusters: dict[int, list[int]] = {p: [] for p in primaries}
