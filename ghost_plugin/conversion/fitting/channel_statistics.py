@@ -19,6 +19,7 @@ PRIOR_POSITIONS = 32  # positions as which the moments of white input count besi
 MAX_PRIOR_POSITIONS = 64 * 2**10  # positions of images above which they do not count
 # Limits of one conv's statistics.
 MAX_MULTIPLY_ADDS, MIN_POSITIONS, MAX_POSITIONS = 2 * 10**10, 2_048, 65_536
+POOLED_POSITIONS = 16  # held-back positions at which a channel's own step counts as all others'
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,22 @@ def solve(own: torch.Tensor, cross: torch.Tensor, damping: float = 0.0) -> torch
     for _ in range(2):
         best = best + inverse @ (cross - own @ best)
     return torch.nan_to_num(best, posinf=0, neginf=0)
+
+
+def line_search(positions: int, slope: torch.Tensor, curvature: torch.Tensor) -> torch.Tensor:
+    """Steps along some directions that minimise the held-back squared error.
+
+    Args:
+        positions: Number of positions that were held back.
+        slope: (n,) of the error along each direction, negative.
+        curvature: (n,) of the error.
+
+    Returns:
+        (n,) steps within 0..1, pooled over directions as far as few positions were held back.
+    """
+    pooled = POOLED_POSITIONS / positions
+    slope, curvature = (v + pooled * v.mean() for v in (slope.double(), curvature.double()))
+    return torch.nan_to_num(slope / curvature, posinf=0, neginf=0).clamp(0, 1)
 
 
 def pairwise_errors(stats: ChannelMoments) -> torch.Tensor:

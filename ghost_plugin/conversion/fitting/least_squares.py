@@ -1,14 +1,15 @@
 """Regularised least squares of one layer, on the inputs that it really gets.
 
-With the cheap kernels fixed the Ghost is linear in its primary kernels, with these fixed it is
-linear in the cheap ones. The first problem is solved by conjugate gradients, with the second
-moments of the inputs as preconditioner (each primary kernel serves several outputs, so no closed
-form is cheap); the second one in closed form. A dense layer is a Ghost without ghosts.
+Where cheap kernels have one pixel, second moments are enough (closed_form.py). Otherwise, with the
+cheap kernels fixed the Ghost is linear in its primary kernels, with these fixed it is linear in the
+cheap ones. The first problem is solved by conjugate gradients, with the second moments of the
+inputs as preconditioner (each primary kernel serves several outputs at several positions, so no
+closed form is cheap); the second one in closed form. A dense layer is a Ghost without ghosts.
 
 Few images determine little. Each solve has a ridge towards the weights that the Ghost has already;
-its strength is the number of unknowns over the number of positions. Some images, or some rows of a
-single one, are held back from all solves. Each solution is only a direction: a line search along it
-minimises the error on what was held back.
+its strength is the number of unknowns over the number of positions, or the one that is best on
+images held back. Some images, or some rows of a single one, are held back from all solves. Each
+solution is only a direction: a line search along it minimises the error on what was held back.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,20 @@ from torch import nn
 from torch.func import functional_call
 
 from ...layers.ghost import GhostConv2d
-from .channel_statistics import sampling_step, shifted, solve
+from .channel_statistics import (
+    POOLED_POSITIONS,
+    line_search,
+    sampling_step,
+    shifted,
+    solve,
+)
+from .closed_form import (
+    collect_layer_moments,
+    fit_closed_form,
+    has_closed_form,
+    read_kernels,
+    write_kernels,
+)
 
 CG_STEPS = 6  # of conjugate gradients; on ResNet-20 a second round of both problems gained nothing
 EXACT_ERROR = 1e-12  # relative error below which there is nothing to fit
@@ -29,7 +43,6 @@ HOLDOUT_DIVISOR = 5  # one image in so many is held back
 # Up to so many images, each is held back in one of so many folds, and the fits are averaged.
 MAX_FOLD_IMAGES, NUM_FOLDS = 16, 4
 MIN_ROWS = 4  # rows of a single image's feature map from which a part of them is held back
-POOLED_POSITIONS = 16  # held-back positions at which a channel's own step counts as all others'
 MIN_RIDGE = 1e-3  # of the inputs' mean energy, on a step of the primary kernels
 RIDGE_PRIMARY = 0.1  # of the same, times unknowns over positions
 # Limits of what a fit uses. Activations stay below the 32 MB from which on glibc asks the system
@@ -39,6 +52,7 @@ POSITIONS_PER_ENTRY = 128  # of a primary kernel
 CHEAP_POSITIONS = 16_384  # for the cheap kernels
 PRECONDITIONER_POSITIONS = 2048  # besides one per entry of a primary kernel
 CHEAP_ELEMENTS = 15 * 2**18  # float64 inputs of the cheap kernels that are held at a time
+MAX_MOMENT_ELEMENTS = 2**25  # of inputs or targets, where moments are enough
 
 Solve = Callable[[torch.Tensor], torch.Tensor]
 
@@ -133,6 +147,8 @@ def num_samples_for(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int
         ghost: To be fitted.
         x, y: (N, C, H, W) inputs and targets of one or more such images.
     """
+    if has_closed_form(ghost):
+        return max(1, MAX_MOMENT_ELEMENTS // max(x[0].numel(), y[0].numel()))
     wanted: int = POSITIONS_PER_ENTRY * ghost.primary_conv.weight[0].numel() // y[0, 0].numel()
     most = MAX_ELEMENTS // max(x[0].numel(), y[0].numel())
     return max(1, min(most, max(MIN_IMAGES, wanted)))
@@ -153,8 +169,9 @@ def fit_ghost(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool) 
     shift = torch.zeros_like(problem.used)
     start = _parameters(ghost)
     fits, parameters = [], []
+    fit = _fit_to_moments if has_closed_form(ghost) else _fit
     for seen, held in problem.folds():
-        fits.append(_fit(ghost, seen, held, energy))
+        fits.append(fit(ghost, seen, held, energy))
         parameters.append(_parameters(ghost))
         _set_parameters(ghost, start)
     if not fits:
@@ -178,6 +195,19 @@ def _parameters(ghost: GhostConv2d) -> dict[str, torch.Tensor]:
 def _set_parameters(ghost: GhostConv2d, values: dict[str, torch.Tensor]) -> None:
     for name, parameter in ghost.named_parameters():
         parameter.copy_(values[name])
+
+
+def _fit_to_moments(
+    ghost: GhostConv2d, seen: FitProblem, held: FitProblem, energy: torch.Tensor
+) -> FitResult:
+    """Fit in place by second moments, if that lowers the error on what was held back."""
+    parts = [
+        collect_layer_moments(ghost, part.x, part.y, part.rows, part.free) for part in (seen, held)
+    ]
+    start = read_kernels(ghost)
+    kernels, error = fit_closed_form(start, seen.used, *parts)
+    write_kernels(ghost, kernels)
+    return FitResult(torch.zeros_like(seen.used), error / float(energy))
 
 
 def _fit(ghost: GhostConv2d, seen: FitProblem, held: FitProblem, energy: torch.Tensor) -> FitResult:
@@ -229,22 +259,6 @@ def _gap(
         computed = torch.cat((primary, ghost.ghosts(primary)), dim=1)
     gap = problem.y[:, :, problem.rows] - computed[:, :, problem.rows]
     return gap if shift is None else gap - shift.to(gap)[:, None, None]
-
-
-def line_search(positions: int, slope: torch.Tensor, curvature: torch.Tensor) -> torch.Tensor:
-    """Steps along some directions that minimise the held-back squared error.
-
-    Args:
-        positions: Number of positions that were held back.
-        slope: (n,) of the error along each direction, negative.
-        curvature: (n,) of the error.
-
-    Returns:
-        (n,) steps within 0..1, pooled over directions as far as few positions were held back.
-    """
-    pooled = POOLED_POSITIONS / positions
-    slope, curvature = (v + pooled * v.mean() for v in (slope.double(), curvature.double()))
-    return torch.nan_to_num(slope / curvature, posinf=0, neginf=0).clamp(0, 1)
 
 
 def _linear(ghost: GhostConv2d, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
