@@ -205,7 +205,11 @@ def add_convert(parser: Parser) -> None:
     _add_choices(parser)
     text = 'images for scores and weights, no labels needed; weights are fitted without, too'
     _add_images(parser, text, '1024 with a plan, 256 without')
-    add('--reconstruct', choices=['layer', 'block'], help='gradient steps towards the original')
+    add(
+        '--reconstruct',
+        choices=['layer', 'block', 'network'],
+        help='gradient steps towards the original',
+    )
     add('--steps', type=whole, metavar='N', help='gradient steps per layer or block')
 
 
@@ -243,7 +247,7 @@ def _conversion_errors(args: argparse.Namespace, to_config: bool) -> list[str]:
     if args.plan and _given(args, (*_CHOICES, *_SWITCHES, 'latency_backend')):
         found.append('options that choose convs are for a new plan; leave them or the plan out')
     if args.steps and not args.reconstruct:
-        found.append('--steps are those of --reconstruct layer or block; add it')
+        found.append('--steps are those of --reconstruct layer, block or network; add it')
     if args.out.suffix == '.py' and not to_config:
         found.append(f'{args.model} is no OpenMMLab config; its weights end in {WEIGHTS}')
     if to_config and args.num_classes:

@@ -1,5 +1,6 @@
 """Plan and convert a model: inspect, select, score, allocate, fit, replace."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from ..profiling import count
 from ..utils.modules import plain_forward
 from .apply import apply_plan
 from .budget import candidate_variants, meet_budget, undecided_layers
+from .divergence_budget import meet_divergence
 from .fitting.batches import as_batches, batch_size
 from .inspection import inspect_convs
 from .latency_budget import meet_latency
@@ -32,6 +34,7 @@ def plan(
     params: float | str | None = None,
     latency: float | str | None = None,
     latency_backend: str | PrepareFn = 'eager',
+    max_divergence: float | None = None,
     calibration: Iterable[Any] | None = None,
     ratio: float = SETTINGS['ratio'],
     dw_size: int | None = None,
@@ -61,6 +64,10 @@ def plan(
         latency_backend: Runs the modules that ``latency`` times: ``'eager'``, ``'onnxruntime'``
             and so on, the backends of :func:`ghost_plugin.optimize` that run single layers; or a
             function that takes a module and its input and gives a call.
+        max_divergence: A budget of error: the fewest multiply-adds whose divergence from the
+            model's outputs stays below, as measured on calibration images that are held back, for
+            ``apply`` with the calibration images. See
+            :mod:`ghost_plugin.conversion.fitting.divergence`; it goes with no other budget.
         calibration: Batches to score convs on for a budget; noise of the example's kind without,
             and beside fewer than eight images.
         ratio, dw_size, cheap: Settings of all Ghost convs where ``include`` gives no others:
@@ -85,7 +92,8 @@ def plan(
 
     Raises:
         ValueError: A pattern matches no conv; a budget cannot be met; ``calibration`` without a
-            batch; ``latency_backend`` without ``latency``, or an unknown one.
+            batch; ``latency_backend`` without ``latency``, or an unknown one; ``max_divergence``
+            with another budget, without calibration, or one that no conversion keeps.
         TypeError: A setting of a wrong type, or a model wrapped in another.
     """
     if ready is not None:
@@ -97,6 +105,16 @@ def plan(
             'latency_backend (--latency-backend) runs what latency (--latency) measures, and no '
             'latency was given; give one, such as 0.8, or leave latency_backend out'
         )
+    budgets = {'macs': macs, 'params': params, 'latency': latency}
+    if max_divergence is not None:
+        if given := [name for name, budget in budgets.items() if budget is not None]:
+            raise ValueError(f'max_divergence goes with no other budget, got {given}')
+        if calibration is None or not 0 < max_divergence < math.inf:
+            raise ValueError(
+                'max_divergence must be above 0, such as 0.05, and needs calibration images to '
+                f'measure with; got {max_divergence!r}'
+                + (' and no calibration' if calibration is None else '')
+            )
     if isinstance(example_input, list):
         example_input = tuple(example_input)
     selection = select(
@@ -112,7 +130,7 @@ def plan(
         keep_last=keep_last,
     )
     automatic: frozenset[str] = frozenset()
-    timed = macs is None and params is None
+    timed = latency is not None and macs is None and params is None
     is_open = dw_size is None and group_size is None and cheap == 'depthwise'
     if is_open and (timed or latency is None):
         names = {layer.name for layer in selection.layers if layer.shape.groups == 1}
@@ -126,12 +144,14 @@ def plan(
         macs=cost.macs // max(1, batch_size(example_input)),
         seed=seed,
     )
-    if macs is None and params is None and latency is None:
+    if max_divergence is None and all(budget is None for budget in budgets.values()):
         return made
     batches = None if calibration is None else as_batches(calibration, model)
     with reporting(progress) as report:
         variants = candidate_variants(made.layers, selection.fixed, automatic, timed)
         made = _with_scores(made, variants, model, example_input, batches, report)
+        if max_divergence is not None:
+            return meet_divergence(model, made, max_divergence, batches or [], report)
         if macs is None and params is None:
             macs = 1.0  # all stay, before time decides
         made = meet_budget(made, macs=macs, params=params)
@@ -167,6 +187,7 @@ def convert(
     params: float | str | None = None,
     latency: float | str | None = None,
     latency_backend: str | PrepareFn = 'eager',
+    max_divergence: float | None = None,
     calibration: Iterable[Any] | None = None,
     ratio: float = SETTINGS['ratio'],
     dw_size: int | None = None,
@@ -190,7 +211,8 @@ def convert(
     """Plan a conversion and apply it.
 
     Args:
-        model, example_input, macs, params, latency, latency_backend: As in :func:`plan`.
+        model, example_input, macs, params, latency, latency_backend, max_divergence: As in
+            :func:`plan`.
         ratio, dw_size, cheap, group_size, include, exclude, keep_first, keep_last: The same.
         seed, ready: The same.
         calibration: Batches for both.
@@ -213,6 +235,7 @@ def convert(
         params=params,
         latency=latency,
         latency_backend=latency_backend,
+        max_divergence=max_divergence,
         calibration=batches,
         ratio=ratio,
         dw_size=dw_size,

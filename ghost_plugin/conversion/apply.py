@@ -18,6 +18,7 @@ from .dense_checkpoints import convert_dense_weights
 from .fitting.batches import as_batches, can_concat
 from .fitting.few_images import few_images, misled
 from .fitting.joint_assignment import assign_jointly
+from .fitting.network import reconstruct_network
 from .fitting.reconstruction import reconstruct_blocks, reconstruct_layers
 from .fitting.sequential import (
     FitResults,
@@ -27,6 +28,7 @@ from .fitting.sequential import (
     fit_sequentially,
     initialize_others,
 )
+from .fitting.views import with_views
 from .inspection import check_root
 from .plan import NUM_STEPS, ConversionPlan, fingerprint
 from .progress import ProgressFn, reporting
@@ -40,7 +42,8 @@ from .surgery import (
 )
 
 _logger = logging.getLogger(__name__)
-RECONSTRUCT = ('layer', 'block')
+RECONSTRUCT = ('layer', 'block', 'network')
+VIEWS = 2  # of each image beside it, where the whole network learns
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,9 @@ def _fit(
         return task, fit_from_weights(assign_jointly(task, families))
     batches = as_batches(calibration, model)
     task = assign_jointly(task, families, batches)
-    results = _fit_on_batches(task, batches, reconstruct, steps, plan.seed)
+    views = VIEWS if reconstruct == 'network' else 0
+    extended = with_views(batches, views, plan.seed)
+    results = _fit_on_batches(task, extended, reconstruct, steps, plan.seed)
     if few_images(batches):
         settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
         plain = FitTask(model, build_ghosts(model, settings, plan.seed), task.norms)
@@ -244,6 +249,11 @@ def _fit(
                 plan.model,
             )
             return plain, without_images
+    if reconstruct == 'network':
+        net = replace_modules(deepcopy_detached(model), task.ghosts)
+        absorb_results(net, task.norms, results)
+        reconstruct_network(model, net, batches, steps=steps, seed=plan.seed, report=task.report)
+        results = replace(results, network=net.state_dict())
     return task, results
 
 

@@ -151,6 +151,7 @@ class ConversionPlan:
         layers: One per conv, in the order of the forward pass (``rows`` in the JSON).
         params, macs: Costs of the whole model before, multiply-adds per image.
         latency: Milliseconds of a call of the model and of the plan's, where they were measured.
+        divergence: The limit of ``max_divergence`` and what was measured, if it was asked for.
         seed: Seed of fresh weights and of the order of calibration images.
         versions: Versions of this package and of torch that made it.
     """
@@ -161,6 +162,7 @@ class ConversionPlan:
     params: int = 0
     macs: int = 0
     latency: Mapping[str, float] = field(default_factory=dict)
+    divergence: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     versions: Mapping[str, str] = field(
         default_factory=lambda: {'ghost_plugin': __version__, 'torch': torch.__version__}
@@ -223,6 +225,8 @@ class ConversionPlan:
     def as_dict(self) -> dict[str, Any]:
         """Values for JSON."""
         values = {'format_version': FORMAT_VERSION, **asdict(self), 'totals': self.totals}
+        if not self.divergence:
+            del values['divergence']  # so that earlier versions read the plan
         layers = [layer.as_dict() for layer in self.layers]
         names = {'layers': 'rows'}  # as they stand in the file
         return {names.get(k, k): layers if k == 'layers' else v for k, v in values.items()}
@@ -305,7 +309,8 @@ class ConversionPlan:
         from .budget import meet_budget
 
         layers = tuple(replace(layer, error=None) for layer in self.layers)
-        return meet_budget(replace(self, layers=layers, latency={}), macs=macs, params=params)
+        made = replace(self, layers=layers, latency={}, divergence={})
+        return meet_budget(made, macs=macs, params=params)
 
     def apply(
         self,
@@ -330,8 +335,10 @@ class ConversionPlan:
             calibration: Batches to call the model with; without them the Ghosts are fitted to the
                 kernels alone, as on white noise.
             reconstruct: ``'layer'`` or ``'block'`` adds gradient steps on the calibration batches,
-                towards the outputs of the original; labels are not needed.
-            steps: Number of gradient steps of each layer or block.
+                towards the outputs of the original; labels are not needed. ``'network'`` also
+                fits to random crops and flips of the images, and lets all weights learn together
+                at the end, as far as that helps on images that were held back.
+            steps: Number of gradient steps of each layer or block, and of the whole network.
             refit_dense: Refit convs and linear layers that stay to the inputs that reach them
                 from converted ones, by ridge regression; that costs no multiply-adds.
             share_permutations: Give convs whose outputs a shortcut adds the same channel

@@ -31,6 +31,11 @@ def table(plan: ConversionPlan) -> str:
             f'{100 * elsewhere / totals["macs_before"]:.1f} % of the multiply-adds stand in no '
             'row: nn.Linear and convolutions that are called as functions (F.conv2d)'
         )
+    if plan.divergence:
+        notes.append(
+            f'divergence {plan.divergence["measured"]:.3g} on images that were held back, '
+            f'at most {plan.divergence["limit"]:g} was asked for'
+        )
     return '\n'.join([*lines, '', *notes] if notes else lines)
 
 

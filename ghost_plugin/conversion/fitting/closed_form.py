@@ -10,7 +10,7 @@ a closed form, for a given P each group of G has one::
 with the moments S of the inputs and D = 1 for the channels that are used. The two alternate.
 
 The strength of the ridge and the length of each step are those with the least error on images that
-were held back; the last solution uses these, too.
+were held back.
 """
 
 from collections.abc import Iterator
@@ -48,15 +48,6 @@ class LayerMoments:
     cross: torch.Tensor
     energy: torch.Tensor
     positions: int
-
-    def __add__(self, other: 'LayerMoments') -> 'LayerMoments':
-        share = other.positions / (self.positions + other.positions)
-        return LayerMoments(
-            torch.lerp(self.inputs, other.inputs, share),
-            torch.lerp(self.cross, other.cross, share),
-            torch.lerp(self.energy, other.energy, share),
-            self.positions + other.positions,
-        )
 
 
 @dataclass(frozen=True)
@@ -257,34 +248,27 @@ def fit_closed_form(
         seen, held: Moments of the images that are fitted to, and of those that judge.
 
     Returns:
-        Kernels from all moments, and the sum of the used channels' squared errors on the held ones
-        for kernels from the seen ones alone.
+        Kernels, and the sum of the used channels' squared errors on the held images.
     """
     problem = ClosedFormProblem(start.effective(), used, seen, held)
-    both = seen + held
-    found = final = start  # from the seen moments, and from both
-    least = _error(problem, found)
+    found, least = start, _error(problem, start)
     ridges: tuple[float, ...] = RIDGES
     for _ in range(ROUNDS if len(start.cheap) else 1):
         before = least
         if len(start.cheap):
-            step = _cheap_step(problem, found, seen)
+            step = _cheap_step(problem, found)
             lengths = _cheap_lengths(problem, found, step)
             trial = replace(found, cheap=found.cheap + lengths * step)
             if (error := _error(problem, trial)) < least:
                 found, least = trial, error
-                step = _cheap_step(problem, final, both)
-                final = replace(final, cheap=final.cheap + lengths * step)
         attempts = _try_ridges(problem, found, ridges)
         best = min(attempts, key=lambda attempt: attempt.error)
         ridges = (best.ridge,)
         if best.error < least:
             found, least = best.kernels, best.error
-            step = _primary_step(problem, final, both, best.ridge)
-            final = replace(final, primary=final.primary + best.lengths * step)
         if least > before * (1 - MIN_GAIN):
             break
-    return final, least
+    return found, least
 
 
 def _channel_residuals(
@@ -315,15 +299,14 @@ def _error(problem: ClosedFormProblem, kernels: Kernels) -> float:
     return float((errors.clamp_min(0) * problem.used).sum())
 
 
-def _cheap_step(
-    problem: ClosedFormProblem, kernels: Kernels, moments: LayerMoments
-) -> torch.Tensor:
+def _cheap_step(problem: ClosedFormProblem, kernels: Kernels) -> torch.Tensor:
     """(groups of ghosts, ghosts_per_group, group_size) best change of the cheap kernels."""
+    seen = problem.seen
     blocks = kernels.blocks(kernels.primary)
-    own = kernels.blocks(_times_inputs(kernels, kernels.primary, moments)) @ blocks.mT
-    left = _channel_residuals(problem, kernels, moments)[len(kernels.primary) :]
+    own = kernels.blocks(_times_inputs(kernels, kernels.primary, seen)) @ blocks.mT
+    left = _channel_residuals(problem, kernels, seen)[len(kernels.primary) :]
     cross = blocks @ left.view(len(blocks), -1, left.shape[1]).mT
-    return solve(own, cross, blocks.shape[1] / moments.positions).mT
+    return solve(own, cross, blocks.shape[1] / seen.positions).mT
 
 
 def _cheap_lengths(
@@ -342,7 +325,6 @@ def _cheap_lengths(
 class _Attempt:
     ridge: float
     error: float
-    lengths: torch.Tensor
     kernels: Kernels
 
 
@@ -363,13 +345,13 @@ def _try_ridges(
 
 
 def _attempt(problem: ClosedFormProblem, kernels: Kernels, ridge: float) -> _Attempt:
-    step = _primary_step(problem, kernels, problem.seen, ridge)
+    step = _primary_step(problem, kernels, ridge)
     slope = (step * _pulled_back(problem, kernels, problem.held)).sum(1)
     curved = _times_inputs(kernels, replace(kernels, primary=step).effective(), problem.held)
     curvature = (step * _pull_back(kernels, curved * problem.used[:, None])).sum(1)
     lengths = line_search(problem.held.positions, slope, curvature)[:, None]
     trial = replace(kernels, primary=kernels.primary + lengths * step)
-    return _Attempt(ridge, _error(problem, trial), lengths, trial)
+    return _Attempt(ridge, _error(problem, trial), trial)
 
 
 def _pulled_back(
@@ -388,10 +370,9 @@ def _pull_back(kernels: Kernels, rows: torch.Tensor) -> torch.Tensor:
     return torch.cat((own[: kernels.num_ghosted] + back.flatten(0, 1), own[kernels.num_ghosted :]))
 
 
-def _primary_step(
-    problem: ClosedFormProblem, kernels: Kernels, moments: LayerMoments, ridge: float
-) -> torch.Tensor:
+def _primary_step(problem: ClosedFormProblem, kernels: Kernels, ridge: float) -> torch.Tensor:
     """(m, A) best change of the primary kernels."""
+    moments = problem.seen
     gradient = _pulled_back(problem, kernels, moments)
     number, ghosted = len(kernels.primary), kernels.num_ghosted
     weight = problem.used.clamp_min(1e-6)

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -102,10 +102,12 @@ class FitResults:
     Attributes:
         layers: By name.
         blocks: Modules that replace blocks of the model after reconstruction, by name.
+        network: State of the whole converted model, where it learned as one.
     """
 
     layers: Mapping[str, LayerFit] = field(default_factory=dict)
     blocks: Mapping[str, nn.Module] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def errors(self) -> dict[str, float]:
@@ -261,7 +263,7 @@ def initialize_others(task: FitTask, results: FitResults, batches: Sequence[Any]
     """
     others = [name for name in task.ghosts if name not in results.errors]
     layers = {**results.layers, **initialize_ghosts(task, others, batches)}
-    return FitResults(layers, results.blocks)
+    return replace(results, layers=layers)
 
 
 def layers_with_means(task: FitTask, batches: Sequence[Any]) -> list[str]:
@@ -467,3 +469,5 @@ def absorb_results(model: nn.Module, norms: Mapping[str, str], results: FitResul
             bias += fit.shift.to(bias)
     for name, block in results.blocks.items():
         model.get_submodule(name).load_state_dict(block.state_dict())
+    if results.network:
+        model.load_state_dict(results.network)
