@@ -229,18 +229,18 @@ def _fit(
         if calibration is not None:
             raise ValueError('a model on the meta device has no weights to calibrate')
         return task, FitResults()
-    families = _shortcut_ghosts(task) if shared else []
+    shortcuts = _shortcut_ghosts(task) if shared else []
     if calibration is None:
-        return task, fit_from_weights(assign_jointly(task, families))
+        return task, fit_from_weights(assign_jointly(task, shortcuts))
     batches = as_batches(calibration, model)
-    task = assign_jointly(task, families, batches)
+    task = assign_jointly(task, shortcuts, batches)
     views = VIEWS if reconstruct == 'network' else 0
     extended = with_views(batches, views, plan.seed)
     results = _fit_on_batches(task, extended, reconstruct, steps, plan.seed)
     if few_images(batches):
         settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
         plain = FitTask(model, build_ghosts(model, settings, plan.seed), task.norms)
-        without_images = fit_from_weights(assign_jointly(plain, families))
+        without_images = fit_from_weights(assign_jointly(plain, shortcuts))
         if misled(task, results, plain, batches):
             _logger.warning(
                 'too few calibration images: fitted to them, the converted %s is hardly '

@@ -218,7 +218,7 @@ def shortcut_ghosts(model: nn.Module) -> list[list[str]]:
 
 
 def _layout(ghost: nn.Module) -> tuple[int, ...]:
-    """What Ghost convs of one permutation have in common."""
+    """Values that Ghost convs of one permutation have in common."""
     if ghost.group_size == ghost.primary:
         return (0,)  # the first channels, as many as wanted, may be the primary ones
     return ghost.groups, ghost.primary, ghost.num_ghosted, ghost.group_size

@@ -223,7 +223,7 @@ def write_kernels(ghost: GhostConv2d, kernels: Kernels) -> None:
 
 @dataclass(frozen=True)
 class ClosedFormProblem:
-    """What the steps of one fit share.
+    """Values that the steps of one fit share.
 
     Attributes:
         origin: (computed, A) kernels of all channels that the residuals of moments are about.

@@ -23,7 +23,7 @@ def filter_size(ghost: GhostConv2d) -> int:
 
 
 def errors_or_covariance(ghost: GhostConv2d, moments: ChannelMoments) -> torch.Tensor:
-    """What decides the assignment of a Ghost.
+    """Matrix that decides the assignment of a Ghost.
 
     Args:
         ghost: The Ghost.

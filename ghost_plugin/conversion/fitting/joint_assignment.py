@@ -19,19 +19,19 @@ MAX_IMAGES = 64  # images that decide; the weights are fitted to all
 
 
 def assign_jointly(
-    task: FitTask, families: Sequence[Sequence[str]], batches: Sequence[Any] | None = None
+    task: FitTask, shortcuts: Sequence[Sequence[str]], batches: Sequence[Any] | None = None
 ) -> FitTask:
     """Choose the assignments of Ghosts that shall have one permutation.
 
     Args:
         task: Of a conversion; its Ghosts stay as they are.
-        families: Names of such Ghosts, of one layout each.
+        shortcuts: Names of such Ghosts, of one layout each.
         batches: Batches of images; without any the kernels alone decide.
 
     Returns:
         The task with these assignments.
     """
-    sizes = {name: filter_size(task.ghosts[name]) for name in chain(*families)}
+    sizes = {name: filter_size(task.ghosts[name]) for name in chain(*shortcuts)}
     some = None if batches is None else _some(batches)
 
     def report(stage: str, done: int, total: int) -> None:
@@ -42,7 +42,7 @@ def assign_jointly(
         for name, moments in collect_moments(task.model, sizes, some, report)
     }
     found: dict[str, Assignment] = {}
-    for names in families:
+    for names in shortcuts:
         ghosts = [task.ghosts[name] for name in names]
         chosen = assign_channels(ghosts, [statistics.pop(name) for name in names])
         found.update(zip(names, chosen, strict=True))

@@ -301,7 +301,7 @@ def peak_activation_bytes(model: nn.Module, names: Iterable[str], batch: Any) ->
 
 @dataclass(frozen=True)
 class _TrialRun:
-    """What a call of a model shows.
+    """Findings of one call of a model.
 
     Attributes:
         peaks: As :func:`peak_activation_bytes` returns them.
