@@ -7,5 +7,6 @@ From the bottom up: ``channel_statistics`` (second moments of activations), ``pa
 ``microbatch_scheduler`` (original and converted model in one forward pass, within a memory limit);
 ``sequential`` (fit of all convs), ``joint_assignment`` (one channel permutation for convs whose
 outputs a shortcut adds), ``output_gradients`` and ``reconstruction`` (gradient steps for layers and
-blocks), ``few_images`` (check of a fit to few images).
+blocks), ``views``, ``divergence`` and ``network`` (gradient steps for the whole network),
+``few_images`` (check of a fit to few images).
 """

@@ -126,10 +126,10 @@ def collect_layer_moments(
     for start in range(0, len(x), IMAGES_AT_A_TIME):
         few = slice(start, start + IMAGES_AT_A_TIME)
         gap = (y[few] - ghost_channels(ghost, x[few]))[:, :, rows]
-        offset = start * gap[0, 0].numel() % step
-        gap = gap.transpose(0, 1).flatten(1)[:, (step - offset) % step :: step]
+        first = -start * gap[0, 0].numel() % step  # so that steps go on over images
+        gap = gap.transpose(0, 1).flatten(1)[:, first::step]
         maps = _inputs_by_position(conv, x[few])[..., rows, :]  # (groups, A, N, rows, W')
-        maps = maps.flatten(2)[..., (step - offset) % step :: step]
+        maps = maps.flatten(2)[..., first::step]
         if not gap.shape[1]:
             continue
         if centre is None:  # about a point near the mean, which saves digits
@@ -154,7 +154,12 @@ def collect_layer_moments(
 
 
 def ghost_channels(ghost: GhostConv2d, x: torch.Tensor) -> torch.Tensor:
-    """All computed channels, before the permutation."""
+    """All computed channels, before the permutation.
+
+    Args:
+        ghost: The Ghost.
+        x: (N, in_channels, H, W) inputs.
+    """
     primary: torch.Tensor = ghost.primary_conv(x)
     return torch.cat((primary, ghost.ghosts(primary)), 1) if ghost.ghosts_per_group else primary
 
@@ -213,7 +218,12 @@ def read_kernels(ghost: GhostConv2d) -> Kernels:
 
 @torch.no_grad()
 def write_kernels(ghost: GhostConv2d, kernels: Kernels) -> None:
-    """Give a Ghost other weights."""
+    """Give a Ghost other weights.
+
+    Args:
+        ghost: Changed in place.
+        kernels: As :func:`read_kernels` gives them.
+    """
     conv = ghost.primary_conv
     conv.weight.copy_(kernels.primary.view_as(conv.weight))
     if ghost.ghosts_per_group:

@@ -32,6 +32,7 @@ from .channel_statistics import (
 from .closed_form import (
     collect_layer_moments,
     fit_closed_form,
+    ghost_channels,
     has_closed_form,
     read_kernels,
     write_kernels,
@@ -254,10 +255,7 @@ def _gap(
     ghost: GhostConv2d, problem: FitProblem, shift: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Targets less what the Ghost gives with a shift, (N, computed, rows, W')."""
-    computed = primary = ghost.primary_conv(problem.x)
-    if ghost.ghosts_per_group:
-        computed = torch.cat((primary, ghost.ghosts(primary)), dim=1)
-    gap = problem.y[:, :, problem.rows] - computed[:, :, problem.rows]
+    gap = (problem.y - ghost_channels(ghost, problem.x))[:, :, problem.rows]
     return gap if shift is None else gap - shift.to(gap)[:, None, None]
 
 

@@ -25,7 +25,7 @@ from .divergence import divergence, divergence_of_images, has_divergence, output
 from .least_squares import num_held
 from .output_gradients import gradients_everywhere
 from .paired_forward import observe_activations
-from .reconstruction import HOLDOUT_DIVISOR, NUM_EVALS
+from .reconstruction import HOLDOUT_DIVISOR, NUM_EVALS, copied_state
 from .views import can_view, random_views
 
 _logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def reconstruct_network(
     judged = _concatenated(held, size)
     with eval_mode(original), eval_mode(converted):
         best = divergence_of_images(original, converted, judged).mean()
-        state = _state(converted)
+        state = copied_state(converted)
         try:
             for parameter in rates:
                 parameter.requires_grad_(True)
@@ -93,7 +93,7 @@ def reconstruct_network(
                 if step % max(1, steps // NUM_EVALS) == 0:
                     now = divergence_of_images(original, converted, judged).mean()
                     if now < best:
-                        best, state = now, _state(converted)
+                        best, state = now, copied_state(converted)
                 report('network', step, steps)
         finally:
             converted.load_state_dict(state)
@@ -126,7 +126,3 @@ def _viewed(batch: Any, generator: torch.Generator) -> Any:
     if not can_view(batch):
         return batch
     return pytree.tree_map_only(torch.Tensor, lambda images: random_views(images, generator), batch)
-
-
-def _state(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}

@@ -304,7 +304,7 @@ def reconstruct(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     size = bytes_per_image(student, take_samples(given, range(1), number))
     batch = min(len(seen), MAX_BATCH, max(MIN_BATCH, MAX_BATCH_BYTES // max(1, size)))
-    best, state = _error(held), _state(student)
+    best, state = _error(held), copied_state(student)
     for step in range(1, steps + 1):
         chosen = seen[torch.randint(len(seen), (batch,), generator=random)]
         with torch.enable_grad(), gradients_everywhere(student):
@@ -316,7 +316,7 @@ def reconstruct(
         if step % max(1, steps // NUM_EVALS) == 0:
             now = _error(held)
             if now < best:
-                best, state = now, _state(student)
+                best, state = now, copied_state(student)
     student.load_state_dict(state)
     for parameter, flag in flags.items():
         parameter.grad = None
@@ -355,5 +355,6 @@ def _relative_error(
     return lost / energy.clamp_min(1e-12)
 
 
-def _state(module: nn.Module) -> dict[str, torch.Tensor]:
+def copied_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """State dict with tensors of its own."""
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
