@@ -4,7 +4,6 @@ Where a model cannot be traced as a whole (its control flow depends on values, o
 are given), its children are traced instead.
 """
 
-import copy
 import functools
 import inspect
 import warnings
@@ -16,6 +15,7 @@ from torch import fx, nn
 
 from ..layers.bn_folding import has_hooks_or_parametrization, is_affine_norm, is_standard_conv
 from ..layers.ghost import GhostConv2d
+from ..utils.modules import deepcopy_detached
 from .folded_ghost import FoldedGhostConv2d
 
 GHOST_CONVS = (GhostConv2d, FoldedGhostConv2d)
@@ -60,7 +60,7 @@ class _Tracer(fx.Tracer):
 def trace_parts(model: nn.Module) -> list[TracedPart]:
     """Trace the model, or those of its parts that can be traced; the model is not changed."""
     # Tracing runs the model's own code, which may keep what it is given.
-    graphs = _graphs(copy.deepcopy(model))
+    graphs = _graphs(deepcopy_detached(model, share=True))
     return with_current_modules([TracedPart(*g, {}, frozenset()) for g in graphs], model)
 
 
