@@ -40,7 +40,7 @@ from .options import (
 )
 from .terminal import Meter, figures, show
 
-BUDGETS = ('macs', 'params', 'latency')
+BUDGETS = ('macs', 'params', 'latency', 'max_divergence')
 _CHOICES = ('ratio', 'dw_size', 'cheap', 'group_size', 'include', 'exclude', *BUDGETS)
 _SWITCHES = ('no_keep_first', 'no_keep_last')
 _TEACHER = ('label_weight', 'distill_weight', 'temperature', 'features')
@@ -77,6 +77,9 @@ def _add_choices(parser: Parser) -> None:
     add('--latency', type=milliseconds, help='time at most: share or milliseconds (12ms)')
     add('--latency-backend', choices=list(LATENCY_BACKENDS), metavar='NAME',
         help='backend that is timed (eager)')  # fmt: skip
+    add('--max-divergence', type=above, metavar='NATS',
+        help="fewest multiply-adds with a divergence from the model's outputs below this, "
+        'as measured on --data')  # fmt: skip
     parser.rename('--latency-by', '--latency-backend')
 
 
@@ -189,8 +192,8 @@ def plan(args: argparse.Namespace) -> None:
 def _check_scored(args: argparse.Namespace) -> None:
     if args.data and not _given(args, BUDGETS):
         fail(
-            'only a budget is scored on the images of --data; give --macs, --params or '
-            '--latency, or leave --data out'
+            'only a budget is scored on the images of --data; give --macs, --params, '
+            '--latency or --max-divergence, or leave --data out'
         )
 
 
@@ -210,7 +213,12 @@ def add_convert(parser: Parser) -> None:
         choices=['layer', 'block', 'network'],
         help='gradient steps towards the original',
     )
-    add('--steps', type=whole, metavar='N', help='gradient steps per layer or block')
+    add(
+        '--steps',
+        type=whole,
+        metavar='N',
+        help='gradient steps of each layer or block, and of the network',
+    )
 
 
 def convert(args: argparse.Namespace) -> None:

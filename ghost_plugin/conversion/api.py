@@ -111,8 +111,8 @@ def plan(
             raise ValueError(f'max_divergence goes with no other budget, got {given}')
         if calibration is None or not 0 < max_divergence < math.inf:
             raise ValueError(
-                'max_divergence must be above 0, such as 0.05, and needs calibration images to '
-                f'measure with; got {max_divergence!r}'
+                'max_divergence must be above 0, such as 0.05, and needs calibration images (--data) '
+                f'to measure with; got {max_divergence!r}'
                 + (' and no calibration' if calibration is None else '')
             )
     if isinstance(example_input, list):

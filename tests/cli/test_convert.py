@@ -112,6 +112,15 @@ def test_a_budget_is_scored_on_pictures(ok, model, pictures, tmp_path, monkeypat
     assert [x.shape for x in seen['calibration']] == [(5, 3, 32, 32)]
 
 
+def test_a_budget_of_error_needs_images(ok, refused, model, pictures, tmp_path):
+    budget = ['--max-divergence', '0.5', '-o', tmp_path / 'p.json']
+    assert 'needs calibration images (--data)' in refused('plan', *model, *budget)
+    ok('plan', *model, *budget, '--data', pictures / 'train', '--images', 36, '--no-keep-last')
+    plan = json.loads((tmp_path / 'p.json').read_text())
+    assert plan['divergence']['limit'] == 0.5
+    assert plan['divergence']['measured'] <= 0.5
+
+
 def test_apply_fits_to_flat_pictures_and_a_new_process_restores_it(ok, model, pictures, tmp_path):
     plan, weights = tmp_path / 'plan.json', tmp_path / 'converted.pth'
     ok('plan', *model, '--no-keep-last', '-o', plan)
