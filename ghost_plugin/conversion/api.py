@@ -111,8 +111,8 @@ def plan(
             raise ValueError(f'max_divergence goes with no other budget, got {given}')
         if calibration is None or not 0 < max_divergence < math.inf:
             raise ValueError(
-                'max_divergence must be above 0, such as 0.05, and needs calibration images (--data) '
-                f'to measure with; got {max_divergence!r}'
+                'max_divergence must be above 0, such as 0.05, and needs calibration images '
+                f'(--data) to measure with; got {max_divergence!r}'
                 + (' and no calibration' if calibration is None else '')
             )
     if isinstance(example_input, list):
@@ -200,7 +200,7 @@ def convert(
     seed: int = 0,
     reconstruct: str | None = None,
     steps: int = NUM_STEPS,
-    refit_dense: bool = True,
+    repair: bool = True,
     share_permutations: bool | None = None,
     inherit: bool = True,
     inplace: bool = False,
@@ -216,7 +216,7 @@ def convert(
         ratio, dw_size, cheap, group_size, include, exclude, keep_first, keep_last: The same.
         seed, ready: The same.
         calibration: Batches for both.
-        reconstruct, steps, refit_dense, share_permutations, inherit, inplace, optimizers: As in
+        reconstruct, steps, repair, share_permutations, inherit, inplace, optimizers: As in
             :meth:`ghost_plugin.ConversionPlan.apply`.
         progress: The same.
 
@@ -255,7 +255,7 @@ def convert(
         calibration=batches,
         reconstruct=reconstruct,
         steps=steps,
-        refit_dense=refit_dense,
+        repair=repair,
         share_permutations=share_permutations,
         inherit=inherit,
         inplace=inplace,

@@ -68,7 +68,7 @@ def apply_plan(
     calibration: Iterable[Any] | None = None,
     reconstruct: str | None = None,
     steps: int = NUM_STEPS,
-    refit_dense: bool = True,
+    repair: bool = True,
     share_permutations: bool | None = None,
     inherit: bool = True,
     inplace: bool = False,
@@ -79,7 +79,7 @@ def apply_plan(
 
     Args:
         plan: A plan of the model.
-        model, calibration, reconstruct, steps, refit_dense, share_permutations: As in
+        model, calibration, reconstruct, steps, repair, share_permutations: As in
             :meth:`ghost_plugin.ConversionPlan.apply`.
         inherit, inplace, optimizers, progress: The same.
 
@@ -103,7 +103,7 @@ def apply_plan(
     settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
     norms = {layer.name: layer.norm for layer in plan.layers}
     with reporting(progress) as report:
-        task = FitTask(model, build_ghosts(model, settings, plan.seed), norms, refit_dense, report)
+        task = FitTask(model, build_ghosts(model, settings, plan.seed), norms, repair, report)
         results = FitResults()
         if inherit:
             shared = bool(plan.latency) if share_permutations is None else share_permutations

@@ -319,7 +319,7 @@ class ConversionPlan:
         calibration: Iterable[Any] | None = None,
         reconstruct: str | None = None,
         steps: int = NUM_STEPS,
-        refit_dense: bool = True,
+        repair: bool = True,
         share_permutations: bool | None = None,
         inherit: bool = True,
         inplace: bool = False,
@@ -339,8 +339,9 @@ class ConversionPlan:
                 fits to random crops and flips of the images, and lets all weights learn together
                 at the end, as far as that helps on images that were held back.
             steps: Number of gradient steps of each layer or block, and of the whole network.
-            refit_dense: Refit convs and linear layers that stay to the inputs that reach them
-                from converted ones, by ridge regression; that costs no multiply-adds.
+            repair: Refit convs and linear layers that stay to the inputs that reach them from
+                converted ones, by ridge regression, and scale channels, which vary too little
+                after least squares; that costs no multiply-adds.
             share_permutations: Give convs whose outputs a shortcut adds the same channel
                 permutation, so that none is left there in a fused or exported model. Faster, and
                 the errors of these convs are larger by a tenth to a third. None does so for a
@@ -370,7 +371,7 @@ class ConversionPlan:
             calibration=calibration,
             reconstruct=reconstruct,
             steps=steps,
-            refit_dense=refit_dense,
+            repair=repair,
             share_permutations=share_permutations,
             inherit=inherit,
             inplace=inplace,

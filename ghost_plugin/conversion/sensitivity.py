@@ -92,7 +92,9 @@ def score(
         scored = [layer for layer in layers if layer.name in variants]
         settings = {row.name: reference[row.name].settings(row.settings) for row in scored}
         norms = {layer.name: layer.norm for layer in layers}
-        task = FitTask(model, build_ghosts(model, settings, seed), norms, report=report)
+        task = FitTask(
+            model, build_ghosts(model, settings, seed), norms, repair=False, report=report
+        )
         errors = _initialize(task, scored, variants, reference, batches)
         fitted = {name: errors[name][variant] for name, variant in reference.items()}
         parts = list(_parts(batches or _noise(example_input)))

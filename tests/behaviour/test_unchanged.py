@@ -89,7 +89,7 @@ def of_backbone(name: str) -> dict:
 def of_conversion(name: str, plan_options: dict, apply_options: dict) -> dict:
     model = network(name)
     plan = gp.plan(model, images(1, 64, 1), dw_size=3, group_size=1, **plan_options)
-    result = apply_plan(plan, model, refit_dense=False, **apply_options)
+    result = apply_plan(plan, model, repair=False, **apply_options)
     converted, plan = result.model, result.plan
     with tempfile.TemporaryDirectory() as folder:
         plan.save(Path(folder, 'plan.json'))

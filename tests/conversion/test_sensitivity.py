@@ -58,7 +58,7 @@ def scores_and_changes(model, number, scale):
         for other in plan.layers:
             decision = 'convert' if other.name == layer.name else 'keep'
             alone = alone.replace_layer(other.name, decision=decision, ratio=2.0)
-        converted = alone.apply(model, calibration=[images], refit_dense=False)
+        converted = alone.apply(model, calibration=[images], repair=False)
         changes.append(float((converted(images) - model(images)).detach().square().mean()))
     return [layer.scores['2'] for layer in plan.layers[1:]], changes
 

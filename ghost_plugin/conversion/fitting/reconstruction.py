@@ -128,7 +128,7 @@ def reconstruct_blocks(task: FitTask, batches: Sequence[Any], steps: int, seed: 
         seed: Of the order of images and of the projections behind the channels' weights.
     """
     early = initialize_early_layers(task, batches)
-    dense = layers_with_means(task, batches) if task.refit_dense else []
+    dense = layers_with_means(task, batches) if task.repair else []
     dense = [name for name in dense if isinstance(task.conv(name), nn.Conv2d)]
     blocks = find_blocks(task.model, [*task.ghosts, *dense])
     single = {name for name, convs in blocks.items() if convs == [name]}

@@ -45,7 +45,8 @@ class FitTask:
         ghosts: By the name of the conv that each replaces.
         norms: Name of the norm behind a conv, '' if there is none, by the conv's name; also of
             convs that stay.
-        refit_dense: Whether layers that stay dense are refitted to the inputs that reach them.
+        repair: Whether layers that stay dense are refitted to the inputs that reach them, and
+            channels scaled towards the variance of the original's.
         report: Gets the events of the stages.
         assignments: Of ghosts that do not choose theirs alone, by the conv's name.
     """
@@ -53,7 +54,7 @@ class FitTask:
     model: nn.Module
     ghosts: Mapping[str, GhostConv2d]
     norms: Mapping[str, str]
-    refit_dense: bool = True
+    repair: bool = True
     report: Report = silent
     assignments: Mapping[str, Assignment] = field(default_factory=dict)
 
@@ -303,7 +304,7 @@ def dense_visitor(task: FitTask, name: str, *, shift_norm: bool = True) -> Modul
     """Visitor that refits a dense layer, towards the original's outputs from the inputs it gets.
 
     Weights that change little are preferred (ridge regression towards the layer's own). Without
-    ``task.refit_dense`` only the channels' means follow.
+    ``task.repair`` only the channels' means follow.
 
     Source: bias correction, Nagel et al., Data-Free Quantization, ICCV 2019 (arXiv 1906.04721).
 
@@ -322,7 +323,7 @@ def dense_visitor(task: FitTask, name: str, *, shift_norm: bool = True) -> Modul
         forward: Forward, old: ActivationBatch, new: ActivationBatch, fit: LayerFit | None
     ) -> tuple[Any, Any, LayerFit]:
         wanted = old.map(forward)
-        if fit is None and task.refit_dense and wanted.ndim == dimensions and differ(old, new):
+        if fit is None and task.repair and wanted.ndim == dimensions and differ(old, new):
             fit = _refit(name, own, new, wanted, free)
         if fit is None:
             gap = (wanted - new.map(forward)).double()
@@ -360,7 +361,7 @@ def _refit(
                 conv.bias.copy_(layer.bias)
     ghost = build_ghost(conv, {'ratio': 1, 'dw_size': 1, 'cheap': 'depthwise'})
     ghost.primary_conv.load_state_dict(conv.state_dict())
-    fit = _fit_layer(name, ghost, given, wanted, free, None)
+    fit = _fit_layer(name, ghost, given, wanted, free, None, match_variances=True)
     refitted: Any = deepcopy_detached(layer)
     with torch.no_grad():
         refitted.weight.copy_(ghost.primary_conv.weight.view_as(layer.weight))
@@ -393,7 +394,9 @@ def ghost_visitor(
             start = first or LayerFit(
                 task.initialize(name, _moments(conv, filter_size(ghost), wanted))
             )
-            fit = _fit_layer(name, ghost, new, wanted, free, start.error)
+            fit = _fit_layer(
+                name, ghost, new, wanted, free, start.error, match_variances=task.repair
+            )
         return wanted, new.map(lambda *given: add_shift(ghost(*given), fit.shift)), fit
 
     return _visit
@@ -424,6 +427,8 @@ def _fit_layer(
     wanted: torch.Tensor,
     free: bool,
     error: float | None,
+    *,
+    match_variances: bool,
 ) -> LayerFit:
     """Fit a Ghost in place to its targets, in float32 at least."""
     none = torch.zeros(wanted.shape[1], device=wanted.device)
@@ -436,7 +441,7 @@ def _fit_layer(
     number = min(given.num_images, num_samples_for(ghost, _maps(given, 1), wanted))
     x = _maps(given, number).to(exact)
     with frozen_parameters(ghost):
-        found = fit_ghost(ghost.to(exact), x, wanted[:number].to(exact), free)
+        found = fit_ghost(ghost.to(exact), x, wanted[:number].to(exact), free, match_variances)
     ghost.to(own)
     return LayerFit(_require_finite(name, found.error), found.shift if free else none)
 

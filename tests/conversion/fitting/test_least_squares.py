@@ -118,6 +118,30 @@ def test_a_free_mean_becomes_a_shift():
     torch.testing.assert_close(found.shift, offset, atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize(
+    'settings', [{'ratio': 1}, {'dw_size': 1, 'group_size': 2}, {'dw_size': 3}]
+)
+def test_channels_keep_more_of_their_variance(settings):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+    x = torch.randn(48, 4, 9, 9)
+    wanted = conv(x).detach()
+    noisy = x + 0.7 * torch.randn_like(x)
+    states = {}
+    for match in (False, True):
+        torch.manual_seed(0)
+        ghost = gp.GhostConv2d(4, 8, 3, padding=1, bias=False, permuted=True, **settings)
+        with torch.no_grad():
+            ghost.primary_conv.weight.copy_(conv.weight[: ghost.primary])
+        fit_ghost(ghost, noisy, wanted, True, match)
+        states[match] = ghost(noisy).var((0, 2, 3)) / wanted.var((0, 2, 3))
+    plain, matched = (share.detach().clamp(max=1) for share in states.values())
+    assert (matched >= plain - 1e-4).all()
+    # 0.7 of the way in logarithms, but no channel by more than 1.5.
+    expected = torch.minimum(plain**0.3, plain * 1.5**2)
+    torch.testing.assert_close(matched, expected, rtol=1e-3, atol=0)
+
+
 def test_large_kernels_ask_for_more_images():
     x = torch.zeros(1, 64, 2, 2)
     small, large = (gp.GhostConv2d(64, 8, k, permuted=True) for k in (1, 3))

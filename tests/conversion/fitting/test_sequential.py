@@ -146,11 +146,11 @@ def test_shift_of_any_number_of_axes():
     assert add_shift(maps, None) is maps
 
 
-def converted_error(model, refit_dense, x, new):
+def converted_error(model, repair, x, new):
     """Error of the model with its first conv converted, on new images."""
     copied = copy.deepcopy(model)
     fitted = task(copied, '0')
-    fitted = FitTask(copied, fitted.ghosts, fitted.norms, refit_dense)
+    fitted = FitTask(copied, fitted.ghosts, fitted.norms, repair)
     results = fit_sequentially(fitted, x)
     converted = replace_modules(copy.deepcopy(copied), fitted.ghosts)
     absorb_results(converted, fitted.norms, results)
