@@ -29,11 +29,15 @@ CALIBRATION = 350
 # timm's preprocessing of tf_efficientnet_lite0.
 PREPROCESSING = Preprocessing((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.875, 'bicubic')
 SETTINGS: dict[str, Any] = {'keep_first': False, 'keep_last': False}
-# Name: uses images, arguments of apply.
-WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
-    'kernels': (False, {}),
-    'images': (True, {}),
-    'blocks': (True, {'reconstruct': 'block', 'steps': 200}),
+ONE_PRIMARY: dict[str, Any] = {'dw_size': 1, 'group_size': 1}
+# Name: more settings of the plan, whether images are used, arguments of apply.
+WAYS: dict[str, tuple[dict[str, Any], bool, dict[str, Any]]] = {
+    'kernels': ({}, False, {}),
+    'one primary, no repair': (ONE_PRIMARY, True, {'repair': False}),
+    'no repair': ({}, True, {'repair': False}),
+    'images': ({}, True, {}),
+    'blocks': ({}, True, {'reconstruct': 'block', 'steps': 200}),
+    'network': ({}, True, {'reconstruct': 'network', 'steps': 200}),
 }
 
 
@@ -75,7 +79,9 @@ def compare(
     return {'top1': 100 * right.item(), 'divergence': divergence.item()}
 
 
-def study(data: Path, out: Path, seeds: list[int], shares: list[float]) -> list[dict[str, Any]]:
+def study(
+    data: Path, out: Path, seeds: list[int], shares: list[float], ways: list[str]
+) -> list[dict[str, Any]]:
     """Figures of each draw, budget and way.
 
     Args:
@@ -83,6 +89,7 @@ def study(data: Path, out: Path, seeds: list[int], shares: list[float]) -> list[
         out: Folder of results.
         seeds: One draw by each.
         shares: Budgets of multiply-adds.
+        ways: Keys of ``WAYS``.
     """
     model = efficientnet_lite0()
     loader = ImageLoader(ImageFolder(data, 'val', read_labels('imagenet-1k')), PREPROCESSING)
@@ -94,13 +101,17 @@ def study(data: Path, out: Path, seeds: list[int], shares: list[float]) -> list[
         batches = list(calibration.split(50))
         original = predictions(model, images)
         known['1.0 original'] = compare(model, original, images, labels)
+        plans: dict[bool, gp.ConversionPlan] = {}
         for share in shares:
-            missing = [way for way in WAYS if f'{share} {way}' not in known]
-            if not missing:
-                continue
-            plan = gp.plan(model, images[:1], macs=share, calibration=batches, **SETTINGS)
-            for way in missing:
-                uses_images, options = WAYS[way]
+            for way in ways:
+                if f'{share} {way}' in known:
+                    continue
+                more, uses_images, options = WAYS[way]
+                if bool(more) not in plans:
+                    plans[bool(more)] = gp.plan(
+                        model, images[:1], macs=share, calibration=batches, **SETTINGS, **more
+                    )
+                plan = plans[bool(more)].rebudget(macs=share)
                 start = time.process_time()
                 converted = plan.apply(
                     model, calibration=batches if uses_images else None, **options
@@ -113,11 +124,15 @@ def study(data: Path, out: Path, seeds: list[int], shares: list[float]) -> list[
                 }
                 with atomic_write(kept) as partial_file:
                     partial_file.write_text(json.dumps(known, indent=1))
-        rows += [
-            {'draw': seed, 'macs_share': float(key.split()[0]), 'way': key.split()[1], **values}
-            for key, values in known.items()
-        ]
+        for key in sorted(known, key=_place):
+            name, _, way = key.partition(' ')
+            rows.append({'draw': seed, 'macs_share': float(name), 'way': way, **known[key]})
     return rows
+
+
+def _place(key: str) -> tuple[float, int]:
+    share, _, way = key.partition(' ')
+    return -float(share), list(WAYS).index(way) if way in WAYS else -1
 
 
 @tool
@@ -126,11 +141,12 @@ def main() -> None:
     parser.add_argument('data', type=Path, help='folder or zip of ImageNet validation images')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/study_lite0'), help='results')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='a draw by each')
-    parser.add_argument('--macs', type=float, nargs='+', default=[0.9, 0.8], help='budgets')
+    parser.add_argument('--macs', type=float, nargs='+', default=[0.9, 0.8, 0.7], help='budgets')
+    parser.add_argument('--ways', nargs='+', choices=list(WAYS), default=list(WAYS), help='methods')
     parser.add_argument('--record', action='store_true', help='store in results.json')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows = study(args.data, args.out, args.seeds, args.macs)
+    rows = study(args.data, args.out, args.seeds, args.macs, args.ways)
     head = ['Draw', 'MACs', 'Way', 'Top-1 (%)', 'Divergence']
     show(table(head, [
         [str(row['draw']), f'{row["macs_share"]:.0%}', row['way'], f'{row["top1"]:.1f}',
