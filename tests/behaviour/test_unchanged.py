@@ -1,7 +1,7 @@
 """Results that a rewrite of the code must not change, compared with those of an earlier commit.
 
 ``python tests/behaviour/test_unchanged.py`` writes the file of results anew. On the kind of machine
-that wrote it results are compared bit by bit, elsewhere to three digits.
+that wrote it results are compared bit by bit, elsewhere and after gradient steps to three digits.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from torch import nn
 import ghost_plugin as gp
 from ghost_plugin.conversion import apply_plan
 
+ROUNDED = ('small',)  # another memory format sums in another order
 FILE = Path(__file__).with_name('unchanged.json')
 CONFIGS = (
     'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
@@ -144,7 +145,8 @@ def test_result_is_that_of_the_earlier_commit(name, one_thread):
     stored = json.loads(FILE.read_text())
     function, *arguments = CASES[name]
     got, want = function(*arguments), stored['results'][name]
-    if machine() == stored['machine'] or function is of_swap:
+    exact = name not in ROUNDED and machine() == stored['machine']
+    if exact or function is of_swap:
         assert got == want
         return
     for key, value in got.items():

@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 
 from ...utils.modules import call_model, eval_mode
 from ..progress import Report
-from .batches import concat_batches, rebatch
-from .divergence import divergence, divergence_of_images, has_divergence, outputs
+from .batches import channels_last, concat_batches, rebatch
+from .divergence import divergence, has_divergence, outputs
 from .least_squares import num_held
 from .output_gradients import gradients_everywhere
 from .paired_forward import observe_activations
@@ -71,9 +71,16 @@ def reconstruct_network(
     groups = [{'params': [parameter], 'lr': rate} for parameter, rate in rates.items()]
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    judged = _concatenated(held, size)
     with eval_mode(original), eval_mode(converted):
-        best = divergence_of_images(original, converted, judged).mean()
+        with torch.no_grad():
+            judged = [(part, outputs(original, part)) for part in _concatenated(held, size)]
+
+        @torch.no_grad()
+        def error() -> torch.Tensor:
+            parts = [divergence(outputs(converted, part), wanted) for part, wanted in judged]
+            return torch.cat(parts).mean()
+
+        best = error()
         state = copied_state(converted)
         try:
             for parameter in rates:
@@ -91,7 +98,7 @@ def reconstruct_network(
                 optimizer.step()
                 schedule.step()
                 if step % max(1, steps // NUM_EVALS) == 0:
-                    now = divergence_of_images(original, converted, judged).mean()
+                    now = error()
                     if now < best:
                         best, state = now, copied_state(converted)
                 report('network', step, steps)
@@ -119,10 +126,14 @@ def _images_per_pass(model: nn.Module, image: Any) -> int:
 
 
 def _concatenated(images: Sequence[Any], size: int) -> list[Any]:
-    return [concat_batches(images[start : start + size]) for start in range(0, len(images), size)]
+    parts = (concat_batches(images[start : start + size]) for start in range(0, len(images), size))
+    return [channels_last(part) for part in parts]
 
 
 def _viewed(batch: Any, generator: torch.Generator) -> Any:
     if not can_view(batch):
         return batch
-    return pytree.tree_map_only(torch.Tensor, lambda images: random_views(images, generator), batch)
+    viewed = pytree.tree_map_only(
+        torch.Tensor, lambda images: random_views(images, generator), batch
+    )
+    return channels_last(viewed)

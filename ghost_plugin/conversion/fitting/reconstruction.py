@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ...utils.modules import clone_tensors, deepcopy_detached, eval_mode
 from ..surgery import replace_modules
-from .batches import Arguments, concat_nested, take_samples
+from .batches import Arguments, channels_last, concat_nested, take_samples
 from .least_squares import num_held
 from .microbatch_scheduler import HELD_ACTIVATIONS, run_microbatches
 from .output_gradients import channel_metrics, gradients_everywhere
@@ -284,8 +284,8 @@ def reconstruct(
     given = inputs.first(number)
 
     def _loss(chosen: torch.Tensor) -> torch.Tensor:
-        pair = take_samples(given, chosen, number), take_samples(wanted, chosen, number)
-        return reconstruction_loss(student, *pair, channel_metric)
+        x, y = (channels_last(take_samples(part, chosen, number)) for part in (given, wanted))
+        return reconstruction_loss(student, x, y, channel_metric)
 
     @torch.no_grad()
     def _error(chosen: torch.Tensor) -> float:
