@@ -93,7 +93,8 @@ def meet_divergence(
             if trial.divergence >= CLOSE * limit or share <= least:
                 break
         else:
-            failed = trial
+            # A plan has a little less than was asked for; to ask for as much gives the same one.
+            failed = replace(trial, share=share)
         share = _next_share(kept, failed, limit, least)
         if any(t and abs(share - t.share) < MIN_STEP for t in (kept, failed)):
             break
@@ -138,7 +139,7 @@ def _next_share(kept: _Trial | None, failed: _Trial | None, limit: float, least:
         part = min(0.9, max(0.1, (aim - low) / max(high - low, 1e-9)))
         return kept.share + part * (failed.share - kept.share)
     if failed:
-        step = (math.log(failed.divergence) - aim) / SLOPE
+        step = max(2 * MIN_STEP, (math.log(failed.divergence) - aim) / SLOPE)
         return min(failed.share + step, (1 + failed.share) / 2)
     assert kept is not None  # one of them was tried
     step = (aim - math.log(max(kept.divergence, 1e-9))) / SLOPE
