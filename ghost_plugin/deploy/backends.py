@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..utils import optional
-from ..utils.modules import deepcopy_detached
+from ..utils.modules import deepcopy_detached, to_channels_last
 from .comparison import Difference, differences
 from .exporting import export
 from .flat_io import TensorIO, bind_batches, input_tensors
@@ -26,7 +26,6 @@ from .inference import (
     openvino_fn,
     pytorch_fn,
     quiet,
-    to_channels_last,
 )
 from .quantization import quantize
 

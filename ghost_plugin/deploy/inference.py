@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..utils import optional
-from ..utils.modules import plain_forward, preserving_inputs
+from ..utils.modules import plain_forward, preserving_inputs, to_channels_last
 from ..utils.torch_compat import full_precision
 from .flat_io import tensors
 
@@ -104,11 +104,6 @@ def cuda_graph_fn(module: Callable, dtype: torch.dtype = torch.float32) -> Infer
             return _to_float32([value.clone() for value in outputs])
 
     return run
-
-
-def to_channels_last(x: torch.Tensor) -> torch.Tensor:
-    """Convert a 4-D tensor to channels-last; return other tensors as they are."""
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def onnxruntime_fn(path: Path, session_per_shape: bool = False) -> InferenceFn:

@@ -305,6 +305,11 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_flatten(value)[0] if isinstance(leaf, torch.Tensor)]
 
 
+def to_channels_last(x: torch.Tensor) -> torch.Tensor:
+    """Convert a 4-D tensor to channels-last; return other tensors as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
     """Switch off gradients of all parameters; afterwards they are as before."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ...utils.modules import call_model, eval_mode, tensors_in
+from ...utils.modules import call_model, eval_mode, tensors_in, to_channels_last
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -237,9 +237,4 @@ def channels_last(nested: Any) -> Any:
     Args:
         nested: Nested tensors; those of (N, C, H, W) change their format.
     """
-
-    def _converted(tensor: torch.Tensor) -> torch.Tensor:
-        maps = tensor.ndim == 4 and tensor.is_floating_point()
-        return tensor.contiguous(memory_format=torch.channels_last) if maps else tensor
-
-    return pytree.tree_map_only(torch.Tensor, _converted, nested)
+    return pytree.tree_map_only(torch.Tensor, to_channels_last, nested)

@@ -160,14 +160,14 @@ def num_samples_for(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int
 def fit_ghost(
     ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool, match_variances: bool = False
 ) -> FitResult:
-    """Fit a Ghost in place; its channel permutation stays, and its error never grows.
+    """Fit a Ghost in place; its permutation stays, and the fit never adds error.
 
     Args:
         ghost: With ``permuted=True`` and a depthwise cheap operation.
         x: (N, in_channels, H, W) inputs.
         y: (N, out_channels, H', W') targets.
         free: Whether a norm behind takes the shift of the means; a bias always does.
-        match_variances: Scale the channels afterwards, at the price of a little error.
+        match_variances: Scale the channels afterwards, which adds a little error.
 
     Returns:
         The error before channels were scaled, and the shift.

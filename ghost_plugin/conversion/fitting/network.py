@@ -73,12 +73,13 @@ def reconstruct_network(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     with eval_mode(original), eval_mode(converted):
         with torch.no_grad():
-            judged = [(part, outputs(original, part)) for part in _concatenated(held, size)]
+            parts = map(channels_last, _concatenated(held, size))
+            judged = [(part, outputs(original, part)) for part in parts]
 
         @torch.no_grad()
         def error() -> torch.Tensor:
-            parts = [divergence(outputs(converted, part), wanted) for part, wanted in judged]
-            return torch.cat(parts).mean()
+            each = [divergence(outputs(converted, part), wanted) for part, wanted in judged]
+            return torch.cat(each).mean()
 
         best = error()
         state = copied_state(converted)
@@ -89,7 +90,7 @@ def reconstruct_network(
                 chosen = torch.randint(len(seen), (BATCH,), generator=generator).tolist()
                 optimizer.zero_grad()
                 for part in _concatenated([seen[index] for index in chosen], size):
-                    part = _viewed(part, generator)
+                    part = channels_last(_viewed(part, generator))
                     with torch.no_grad():
                         wanted = outputs(original, part)
                     with torch.enable_grad(), gradients_everywhere(converted):
@@ -126,14 +127,10 @@ def _images_per_pass(model: nn.Module, image: Any) -> int:
 
 
 def _concatenated(images: Sequence[Any], size: int) -> list[Any]:
-    parts = (concat_batches(images[start : start + size]) for start in range(0, len(images), size))
-    return [channels_last(part) for part in parts]
+    return [concat_batches(images[start : start + size]) for start in range(0, len(images), size)]
 
 
 def _viewed(batch: Any, generator: torch.Generator) -> Any:
     if not can_view(batch):
         return batch
-    viewed = pytree.tree_map_only(
-        torch.Tensor, lambda images: random_views(images, generator), batch
-    )
-    return channels_last(viewed)
+    return pytree.tree_map_only(torch.Tensor, lambda images: random_views(images, generator), batch)
