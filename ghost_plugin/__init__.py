@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 from ._version import __version__
-from .backbones import GGhostRegNet, GhostNet, GhostNetV2, GhostNetV3
+from .backbones import GGhostRegNet, GhostNet, GhostNetV2, GhostNetV3, RepGhostNet
 from .conversion import ConversionPlan, convert
 from .conversion import layer_latency as _layer_latency
 from .conversion.api import plan
@@ -42,6 +42,7 @@ __all__ = [
     'GhostNet',
     'GhostNetV2',
     'GhostNetV3',
+    'RepGhostNet',
     '__version__',
     'convert',
     'count',

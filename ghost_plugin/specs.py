@@ -2,7 +2,8 @@
 
 Sources: Han et al., GhostNet, CVPR 2020 (arXiv 1911.11907), table 1; Tang et al., GhostNetV2,
 NeurIPS 2022 (arXiv 2211.12905); Liu et al., GhostNetV3 (arXiv 2404.11202); Han et al., GhostNets on
-heterogeneous devices via cheap operations, IJCV 2022 (arXiv 2201.03297). Rounding of widths as in
+heterogeneous devices via cheap operations, IJCV 2022 (arXiv 2201.03297); Chen et al., RepGhost
+(arXiv 2211.06088), table 1. Rounding of widths as in
 https://github.com/huawei-noah/Efficient-AI-Backbones (Apache-2.0) and timm, so that published
 weights fit.
 
@@ -49,6 +50,7 @@ class Spec:
     hidden: int = 1280  # channels of the layer before the classifier, at every width
     divisor: int = 4  # widths round to multiples of this
     attention: int | None = None  # first block whose expansion has the attention of V2
+    final_expand: int = 1  # channels of the final conv, as a multiple of the last row's inner ones
     deepest: int = FINAL_LEVEL  # last level
 
     def channels(self, width: float = 1.0) -> tuple[int, ...]:
@@ -83,6 +85,34 @@ GHOSTNET = Spec(
 )
 
 GHOSTNET_V2 = replace(GHOSTNET, attention=2)
+
+# Half of GhostNet's inner channels, as a RepGhost module computes all its channels by convs.
+REPGHOSTNET = Spec(
+    stem=16,
+    stages=(
+        (Row(3, 8, 16),),
+        (Row(3, 24, 24, stride=2),),
+        (Row(3, 36, 24),),
+        (Row(5, 36, 40, 0.25, 2),),
+        (Row(5, 60, 40, 0.25),),
+        (Row(3, 120, 80, stride=2),),
+        (
+            Row(3, 100, 80),
+            Row(3, 120, 80),
+            Row(3, 120, 80),
+            Row(3, 240, 112, 0.25),
+            Row(3, 336, 112, 0.25),
+        ),
+        (Row(5, 336, 160, 0.25, 2),),
+        (
+            Row(5, 480, 160),
+            Row(5, 480, 160, 0.25),
+            Row(5, 480, 160),
+            Row(5, 480, 160, 0.25),
+        ),
+    ),
+    final_expand=2,
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +154,7 @@ SPECS = {
     'GhostNetV2': GHOSTNET_V2,
     'GhostNetV3': GHOSTNET_V2,
     'GGhostRegNet': G_GHOST,
+    'RepGhostNet': REPGHOSTNET,
 }
 
 
@@ -218,7 +249,8 @@ def layout(spec: Spec, width: float = 1.0, output_stride: int = 32, stem_stride:
             channels = blocks[-1].out_channels
         stages.append(tuple(blocks))
         levels.append(level)
-    return Layout(scale(spec.stem), tuple(stages), tuple(levels), blocks[-1].mid_channels)
+    final = scale(spec.stages[-1][-1].expand * spec.final_expand)
+    return Layout(scale(spec.stem), tuple(stages), tuple(levels), final)
 
 
 def out_channels(

@@ -107,6 +107,21 @@ PUBLISHED = {
             ('160', '16.0', 79.9),
         )
     },
+    **{
+        f'ghostnet_plugin_rep_{size}': Published(
+            'RepGhostNet', {'width': int(size) / 100}, f'timm/repghostnet_{size}.in1k', top1, top5
+        )
+        for size, top1, top5 in (
+            ('050', 66.978, None),
+            ('058', 68.938, None),
+            ('080', 72.240, None),
+            ('100', 74.208, 91.550),
+            ('111', 75.060, None),
+            ('130', 76.378, None),
+            ('150', 77.474, None),
+            ('200', 78.802, None),
+        )
+    },
 }
 
 

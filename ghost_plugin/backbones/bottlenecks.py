@@ -1,4 +1,4 @@
-"""The bottlenecks of GhostNet V1, V2 and V3; parameter names are timm's (Apache-2.0)."""
+"""The bottlenecks of GhostNet V1, V2, V3 and RepGhost; parameter names are timm's (Apache-2.0)."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from ..layers.bn_folding import Foldable
 from ..layers.common import DropPath, draw_weights
 from ..layers.ghost import GhostModule, GhostModuleV2
 from ..layers.parallel_branches import Branch, Branches, joinable, joint_sum
+from ..layers.rep_ghost import RepGhostModule
 from ..layers.reparam import GhostModuleV3, Reparameterized, draw_branches, merge
 from ..specs import Block, make_divisible
 from .common import BRANCH_VARIANCE, Norm, Parts, depthwise_norm
@@ -175,6 +176,40 @@ class GhostBottleneckV3(Reparameterized, GhostBottleneck):
         """Replace the branches of the depthwise conv by one conv."""
         self.conv_dw = merge([*self.dw_rpr_conv, self.dw_rpr_scale])
         self.dw_rpr_conv = self.dw_rpr_scale = None
+
+
+class RepGhostBottleneck(GhostBottleneck):
+    """:class:`GhostBottleneck` with RepGhost modules.
+
+    Source: Chen et al., RepGhost (arXiv 2211.06088), section 3.3, figure 4.
+
+    Args:
+        block, parts, drop_path: As :class:`GhostBottleneck`.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))
+    """
+
+    def _expand(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
+        return self._module(block.in_channels, block.mid_channels, parts, **kwargs)
+
+    def _project(self, block: Block, parts: Parts, **kwargs: Any) -> nn.Module:
+        return self._module(block.mid_channels, block.out_channels, parts, **kwargs)
+
+    @staticmethod
+    def _module(in_channels: int, out_channels: int, parts: Parts, **kwargs: Any) -> nn.Module:
+        return RepGhostModule(
+            in_channels,
+            out_channels,
+            dw_size=parts.dw_size,
+            norm_layer=parts.norm_layer,
+            act_layer=parts.act_layer,
+            **kwargs,
+        )
+
+    def zero_init_last_norm(self) -> None:
+        """Let the branch add nothing at the start of training."""
+        self.ghost2.zero_init_norms()
 
 
 def _branched(parts: Parts) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""GhostNet V1, V2 and V3 with features at the end of every stride.
+"""GhostNet V1, V2, V3 and RepGhostNet with features at the end of every stride.
 
 Parameter names are those of timm (Apache-2.0), so published weights load with ``strict=True``.
 Changed against timm: taps at the last block of each stride, ``output_stride``, stochastic depth,
@@ -13,8 +13,16 @@ from torch import nn
 
 from ..layers.bn_folding import Foldable, merge_branches
 from ..layers.common import activation, check_positive, draw_weights, second_moment
-from ..specs import FINAL_LEVEL, GHOSTNET, GHOSTNET_V2, check_out_indices, check_rate, layout
-from .bottlenecks import GhostBottleneck, GhostBottleneckV3
+from ..specs import (
+    FINAL_LEVEL,
+    GHOSTNET,
+    GHOSTNET_V2,
+    REPGHOSTNET,
+    check_out_indices,
+    check_rate,
+    layout,
+)
+from .bottlenecks import GhostBottleneck, GhostBottleneckV3, RepGhostBottleneck
 from .common import Act, ConvNormAct, Norm, Parts, Stages, drop_path_rates
 
 
@@ -184,5 +192,64 @@ class GhostNetV3(GhostNet):
 
     def __init__(self, *args: Any, deploy: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if deploy:
+            merge_branches(self, compare=False)
+
+
+class RepGhostNet(GhostNet):
+    """GhostNet whose modules add features instead of concatenating them.
+
+    ``switch_to_deploy()`` merges the branches of each module and folds every norm, in place.
+
+    Source: Chen et al., RepGhost (arXiv 2211.06088), table 1. Published widths are 0.5, 0.58, 0.8,
+    1.0, 1.11, 1.3, 1.5 and 2.0.
+
+    Args:
+        width, in_channels, out_indices, output_stride: As :class:`GhostNet`.
+        drop_path_rate, norm_layer, act_layer, dw_size: The same.
+        se, stem_stride, grad_checkpointing, zero_init_residual: The same.
+        deploy: Build the published form for inference: one depthwise conv instead of the branches
+            of each module; other norms stay.
+
+    Shape:
+        As :class:`GhostNet`.
+
+    Raises:
+        ValueError, TypeError: As :class:`GhostNet`.
+    """
+
+    spec = REPGHOSTNET
+    block = RepGhostBottleneck
+
+    def __init__(
+        self,
+        width: float = 1.0,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (1, 2, 3, 4),
+        output_stride: int = 32,
+        drop_path_rate: float = 0.0,
+        norm_layer: Norm = nn.BatchNorm2d,
+        act_layer: Act = nn.ReLU,
+        dw_size: int = 3,
+        se: bool = True,
+        stem_stride: int = 2,
+        grad_checkpointing: bool = False,
+        zero_init_residual: bool = False,
+        deploy: bool = False,
+    ) -> None:
+        super().__init__(
+            width,
+            in_channels,
+            out_indices,
+            output_stride,
+            drop_path_rate,
+            norm_layer,
+            act_layer,
+            dw_size=dw_size,
+            se=se,
+            stem_stride=stem_stride,
+            grad_checkpointing=grad_checkpointing,
+            zero_init_residual=zero_init_residual,
+        )
         if deploy:
             merge_branches(self, compare=False)

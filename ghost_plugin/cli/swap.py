@@ -24,7 +24,13 @@ from ..integrations.openmmlab.runner_setup import check_checkpoint
 from .terminal import show, table
 from .train import KeyValues
 
-VARIANTS = {'v1': 'GhostNet', 'v2': 'GhostNetV2', 'v3': 'GhostNetV3', 'g-ghost': 'GGhostRegNet'}
+VARIANTS = {
+    'v1': 'GhostNet',
+    'v2': 'GhostNetV2',
+    'v3': 'GhostNetV3',
+    'g-ghost': 'GGhostRegNet',
+    'rep': 'RepGhostNet',
+}
 _BACKBONE = ('width', 'arch', 'out_indices', 'output_stride', 'frozen_stages')
 _TRAINING = ('pretrained', 'lr_scale', 'backbone_lr')
 

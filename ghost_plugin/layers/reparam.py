@@ -115,10 +115,11 @@ def _take(
         part = _pop(weights, f'{name}.')
         if part:
             out_channels, in_channels, kernel_size, _ = part['conv.weight'].shape
-            branches.append(Branch(in_channels, out_channels, kernel_size, nn.BatchNorm2d))
-            branches[-1].load_state_dict(part)
+            branch = Branch(in_channels, out_channels, kernel_size, nn.BatchNorm2d)
+            branch.to(part['conv.weight'].dtype).load_state_dict(part)
+            branches.append(branch)
     part = _pop(weights, f'{skip}.')
-    norm = nn.BatchNorm2d(len(part['weight'])) if part else None
+    norm = nn.BatchNorm2d(len(part['weight'])).to(part['weight'].dtype) if part else None
     if norm is not None:
         norm.load_state_dict(part)
     return branches, norm

@@ -15,6 +15,7 @@ SMALL = {
     'GhostNetV2': lambda **k: gp.GhostNetV2(0.5, **k),
     'GhostNetV3': lambda **k: gp.GhostNetV3(0.5, **k),
     'GGhostRegNet': lambda **k: gp.GGhostRegNet('002', **k),
+    'RepGhostNet': lambda **k: gp.RepGhostNet(0.5, **k),
 }
 SIZE = {'GGhostRegNet': {'arch': '002'}}
 every = pytest.mark.parametrize('name', SMALL)
@@ -74,7 +75,7 @@ def test_stem_stride_1_makes_all_strides_half_as_large(name):
     )
 
 
-@pytest.mark.parametrize('name', ['GhostNet', 'GhostNetV2', 'GhostNetV3'])
+@pytest.mark.parametrize('name', ['GhostNet', 'GhostNetV2', 'GhostNetV3', 'RepGhostNet'])
 def test_blocks_may_start_as_their_shortcuts_and_learn_all_the_same(name):
     net, x = SMALL[name](zero_init_residual=True), torch.randn(4, 3, 64, 64)
     blocks = [m for m in net.modules() if isinstance(m, GhostBottleneck)]

@@ -23,6 +23,7 @@ NETS = {
     'V2': lambda **kwargs: gp.GhostNetV2(**{'width': 0.5, 'out_indices': (5,), **kwargs}),
     'V3': lambda **kwargs: gp.GhostNetV3(**{'width': 0.5, 'out_indices': (5,), **kwargs}),
     'G-Ghost': lambda **kwargs: gp.GGhostRegNet(**{'arch': '004', **kwargs}),
+    'Rep': lambda **kwargs: gp.RepGhostNet(**{'width': 0.5, 'out_indices': (5,), **kwargs}),
 }
 COMMON = [
     {},
@@ -54,7 +55,9 @@ CASES = [
     *((name, options) for name in NETS for options in COMMON),
     *((name, options) for name in ('V1', 'V2', 'V3') for options in GHOST),
     *((name, options) for name in ('V1', 'V2') for options in CHEAP),
+    *(('Rep', options) for options in GHOST if 'ratio' not in options),
     ('V3', {'deploy': True}),
+    ('Rep', {'deploy': True}),
     ('G-Ghost', {'arch': '002'}),
     ('G-Ghost', {'arch': '032'}),
     ('G-Ghost', {'cheap_ratio': 0.3}),
@@ -97,7 +100,7 @@ def test_fusing_an_untrained_network_changes_rounding_only(name):
 
 @pytest.mark.parametrize(
     'name', ['ghostnet_plugin_050', 'ghostnet_plugin_v2_100', 'ghostnet_plugin_v3_050',
-             'ghostnet_plugin_gghost_032'],
+             'ghostnet_plugin_gghost_032', 'ghostnet_plugin_rep_050'],
 )  # fmt: skip
 def test_classifiers_of_timm_start_with_small_outputs(name):
     timm = pytest.importorskip('timm')
@@ -107,7 +110,9 @@ def test_classifiers_of_timm_start_with_small_outputs(name):
     assert 1e-3 < logits.std() < 2
 
 
-@pytest.mark.parametrize('kind', ['GhostNet', 'GhostNetV2', 'GhostNetV3', 'GGhostRegNet'])
+@pytest.mark.parametrize(
+    'kind', ['GhostNet', 'GhostNetV2', 'GhostNetV3', 'GGhostRegNet', 'RepGhostNet']
+)
 def test_backbones_of_openmmlab_start_the_same(kind):
     pytest.importorskip('mmengine')
     from ghost_plugin.registry import MODELS

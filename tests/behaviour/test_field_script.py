@@ -16,6 +16,7 @@ FAMILY = {
     'GhostNetV2': functools.partial(gp.GhostNetV2, 0.25, out_indices=(1, 2)),
     'GhostNetV3': functools.partial(gp.GhostNetV3, 0.25, out_indices=(1, 2)),
     'GGhostRegNet': functools.partial(gp.GGhostRegNet, '002', out_indices=(1, 2)),
+    'RepGhostNet': functools.partial(gp.RepGhostNet, 0.25, out_indices=(1, 2)),
 }
 OPTIONS = [
     ('GhostNet', {'cheap': 'shift', 'out_indices': (0, 1, 2, 3, 4)}),
@@ -24,6 +25,7 @@ OPTIONS = [
     ('GhostNetV2', {'cheap': 'shift', 'ratio': 1.5, 'output_stride': 8}),
     ('GhostNetV2', {'grad_checkpointing': True, 'drop_path_rate': 0.2}),
     ('GhostNetV3', {'deploy': True, 'out_indices': (0, 2)}),
+    ('RepGhostNet', {'deploy': True, 'out_indices': (0, 2)}),
     ('GhostNetV3', {'grad_checkpointing': True, 'act_layer': nn.SiLU}),
     ('GGhostRegNet', {'out_indices': (0, 4), 'output_stride': 16, 'drop_path_rate': 0.2}),
 ]

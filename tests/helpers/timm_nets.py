@@ -10,7 +10,7 @@ from ghost_plugin.integrations.timm.ghostnet_plugin import VARIANTS
 
 # The smallest variant of each version by default, all of them in the slow sweep.
 SMALL = ['ghostnet_plugin_050', 'ghostnet_plugin_v2_100', 'ghostnet_plugin_v3_050',
-         'ghostnet_plugin_gghost_032, arch 002']  # fmt: skip
+         'ghostnet_plugin_gghost_032, arch 002', 'ghostnet_plugin_rep_050']  # fmt: skip
 every = pytest.mark.parametrize(
     'name', SMALL + [pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS if n not in SMALL]
 )

@@ -22,6 +22,7 @@ NETS = {
     'V1': lambda: timm.create_model('ghostnet_plugin_050', num_classes=10),
     'V2': lambda: timm.create_model('ghostnet_plugin_v2_100', width=0.5, num_classes=10),
     'V3': lambda: timm.create_model('ghostnet_plugin_v3_050', num_classes=10),
+    'Rep': lambda: timm.create_model('ghostnet_plugin_rep_050', num_classes=10),
     'G-Ghost': lambda: timm.create_model('ghostnet_plugin_gghost_032', arch='002', num_classes=10),
     'ResNet': lambda: _converted('resnet18'),
     'EfficientNet': lambda: _converted('tf_efficientnet_lite0'),

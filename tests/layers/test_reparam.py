@@ -13,6 +13,7 @@ NETS = {
     'GhostNetV2': lambda **k: gp.GhostNetV2(0.5, **k),
     'GhostNetV3': lambda **k: gp.GhostNetV3(0.5, **k),
     'GGhostRegNet': lambda **k: gp.GGhostRegNet('002', **k),
+    'RepGhostNet': lambda **k: gp.RepGhostNet(0.5, **k),
 }
 NORMS = (nn.BatchNorm2d, PooledBatchNorm2d)
 
@@ -98,14 +99,15 @@ def test_flags_dtype_and_format_stay(randomise_norms):
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_either_form_loads_into_either_or_says_why_not(randomise_norms, assert_equal_maps):
-    trained = randomise_norms(gp.GhostNetV3(0.5))
-    deployed = gp.GhostNetV3(0.5, deploy=True).eval()
-    x = torch.randn(1, 3, 64, 64)
+@pytest.mark.parametrize('family', [gp.GhostNetV3, gp.RepGhostNet])
+def test_either_form_loads_into_either_or_says_why_not(family, randomise_norms, assert_equal_maps):
+    trained = randomise_norms(family(0.5).double())
+    deployed = family(0.5, deploy=True).double().eval()
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     want = trained(x)
     deployed.load_state_dict(trained.state_dict(), strict=True)
-    assert_equal_maps(deployed(x), want, 1e-4)
-    other = gp.GhostNetV3(0.5, deploy=True).eval()
+    assert_equal_maps(deployed(x), want, 1e-11)
+    other = family(0.5, deploy=True).double().eval()
     gp.load_weights(other, trained.state_dict())
     other.load_state_dict(deployed.state_dict(), strict=True)
     torch.testing.assert_close(other(x), deployed(x), rtol=0, atol=0)

@@ -23,6 +23,7 @@ _ARCHITECTURES = {
     'v2': 'GhostNetV2',
     'v3': 'GhostNetV3',
     'gghost': 'G-Ghost RegNet',
+    'rep': 'RepGhostNet',
 }
 # What to do about a reason, where there is something.
 _REMEDIES = {
@@ -52,7 +53,7 @@ def model_title(name: str) -> str:
     kind, _, size = name.removeprefix('ghostnet_plugin').removeprefix('_').rpartition('_')
     if kind == 'gghost':
         return f'{_ARCHITECTURES[kind]} {size}'
-    return f'{_ARCHITECTURES[kind]} {int(size or 100) / 100:.1f}x'
+    return f'{_ARCHITECTURES[kind]} {f"{int(size or 100) / 100:.2f}".removesuffix("0")}x'
 
 
 def models() -> str:

@@ -177,6 +177,11 @@ class GhostNetV3(OpenMMLabBackboneMixin, ghostnet.GhostNetV3, BaseModule):
 
 
 @MODELS.register_module(force=True)
+class RepGhostNet(OpenMMLabBackboneMixin, ghostnet.RepGhostNet, BaseModule):
+    """RepGhostNet; arguments of :class:`ghost_plugin.RepGhostNet` and of OpenMMLab."""
+
+
+@MODELS.register_module(force=True)
 class GGhostRegNet(OpenMMLabBackboneMixin, g_ghost_regnet.GGhostRegNet, BaseModule):
     """G-Ghost RegNet; arguments of :class:`ghost_plugin.GGhostRegNet` and of OpenMMLab."""
 

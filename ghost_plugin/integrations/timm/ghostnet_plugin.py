@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...backbones.g_ghost_regnet import GGhostRegNet
-from ...backbones.ghostnet import GhostNet, GhostNetV2, GhostNetV3
+from ...backbones.ghostnet import GhostNet, GhostNetV2, GhostNetV3, RepGhostNet
 from ...layers.common import draw_weights
 from ...specs import FINAL_LEVEL
 from ...utils import optional
@@ -63,6 +63,12 @@ class TimmGhostNetV3(TimmGhostNet, GhostNetV3):
     family = 'GhostNetV3'
 
 
+class TimmRepGhostNet(TimmGhostNet, RepGhostNet):
+    """RepGhostNet; same parameters as ``timm.create_model('repghostnet_100')``."""
+
+    family = 'RepGhostNet'
+
+
 class TimmGGhostRegNet(TimmClassifierMixin, GGhostRegNet):
     """G-Ghost RegNet; same parameters as the authors' ``g_ghost_regnetx_*``."""
 
@@ -98,6 +104,10 @@ VARIANTS: dict[str, tuple[type[TimmClassifierMixin], dict[str, Any]]] = {
     'ghostnet_plugin_gghost_040': (TimmGGhostRegNet, {'arch': '040'}),
     'ghostnet_plugin_gghost_080': (TimmGGhostRegNet, {'arch': '080'}),
     'ghostnet_plugin_gghost_160': (TimmGGhostRegNet, {'arch': '160'}),
+    **{
+        f'ghostnet_plugin_rep_{width}': (TimmRepGhostNet, {'width': int(width) / 100})
+        for width in ('050', '058', '080', '100', '111', '130', '150', '200')
+    },
 }
 
 
@@ -231,7 +241,14 @@ def _register(name: str) -> None:
     globals()[name] = register_model(entry)
 
 
-__all__ = ['TimmGGhostRegNet', 'TimmGhostNet', 'TimmGhostNetV2', 'TimmGhostNetV3', 'create']
+__all__ = [
+    'TimmGGhostRegNet',
+    'TimmGhostNet',
+    'TimmGhostNetV2',
+    'TimmGhostNetV3',
+    'TimmRepGhostNet',
+    'create',
+]
 # timm appends the names that it registers.
 for _name in VARIANTS:
     _register(_name)

@@ -37,6 +37,7 @@ SIZES = {
     'GhostNetV2': {'width': 0.5},
     'GhostNetV3': {'width': 0.5},
     'GGhostRegNet': {'arch': '002'},
+    'RepGhostNet': {'width': 0.5},
 }
 family = pytest.mark.parametrize('name', SIZES)
 
@@ -62,6 +63,7 @@ def test_cost_is_the_published_one(width, params, macs):
         ('ghostnet_130', 'GhostNet', 1.3),
         ('ghostnetv2_100', 'GhostNetV2', 1.0),
         ('ghostnetv3_050', 'GhostNetV3', 0.5),
+        ('repghostnet_050', 'RepGhostNet', 0.5),
         *(
             pytest.param(f'ghostnetv{v}_{int(100 * w)}', f'GhostNetV{v}', w, marks=pytest.mark.slow)
             for v, w in ((2, 1.3), (2, 1.6), (3, 1.0), (3, 1.3), (3, 1.6))

@@ -48,6 +48,10 @@ THEIRS = {
     'ghostnet_plugin_v3_100': 'ghostnetv3_100',
     'ghostnet_plugin_v3_130': 'ghostnetv3_130',
     'ghostnet_plugin_v3_160': 'ghostnetv3_160',
+    **{
+        f'ghostnet_plugin_rep_{size}': f'repghostnet_{size}'
+        for size in ('050', '058', '080', '100', '111', '130', '150', '200')
+    },
 }
 
 
@@ -69,6 +73,25 @@ def test_cost_of_g_ghost(name):
     assert (round(cost.params / 1e6, 3), round(cost.macs / 1e9, 3)) == G_GHOST[name]
 
 
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=pytest.mark.slow if n[-1] == '0' else ()) for n in THEIRS
+             if '_rep_' in n],
+)  # fmt: skip
+def test_rep_ghost_is_timms_in_both_forms(name, randomise_norms):
+    theirs = randomise_norms(timm.create_model(THEIRS[name]).double())
+    ours = timm.create_model(name).double().eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    deployed = timm.create_model(name, deploy=True).double().eval()
+    x = torch.randn(1, 3, 96, 96, dtype=torch.float64)
+    want = theirs(x)
+    assert gp.count(ours, x) == gp.count(theirs, x)
+    theirs.convert_to_deploy()
+    deployed.load_state_dict(theirs.state_dict(), strict=True)
+    assert gp.count(deployed, x) == gp.count(theirs, x)
+    for model in (ours, gp.fuse(ours), deployed):
+        torch.testing.assert_close(model(x), want, rtol=0, atol=1e-9 * want.abs().max().item())
+
+
 def test_any_width():
     cost = gp.count(timm.create_model('ghostnet_plugin', width=1.1), torch.randn(1, 3, 224, 224))
     assert (cost.params, round(cost.macs / 1e6, 2)) == (5855650, 166.99)
@@ -76,7 +99,10 @@ def test_any_width():
 
 @pytest.mark.parametrize(
     'name',
-    [pytest.param(n, marks=pytest.mark.slow if n[-3:] in ('130', '160') else ()) for n in THEIRS],
+    [
+        pytest.param(n, marks=() if n[-3:] in ('050', '100', 'gin') else pytest.mark.slow)
+        for n in THEIRS
+    ],
 )
 def test_timms_weights_give_timms_logits(name, randomise_norms, tmp_path):
     theirs = randomise_norms(timm.create_model(THEIRS[name]))
@@ -163,6 +189,7 @@ def test_every_option_trains_every_parameter(name, chosen):
 def test_options_reach_the_variants_that_have_them(name, chosen):
     ours = {'ratio', 'dw_size', 'se', 'cheap', 'group_size', 'zero_init_residual'}
     takes = {'cheap_ratio'} if 'gghost' in name else ours
+    takes -= {'ratio', 'cheap', 'group_size'} if '_rep_' in name else set()
     if not set(chosen) <= takes:
         with pytest.raises(TypeError, match=next(iter(chosen))):
             make(name, **chosen)
