@@ -24,6 +24,7 @@ from .inference import (
     program_fn,
     torchscript_fn,
 )
+from .mobile_formats import ncnn_fn, write_ncnn
 
 Tensors = Sequence[torch.Tensor]
 DYNAMO_OPSET = 18  # the oldest opset that the exporter through torch.export writes
@@ -181,6 +182,8 @@ class Format:
         splits_concat: Concatenations of Ghost layers can be eliminated in it.
         names: Reads the names of each input and output; None for formats without names.
         portable: Converters of other runtimes read it.
+        indexing: It can hold channel permutations as indexing.
+        dynamic: Its dynamic axes at most, as :func:`find_free_axes` takes them.
     """
 
     name: str
@@ -191,6 +194,8 @@ class Format:
     splits_concat: bool = False
     names: Callable[[Path], list[set[str]]] | None = None
     portable: bool = False
+    indexing: bool = True
+    dynamic: bool | str = True
 
 
 # By suffix.
@@ -214,5 +219,8 @@ FORMATS = {
     ),
     '.pt': Format('torchscript', {'trace': _write_torchscript}, torchscript_fn, portable=True),
     '.pt2': Format('program', {'dynamo': _write_program}, program_fn),
+    '.ncnn.param': Format(
+        'ncnn', {'pnnx': write_ncnn}, ncnn_fn, ('.bin',), indexing=False, dynamic='size'
+    ),
 }
 AOT = Format('aot', {'aot': _write_aot}, aot_fn)

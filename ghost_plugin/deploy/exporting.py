@@ -141,30 +141,42 @@ def export(
         raise ValueError('export works on the CPU; move model and example_input there first')
     reference = TensorIO(model, example_input)
     constant = with_constant_permutations(
-        fuse(model) if fused else model, portable and kind.portable
+        fuse(model) if fused else model,
+        portable and kind.portable or not kind.indexing,
     )
     net = TensorIO(constant, example_input)
     names = _chosen_names(kind, reference, example, input_names, output_names)
-    free = find_free_axes(reference, example, dynamic, *names)
-    task = _Task(path, kind, net, reference, free, opset, split_concat, tolerance)
-    problems = []
-    for name in _exporters(kind, exporter, opset):
-        try:
-            found, size = task.run(name)
-        except ImportError:
-            raise
-        except Exception as error:  # exporters raise any kind
-            if getattr(error, 'errno', None):
-                raise  # disk errors; tracers' own OSErrors have no number
-            problems.append(f'{name}: {_first_line(error)}')
-            continue
-        figures = (found.absolute, found.relative)
-        shapes = [tuple(tuple(x[0].shape) for x in some) for some in (free.accepted, free.refused)]
-        return ExportReport(path, kind.name, name, dynamic, free.inputs, *figures, *shapes, size)
+    limited = dynamic is True and kind.dynamic is not True
+    problems: dict[str, None] = {}  # in their order, each once
+    for axes in dict.fromkeys([kind.dynamic, False]) if limited else [dynamic]:
+        free = find_free_axes(reference, example, axes, *names)
+        task = _Task(path, kind, net, reference, free, opset, split_concat, tolerance)
+        for name in _exporters(kind, exporter, opset):
+            try:
+                found, size = task.run(name)
+            except ImportError:
+                raise
+            except Exception as error:  # exporters raise any kind
+                if getattr(error, 'errno', None):
+                    raise  # disk errors; tracers' own OSErrors have no number
+                problems[f'{name}: {_first_line(error)}'] = None
+                continue
+            return _report(task, name, dynamic, found, size)
     raise ValueError(
         f'{type(model).__name__} cannot be written as {kind.name}, nothing was written; '
         f'{"; ".join(problems)}{_hint(kind, opset, dynamic, free)}'
     )
+
+
+def _report(
+    task: '_Task', exporter: str, dynamic: bool | str, found: Difference, size: int
+) -> ExportReport:
+    free = task.free
+    checked, refused = (
+        tuple(tuple(x[0].shape) for x in some) for some in (free.accepted, free.refused)
+    )
+    figures = (found.absolute, found.relative, checked, refused, size)
+    return ExportReport(task.path, task.kind.name, exporter, dynamic, free.inputs, *figures)
 
 
 def export_onnx(
@@ -200,7 +212,7 @@ def _hint(kind: Format, opset: int, dynamic: bool | str, free: FreeAxes) -> str:
     hints = []
     if kind.name == 'onnx' and opset < OPSET:
         hints.append(f'; opset {OPSET} (--opset {OPSET}) has more operators than {opset}')
-    if dynamic is True and any(len(axes) > 1 for axes in free.inputs.values()):
+    if dynamic is kind.dynamic is True and any(len(axes) > 1 for axes in free.inputs.values()):
         hints.append("; dynamic='batch' (--dynamic batch) asks for less")
     elif any(free.inputs.values()):
         hints.append('; dynamic=False (--dynamic none) asks for less')
@@ -297,12 +309,13 @@ def compare(
 
 def _format(path: Path, aot: bool) -> Format:
     """Select the format by suffix."""
-    if path.suffix not in FORMATS:
+    suffix = next((s for s in FORMATS if path.name.endswith(s) and path.name != s), None)
+    if suffix is None:
         known = ', '.join(f'{suffix} ({kind.name})' for suffix, kind in FORMATS.items())
         raise ValueError(f'the suffix selects the format: {known}; got {str(path)!r}')
     if not aot:
-        return FORMATS[path.suffix]
-    if path.suffix != '.pt2':
+        return FORMATS[suffix]
+    if suffix != '.pt2':
         raise ValueError(f'a file of aot=True (--aot) ends in .pt2, got {str(path)!r}')
     cpp_compiler()
     return AOT
@@ -318,6 +331,11 @@ def _check_options(
 ) -> None:
     if dynamic not in DYNAMIC:
         raise ValueError(f"dynamic must be True, False or 'batch', got {dynamic!r}")
+    if dynamic == 'batch' and kind.dynamic not in (True, 'batch'):
+        raise ValueError(
+            f"{kind.name} files have a fixed batch; leave dynamic='batch' (--dynamic batch) out and "
+            'give an example with the batch that the file shall take'
+        )
     if not isinstance(opset, int) or opset < OLDEST_OPSET:
         raise ValueError(f'opset must be {OLDEST_OPSET} or newer, got {opset!r}')
     known = ['auto', *kind.exporters]

@@ -63,7 +63,8 @@ def find_free_axes(
     Args:
         model: In eval mode.
         example: Tensors that it accepts.
-        dynamic: True for batch, height and width, ``'batch'`` for the batch, False for none.
+        dynamic: True for batch, height and width, ``'batch'`` for the batch, ``'size'`` for height
+            and width where the model accepts other sizes, False for none.
         input_names: One name per input tensor.
         output_names: One name per output tensor.
 
@@ -71,10 +72,10 @@ def find_free_axes(
         ValueError: ``dynamic`` is True, and the model accepts one image size only.
     """
     search = _Search(model, example)
-    if dynamic:
+    if dynamic in (True, 'batch'):
         search.find_batch()
-    if dynamic is True:
-        search.find_image_axes()
+    if dynamic in (True, 'size'):
+        search.find_image_axes(required=dynamic is True)
     inputs = search.input_axes(input_names)
     outputs = search.output_axes(inputs, output_names)
     return FreeAxes(
@@ -142,8 +143,11 @@ class _Search:
         self.accepted += accepted
         self.refused += refused
 
-    def find_image_axes(self) -> None:
+    def find_image_axes(self, required: bool) -> None:
         """Make height and width dynamic in as many 4-D inputs as possible.
+
+        Args:
+            required: Refuse images of one size.
 
         Raises:
             ValueError: None can be dynamic, and an input has the shape of an image.
@@ -160,7 +164,8 @@ class _Search:
                 self.accepted += accepted
                 self.refused += refused
                 return
-        if any(x.dim() == 4 and x.shape[1] in _IMAGE_CHANNELS for x in self.example):
+        images = (x.dim() == 4 and x.shape[1] in _IMAGE_CHANNELS for x in self.example)
+        if required and any(images):
             raise ValueError(
                 "the model accepts no other size than the example's; give dynamic='batch' "
                 '(--dynamic batch)'

@@ -18,6 +18,8 @@ PIP = {
     'onnxruntime': "pip install 'ghost_plugin[export]'",
     'onnxscript': "pip install 'ghost_plugin[export]'",
     'openvino': "pip install 'ghost_plugin[export]'",
+    'ncnn': "pip install 'ghost_plugin[ncnn]'",
+    'pnnx': "pip install 'ghost_plugin[ncnn]'",
     'nncf': "pip install 'ghost_plugin[quantize]'",
     'torch_pruning': "pip install 'ghost_plugin[prune]'",
     'torchvision': 'pip install torchvision',
