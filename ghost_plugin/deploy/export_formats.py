@@ -24,7 +24,14 @@ from .inference import (
     program_fn,
     torchscript_fn,
 )
-from .mobile_formats import ncnn_fn, write_ncnn
+from .mobile_formats import (
+    executorch_fn,
+    litert_fn,
+    ncnn_fn,
+    write_executorch,
+    write_litert,
+    write_ncnn,
+)
 
 Tensors = Sequence[torch.Tensor]
 DYNAMO_OPSET = 18  # the oldest opset that the exporter through torch.export writes
@@ -221,6 +228,10 @@ FORMATS = {
     '.pt2': Format('program', {'dynamo': _write_program}, program_fn),
     '.ncnn.param': Format(
         'ncnn', {'pnnx': write_ncnn}, ncnn_fn, ('.bin',), indexing=False, dynamic='size'
+    ),
+    '.tflite': Format('litert', {'litert': write_litert}, litert_fn, portable=True, dynamic=False),
+    '.pte': Format(
+        'executorch', {'executorch': write_executorch}, executorch_fn, portable=True, dynamic=False
     ),
 }
 AOT = Format('aot', {'aot': _write_aot}, aot_fn)

@@ -142,7 +142,7 @@ def export(
     reference = TensorIO(model, example_input)
     constant = with_constant_permutations(
         fuse(model) if fused else model,
-        portable and kind.portable or not kind.indexing,
+        (portable and kind.portable) or not kind.indexing,
     )
     net = TensorIO(constant, example_input)
     names = _chosen_names(kind, reference, example, input_names, output_names)
@@ -333,8 +333,8 @@ def _check_options(
         raise ValueError(f"dynamic must be True, False or 'batch', got {dynamic!r}")
     if dynamic == 'batch' and kind.dynamic not in (True, 'batch'):
         raise ValueError(
-            f"{kind.name} files have a fixed batch; leave dynamic='batch' (--dynamic batch) out and "
-            'give an example with the batch that the file shall take'
+            f"{kind.name} files have a fixed batch; leave dynamic='batch' (--dynamic batch) out "
+            'and give an example with the batch that the file shall take'
         )
     if not isinstance(opset, int) or opset < OLDEST_OPSET:
         raise ValueError(f'opset must be {OLDEST_OPSET} or newer, got {opset!r}')

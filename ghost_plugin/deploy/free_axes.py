@@ -35,7 +35,7 @@ class FreeAxes:
     Attributes:
         inputs: Dynamic axes by the name of the input, empty where all are fixed.
         outputs: Dynamic axes by the name of the output.
-        accepted: Inputs that the model accepts, the example first.
+        accepted: Inputs that the model accepts, the example first, at least two for images.
         refused: Inputs that it does not accept.
         traced: Input for an exporter, which may treat a batch or size of 1 as a constant.
     """
@@ -77,6 +77,8 @@ def find_free_axes(
     if dynamic in (True, 'size'):
         search.find_image_axes(required=dynamic is True)
     inputs = search.input_axes(input_names)
+    if not any(inputs):
+        search.try_noise()
     outputs = search.output_axes(inputs, output_names)
     return FreeAxes(
         dict(zip(input_names, inputs, strict=True)),
@@ -170,6 +172,15 @@ class _Search:
                 "the model accepts no other size than the example's; give dynamic='batch' "
                 '(--dynamic batch)'
             )
+
+    def try_noise(self) -> None:
+        """Try images of the example's shapes with other values, which a tracer has not seen."""
+        given = [_resized(x, x.shape, None) for x in self.example]
+        outputs = self._outputs(given)
+        if outputs is not None and any(
+            x is not y for x, y in zip(given, self.example, strict=True)
+        ):
+            self.accepted.append((given, outputs))
 
     def traced(self) -> Tensors:
         """Return inputs for tracing: batch 2 and large sizes, otherwise the last accepted one."""

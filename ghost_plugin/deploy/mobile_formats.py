@@ -1,7 +1,10 @@
 """Writers and readers of files for the runtimes of phones and small boards, without checks."""
 
+import contextlib
+import io
 import os
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from .free_axes import FreeAxes
 from .inference import InferenceFn
 
 Tensors = Sequence[torch.Tensor]
+_FLATC = 'FLATC_EXECUTABLE'  # environment variable: the compiler of FlatBuffers for ExecuTorch
 
 
 def write_ncnn(model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int) -> None:
@@ -90,12 +94,127 @@ def ncnn_fn(path: Path) -> InferenceFn:
         arrays = [x.detach()[0].contiguous().numpy() for x in inputs]
         extractor, found = net.create_extractor(), []
         for name, array in zip(net.input_names(), arrays, strict=True):
-            extractor.input(name, ncnn.Mat(array))
+            # A copy, because some layers want aligned memory and crash otherwise.
+            extractor.input(name, ncnn.Mat(array).clone())
         for name in net.output_names():
             status, value = extractor.extract(name)
             if status:
                 raise ValueError(f'ncnn cannot compute {name}, status {status}')
-            found.append(torch.from_numpy(np.array(value)[None]))
+            array = np.array(value)
+            # Flattened feature maps have a row for the batch, all others have no such axis.
+            row = array.ndim == 2 and len(array) == 1
+            found.append(torch.from_numpy(array if row else array[None]))
         return found
 
     return run
+
+
+def write_litert(model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int) -> None:
+    """Write a file of LiteRT by litert-torch, with inputs and outputs in the layout of the model.
+
+    Args:
+        model: In eval mode.
+        inputs: Input tensors; the file takes their shapes only.
+        path: Ends in ``.tflite``.
+        free: Not used: dynamic axes stop the converter (litert-torch 0.10).
+        opset: Not used.
+    """
+    optional.require('litert_torch', 'ai_edge_litert')
+    import litert_torch
+
+    with contextlib.redirect_stdout(io.StringIO()):  # a line for each step
+        litert_torch.convert(model, tuple(inputs)).export(str(path))
+
+
+def litert_fn(path: Path) -> InferenceFn:
+    """Run a file in LiteRT on the CPU (XNNPACK), with as many threads as PyTorch has.
+
+    Raises:
+        ValueError: A call has other shapes than the file was written for.
+    """
+    optional.require('ai_edge_litert')
+    from ai_edge_litert.interpreter import Interpreter
+
+    lock = threading.Lock()
+    runner = Interpreter(str(path), num_threads=torch.get_num_threads()).get_signature_runner()
+    wanted = sorted(runner.get_input_details().items(), key=_number)
+
+    def run(inputs: Tensors) -> list[torch.Tensor]:
+        _check_shapes(inputs, [details['shape'] for _, details in wanted])
+        arrays = {  # the file holds 32-bit numbers only
+            name: x.detach().contiguous().numpy().astype(details['dtype'], copy=False)
+            for x, (name, details) in zip(inputs, wanted, strict=True)
+        }
+        with lock:
+            found = runner(**arrays)
+        return [torch.from_numpy(value) for _, value in sorted(found.items(), key=_number)]
+
+    return run
+
+
+def _number(named: tuple[str, object]) -> int:
+    """Return the place of ``args_0``, ``output_10`` and so on."""
+    return int(named[0].rpartition('_')[2])
+
+
+def write_executorch(
+    model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int
+) -> None:
+    """Write a program of ExecuTorch for XNNPACK.
+
+    Args:
+        model: In eval mode.
+        inputs: Input tensors; the file takes their shapes only.
+        path: Ends in ``.pte``.
+        free: Not used.
+        opset: Not used.
+    """
+    optional.require('executorch.exir', 'executorch.runtime')
+    import executorch.data.bin
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    program = torch.export.export(model, tuple(inputs))
+    # By default it must be on the PATH, where it is in an activated environment only.
+    own = _FLATC not in os.environ
+    if own:
+        os.environ[_FLATC] = str(Path(executorch.data.bin.__file__).with_name('flatc'))
+    try:
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        path.write_bytes(lowered.to_executorch().buffer)
+    finally:
+        if own:
+            del os.environ[_FLATC]
+
+
+def executorch_fn(path: Path) -> InferenceFn:
+    """Run a program in ExecuTorch on the CPU, with a number of threads that it chooses.
+
+    Raises:
+        ValueError: A call has other shapes than the file was written for.
+    """
+    optional.require('executorch.runtime')
+    from executorch.runtime import Runtime, Verification
+
+    lock = threading.Lock()
+    # Its wheel has no other verification, and says so on stderr.
+    program = Runtime.get().load_program(path, verification=Verification.Minimal)
+    method = program.load_method('forward')
+    known = method.metadata
+    shapes = [known.input_tensor_meta(index).sizes() for index in range(known.num_inputs())]
+
+    def run(inputs: Tensors) -> list[torch.Tensor]:
+        _check_shapes(inputs, shapes)
+        with lock, torch.no_grad():
+            return list(method.execute([x.detach().contiguous() for x in inputs]))
+
+    return run
+
+
+def _check_shapes(inputs: Tensors, wanted: Sequence[Sequence[int]]) -> None:
+    for index, (x, shape) in enumerate(zip(inputs, wanted, strict=True)):
+        if tuple(x.shape) != tuple(shape):
+            raise ValueError(
+                f'input {index} has shape {tuple(x.shape)}, but the file was written for '
+                f'{tuple(map(int, shape))}; export again with an example of that shape'
+            )

@@ -2,7 +2,7 @@
 
 Indexing is fastest in ONNX Runtime, OpenVINO and PyTorch. Converters of other runtimes do not
 support it or misread it: pnnx converts an ONNX ``Gather`` wrongly, without an error. All of them
-support convolutions.
+support convolutions. The same holds for the strided slices of shifts.
 """
 
 import copy
@@ -14,6 +14,8 @@ from torch import nn
 
 from ..graph.symbolic_trace import GHOST_CONVS
 from ..layers.bn_folding import has_hooks_or_parametrization, is_standard_conv
+from ..layers.cheap_ops import NEIGHBOURS, Shift
+from ..layers.ghost import Ghost
 from ..layers.permutation import Permuted
 from ..utils.modules import deepcopy_detached
 
@@ -25,14 +27,17 @@ def with_constant_permutations(model: nn.Module, convolutions: bool) -> nn.Modul
         model: It stays unchanged.
         convolutions: Use convolutions, the cheaper of two kinds: the expanded Ghost layer
             (:func:`_expanded`), or a 1x1 convolution after it with a single 1 in each row.
-            Otherwise use indexing.
+            Shifts become depthwise convolutions, too. Otherwise use indexing.
 
     Returns:
-        The copy, whose layers ignore their ``order``; the model itself if it has no permutations.
+        The copy, whose layers ignore their ``order``; the model itself if nothing is to be done.
     """
-    if not _permuted(model):
+    shifts = any(isinstance(m, Shift) for m in model.modules())
+    if not _permuted(model) and not (convolutions and shifts):
         return model
     model = deepcopy_detached(model)
+    if convolutions:
+        _replace_shifts(model)
     for layer in _permuted(model):
         order = layer.order.clone()
         if not convolutions:
@@ -48,6 +53,25 @@ def with_constant_permutations(model: nn.Module, convolutions: bool) -> nn.Modul
             weight = torch.eye(layer.num_computed()).to(like)[order, :, None, None]
             layer.permute = functools.partial(torch.conv2d, weight=weight)
     return model
+
+
+def _replace_shifts(model: nn.Module) -> None:
+    """Put depthwise convs of 3x3 pixels with a single 1 in the place of shifts."""
+    for layer in [m for m in model.modules() if isinstance(m, Ghost)]:
+        cheap = layer.cheap_operation
+        holder, name = (
+            (cheap, '0') if isinstance(cheap, nn.Sequential) else (layer, 'cheap_operation')
+        )
+        if not isinstance(getattr(holder, name, None), Shift):
+            continue
+        inputs, copies = layer.num_ghosted, layer.ghosts_per_group
+        conv = nn.Conv2d(inputs, inputs * copies, 3, padding=1, groups=inputs, bias=False)
+        weight = torch.zeros_like(conv.weight)
+        for index, kernel in enumerate(weight):
+            down, right = NEIGHBOURS[index % len(NEIGHBOURS)]
+            kernel[0, 1 - down, 1 - right] = 1
+        conv.weight = nn.Parameter(weight.to(next(layer.primary_conv.parameters())), False)
+        setattr(holder, name, conv.train(layer.training))
 
 
 def _permuted(model: nn.Module) -> list[Permuted]:

@@ -23,6 +23,7 @@ CASES = [
     (suffix, exporter)
     for suffix, kind in FORMATS.items()
     for exporter in kind.exporters
+    if kind.dynamic is True
 ]  # fmt: skip
 SIZES = [(160, 160), (224, 224), (256, 320)]
 
