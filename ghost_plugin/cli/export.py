@@ -40,8 +40,10 @@ def add_export(parser: Parser) -> None:
     add_model(parser)
     add_converted(parser)
     add = parser.add_argument
-    add('-o', '--out', type=Path, required=True, help='ends in .onnx, .xml, .pt or .pt2')
-    add('--dynamic', choices=list(DYNAMIC), default='all', help='axes of any size (%(default)s)')
+    add('-o', '--out', type=Path, required=True, help='ends in .onnx, .xml, .pt, .pt2, '
+        '.ncnn.param, .tflite or .pte')  # fmt: skip
+    add('--dynamic', choices=list(DYNAMIC), default='all', help='axes of any size, where the '
+        'format holds them (%(default)s)')  # fmt: skip
     add('--opset', type=int, default=17, help='of ONNX (%(default)s)')
     add('--exporter', default='auto', help='auto, trace or dynamo')
     add('--aot', action='store_true', help='compile a .pt2 file with AOTInductor')
@@ -153,6 +155,7 @@ COMMANDS = {
     'export': Command(add_export, export, """
 ghost-plugin export timm:ghostnet_plugin -o ghostnet.onnx
 ghost-plugin export timm:ghostnet_plugin -o ghostnet.pt2 --aot --dynamic batch
+ghost-plugin export timm:ghostnet_plugin -o ghostnet.tflite --size 192
 ghost-plugin export timm:resnet18 --plan plan.json --weights converted.pth -o resnet18.xml
 ghost-plugin export configs/detection/retinanet_ghostnet-110_fpn_1x_coco.py -o d.onnx --size 320 480
 """),

@@ -34,8 +34,8 @@ class ExportReport:
 
     Attributes:
         path: The file.
-        format: ``'onnx'``, ``'openvino'``, ``'torchscript'``, ``'program'`` or ``'aot'``.
-        exporter: ``'trace'``, ``'dynamo'`` or ``'aot'``.
+        format: Name of a row of ``deploy.export_formats.FORMATS``, or ``'aot'``.
+        exporter: ``'trace'`` or ``'dynamo'``; formats with one exporter have another name.
         dynamic: As given.
         free: Dynamic axes by the name of the input, as names by their index; other axes have the
             example's size.
@@ -88,14 +88,18 @@ def export(
         example_input: A tensor, a tuple of arguments or a mapping of keyword arguments. Arguments
             that are not tensors are fixed.
         path: File to write; an existing one is replaced after the new one was compared. Its suffix
-            selects the format: ``.onnx``, ``.xml`` (OpenVINO's IR), ``.pt`` (TorchScript) or
-            ``.pt2`` (``torch.export``).
+            selects the format: ``.onnx``, ``.xml`` (OpenVINO's IR), ``.pt`` (TorchScript),
+            ``.pt2`` (``torch.export``), ``.ncnn.param`` (ncnn), ``.tflite`` (LiteRT) or ``.pte``
+            (ExecuTorch).
         aot: Compile a ``.pt2`` file with AOTInductor for this kind of processor. That needs a C++
             compiler; loading it does not (``torch._inductor.aoti_load_package``).
         dynamic: True for dynamic batch, height and width, ``'batch'`` for the batch only, False
             for none. The axes are found by calling the model
             (:func:`ghost_plugin.deploy.free_axes.find_free_axes`); axes along which the model
-            accepts one size only are fixed. The report lists the dynamic axes.
+            accepts one size only are fixed. The report lists the dynamic axes. Some formats hold
+            less: with True a ``.ncnn.param`` file has dynamic height and width where pnnx
+            converts them, and a batch of 1; ``.tflite`` and ``.pte`` files have the shape of the
+            example.
         opset: Opset of ONNX, 11 or newer. The ``'dynamo'`` exporter writes 18 or newer and is used
             for 17 or newer only.
         exporter: ``'trace'``, ``'dynamo'``, or ``'auto'`` for the first that works.
@@ -103,10 +107,11 @@ def export(
         split_concat: Eliminate the concatenations of Ghost layers that are large for the example,
             in ``.onnx`` and ``.xml``: True, False, or ``'auto'`` for True where there are any.
             :func:`ghost_plugin.optimize` measures which is faster.
-        portable: Write the channel permutations of a converted model in ``.onnx`` and ``.pt`` as
-            convolutions, which all runtimes and converters read. False writes indexing, which is
-            faster in ONNX Runtime but misread by pnnx, the converter of ncnn, without an error.
-            The other formats always hold indexing.
+        portable: Write the channel permutations and shifts of a model in ``.onnx``, ``.pt``,
+            ``.tflite`` and ``.pte`` as convolutions, which all runtimes and converters read. False
+            writes indexing, which is faster in ONNX Runtime but misread by pnnx, the converter of
+            ncnn, without an error. ``.ncnn.param`` files always hold convolutions, ``.xml`` and
+            ``.pt2`` indexing.
         tolerance: Largest difference, relative to the largest value of an output; more is allowed
             where float32 itself loses more
             (:func:`ghost_plugin.deploy.comparison.float32_tolerance`).
@@ -120,8 +125,8 @@ def export(
 
     Raises:
         ValueError: The model is in training mode; a wrong option; the model accepts one image size
-            only and ``dynamic`` is True; no exporter accepts the model; outputs differ. Nothing is
-            written then.
+            only and ``dynamic`` is True; ``dynamic='batch'`` for a format of a fixed batch; no
+            exporter accepts the model; outputs differ. Nothing is written then.
         TypeError: The example holds no tensor, or outputs are not tensors, tuples, mappings or
             dataclasses of these.
         ImportError: A package that the format needs is not installed.
