@@ -16,6 +16,7 @@ from .conversion.api import plan
 from .deploy import ExportReport, export, export_onnx, fuse, optimize, quantize
 from .deploy import backends as _backends
 from .distillation import Distiller
+from .integrations.pretrained import from_pretrained, save_pretrained
 from .layers.ghost import GhostConv2d, GhostModule
 from .profiling import Complexity, count
 from .specs import out_channels, out_strides
@@ -48,6 +49,7 @@ __all__ = [
     'count',
     'export',
     'export_onnx',
+    'from_pretrained',
     'fuse',
     'load_weights',
     'optimize',
@@ -55,6 +57,7 @@ __all__ = [
     'out_strides',
     'plan',
     'quantize',
+    'save_pretrained',
 ]
 
 
