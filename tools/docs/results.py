@@ -35,6 +35,11 @@ def value(key: str, form: str = '', unit: float = 1) -> Cell:
     return cell
 
 
+def difference(key: str) -> Cell:
+    """Make a cell of a relative difference with one digit, or of the reason why there is none."""
+    return lambda row: f'{row[key]:.0e}' if isinstance(row[key], float) else str(row[key])
+
+
 MILLION = 1e6
 PARAMS = value('params', '.3f', MILLION)
 MACS = value('macs', '.2f', MILLION)
@@ -91,6 +96,21 @@ COLUMNS: dict[str, Mapping[str, Cell]] = {
         'Runtime': value('backend'),
         'Milliseconds': value('median', '.2f'),
         'Times as fast': value('speedup', '.2f'),
+    },
+    'export_parity': {
+        'Network': value('model'),
+        **{
+            name: difference(name)
+            for name in (
+                'ncnn',
+                'LiteRT',
+                'ExecuTorch',
+                'ONNX opset 11',
+                'ONNX opset 17',
+                'OpenVINO',
+                'torch.export',
+            )
+        },
     },
     'efficientnet_lite0': {
         'Draw': value('draw'),

@@ -15,7 +15,10 @@ import torch
 from ghost_plugin.utils.atomic_io import atomic_write
 
 FILE = Path(__file__).with_name('results.json')
-PACKAGES = ('torch', 'torchvision', 'timm', 'onedl-mmdetection', 'onnxruntime', 'openvino', 'nncf')
+PACKAGES = (
+    'torch', 'torchvision', 'timm', 'onedl-mmdetection', 'onnxruntime', 'openvino', 'nncf',
+    'ncnn', 'pnnx', 'ai-edge-litert', 'litert-torch', 'executorch',
+)  # fmt: skip
 
 
 def load() -> dict[str, dict[str, Any]]:
