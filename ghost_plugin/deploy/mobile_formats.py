@@ -188,15 +188,20 @@ def write_executorch(
 
 
 def executorch_fn(path: Path) -> InferenceFn:
-    """Run a program in ExecuTorch on the CPU, with a number of threads that it chooses.
+    """Run a program in ExecuTorch on the CPU.
+
+    The number of threads is that of PyTorch when the first program of the process is read.
 
     Raises:
         ValueError: A call has other shapes than the file was written for.
     """
     optional.require('executorch.runtime')
+    from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime, Verification
 
     lock = threading.Lock()
+    if not Runtime.get.cache_info().currsize:  # programs that were loaded before it would hang
+        portable_lib._unsafe_reset_threadpool(torch.get_num_threads())
     # Its wheel has no other verification, and says so on stderr.
     program = Runtime.get().load_program(path, verification=Verification.Minimal)
     method = program.load_method('forward')
