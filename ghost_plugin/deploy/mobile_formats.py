@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -93,10 +94,10 @@ def ncnn_fn(path: Path) -> InferenceFn:
             )
         arrays = [x.detach()[0].contiguous().numpy() for x in inputs]
         extractor, found = net.create_extractor(), []
-        for name, array in zip(net.input_names(), arrays, strict=True):
+        for name in net.input_names():  # without those that the network does not use
             # A copy, because some layers want aligned memory and crash otherwise.
-            extractor.input(name, ncnn.Mat(array).clone())
-        for name in net.output_names():
+            extractor.input(name, ncnn.Mat(arrays[_number(name)]).clone())
+        for name in sorted(net.output_names(), key=_number):  # they come in the order of layers
             status, value = extractor.extract(name)
             if status:
                 raise ValueError(f'ncnn cannot compute {name}, status {status}')
@@ -107,6 +108,11 @@ def ncnn_fn(path: Path) -> InferenceFn:
         return found
 
     return run
+
+
+def _number(name: str) -> int:
+    """Return the number at the end of ``in0``, ``output_10`` and so on."""
+    return int(re.sub(r'\D', '', name))
 
 
 def write_litert(model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, opset: int) -> None:
@@ -137,24 +143,20 @@ def litert_fn(path: Path) -> InferenceFn:
 
     lock = threading.Lock()
     runner = Interpreter(str(path), num_threads=torch.get_num_threads()).get_signature_runner()
-    wanted = sorted(runner.get_input_details().items(), key=_number)
+    details = runner.get_input_details()
+    names = sorted(details, key=_number)
 
     def run(inputs: Tensors) -> list[torch.Tensor]:
-        _check_shapes(inputs, [details['shape'] for _, details in wanted])
+        _check_shapes(inputs, [details[name]['shape'] for name in names])
         arrays = {  # the file holds 32-bit numbers only
-            name: x.detach().contiguous().numpy().astype(details['dtype'], copy=False)
-            for x, (name, details) in zip(inputs, wanted, strict=True)
+            name: x.detach().contiguous().numpy().astype(details[name]['dtype'], copy=False)
+            for x, name in zip(inputs, names, strict=True)
         }
         with lock:
             found = runner(**arrays)
-        return [torch.from_numpy(value) for _, value in sorted(found.items(), key=_number)]
+        return [torch.from_numpy(found[name]) for name in sorted(found, key=_number)]
 
     return run
-
-
-def _number(named: tuple[str, object]) -> int:
-    """Return the place of ``args_0``, ``output_10`` and so on."""
-    return int(named[0].rpartition('_')[2])
 
 
 def write_executorch(
