@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from .specs import GHOSTNET, make_divisible
 from .utils.checkpoint_io import as_tensors, read, some
 
 _logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ _BATCHES = 'num_batches_tracked'
 _CLASSIFIERS = ('classifier.', 'fc.', 'head.layers.1.fc.', 'head.fc.')
 
 _RELEASES = 'https://github.com/huawei-noah/Efficient-AI-Backbones/releases/download/'
+_PADDLE = 'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/'
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Published:
         source: Repository on the Hugging Face hub, or a URL.
         top1, top5: Per cent on ImageNet-1k at 224.
         measured: Who measured them; ``timm`` re-measured the weights that it hosts.
+        tag: timm's name for this set of weights.
+        license: Of the weights.
     """
 
     backbone: str
@@ -65,17 +70,28 @@ class Published:
     top1: float
     top5: float | None
     measured: str = 'timm'
+    tag: str = 'in1k'
+    license: str = 'apache-2.0'
 
     @property
-    def location(self) -> dict[str, str]:
+    def location(self) -> dict[str, Any]:
         """The source as timm's configs name it."""
-        return {'url' if self.source.startswith('https:') else 'hf_hub_id': self.source}
+        if not self.source.startswith('https:'):
+            return {'hf_hub_id': self.source}
+        # timm's own loader reads no pickles of arrays, and no objects beside tensors.
+        return {'url': self.source, 'custom_load': not self.source.endswith('.pth')}
 
 
-# Weights by registered timm name. The 0.5x and 1.3x of V1 and V3, and V3 1.6x, were never published
-# for PyTorch. The authors' V3 file also holds averaged weights with 77.13 % (download it and use
-# load_weights, which prefers them); timm hosts the plain ones.
+def _of_paddle(width: float, name: str, top1: float, top5: float) -> Published:
+    tag = 'paddle_ssld_in1k' if 'ssld' in name else 'paddle_in1k'
+    source = f'{_PADDLE}GhostNet_{name}_pretrained.pdparams'
+    return Published('GhostNet', {'width': width}, source, top1, top5, 'PaddleClas', tag)
+
+
+# Weights by registered timm name. V3 0.5x, 1.3x and 1.6x were never published.
 PUBLISHED = {
+    'ghostnet_plugin_050': _of_paddle(0.5, 'x0_5', 66.8, 86.9),
+    'ghostnet_plugin_130': _of_paddle(1.3, 'x1_3', 75.7, 92.5),
     'ghostnet_plugin': Published(
         'GhostNet', {'width': 1.0}, 'timm/ghostnet_100.in1k', 73.958, 91.542
     ),
@@ -109,7 +125,12 @@ PUBLISHED = {
     },
     **{
         f'ghostnet_plugin_rep_{size}': Published(
-            'RepGhostNet', {'width': int(size) / 100}, f'timm/repghostnet_{size}.in1k', top1, top5
+            'RepGhostNet',
+            {'width': int(size) / 100},
+            f'timm/repghostnet_{size}.in1k',
+            top1,
+            top5,
+            license='mit',
         )
         for size, top1, top5 in (
             ('050', 66.978, None),
@@ -123,6 +144,23 @@ PUBLISHED = {
         )
     },
 }
+# Further sets of weights of the same networks, chosen by their tags: 'ghostnet_plugin.paddle_in1k'.
+FURTHER = (
+    ('ghostnet_plugin', _of_paddle(1.0, 'x1_0', 74.0, 91.6)),
+    ('ghostnet_plugin_130', _of_paddle(1.3, 'x1_3_ssld', 79.38, 94.49)),  # distilled
+    (
+        'ghostnet_plugin_v3_100',  # the averaged weights of the file; timm hosts the plain ones
+        Published(
+            'GhostNetV3',
+            {'width': 1.0},
+            f'{_RELEASES}GhostNetV3/ghostnetv3-1.0.pth.tar',
+            77.134,
+            93.236,
+            'PaddleClas',
+            'ema_in1k',
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -287,6 +325,8 @@ def _places(
     contains this one.
     """
     weights = unwrapped(content)
+    if any('._batch_norm.' in name for name in weights):
+        weights = from_paddle(weights)
     if weights:
         yield place, _rank(place, beside), weights
     for key, value in content.items():
@@ -488,6 +528,77 @@ def from_features(weights: Mapping[str, torch.Tensor]) -> StateDict:
     return {_unflattened(name): tensor for name, tensor in weights.items()}
 
 
+# Names of PaddleClas and of timm: layers, and tensors of norms.
+_PADDLE_LAYERS = {
+    'conv1': ('conv_stem', 'bn1'),
+    'conv_last': ('blocks.9.0.conv', 'blocks.9.0.bn1'),
+    'primary_conv': ('primary_conv.0', 'primary_conv.1'),
+    'cheap_operation': ('cheap_operation.0', 'cheap_operation.1'),
+    'depthwise_conv': ('conv_dw', 'bn_dw'),
+    'shortcut_depthwise': ('shortcut.0', 'shortcut.1'),
+    'shortcut_conv': ('shortcut.2', 'shortcut.3'),
+}
+_PADDLE_NORM = {'_mean': 'running_mean', '_variance': 'running_var'}
+_PADDLE_BN = ('weight', 'bias', '_mean', '_variance')
+_PADDLE_EPS = 1e-5
+
+
+def from_paddle(weights: Mapping[str, torch.Tensor]) -> StateDict:
+    """Convert a state dict of PaddleClas's GhostNet to timm's layout; the outputs are the same.
+
+    Its gates are ``clip(x, 0, 1)``, which is ``hardsigmoid(6 x - 3)``, so the last layer of each
+    squeeze-excite is scaled. Fewer squeezed channels are filled up with zeros. Linear layers are
+    transposed, and the norm of the last hidden layer is folded into its conv.
+
+    Source: ``ppcls/arch/backbone/model_zoo/ghostnet.py`` of PaddleClas (Apache-2.0).
+
+    Args:
+        weights: Tensors by PaddleClas's names.
+    """
+    rows = ((stage, i) for stage, rows in enumerate(GHOSTNET.stages) for i in range(len(rows)))
+    blocks = {f'_ghostbottleneck_{n}': f'blocks.{stage}.{i}.' for n, (stage, i) in enumerate(rows)}
+    found = {}
+    for name, tensor in weights.items():
+        parts = name.split('.')
+        start = blocks.get(parts[0], '')
+        parts = parts[1:] if start else parts
+        if start and parts[0] in ('ghost_module_1', 'ghost_module_2'):
+            start += f'ghost{parts.pop(0)[-1]}.'
+        layer, *inner, key = parts
+        if layer in _PADDLE_LAYERS and inner in (['_conv'], ['_batch_norm']):
+            place = _PADDLE_LAYERS[layer][inner == ['_batch_norm']]
+            found[f'{start}{place}.{_PADDLE_NORM.get(key, key)}'] = tensor
+        elif layer == 'se_block' and inner in (['squeeze'], ['excitation']):
+            found |= _paddle_gate(f'{start}se.', inner[0], key, tensor)
+        elif layer == 'fc_1':
+            found[f'classifier.{key}'] = tensor.t() if tensor.ndim == 2 else tensor
+        else:
+            found[name] = tensor
+    head = [f'fc_0.{part}' for part in ('_conv.weight', *(f'_batch_norm.{k}' for k in _PADDLE_BN))]
+    if found.keys() >= {*head}:
+        conv, scale, shift, mean, var = (found.pop(name).double() for name in head)
+        scale = scale * (var + _PADDLE_EPS).rsqrt()
+        dtype = weights[head[0]].dtype
+        found['conv_head.weight'] = (conv * scale[:, None, None, None]).to(dtype)
+        found['conv_head.bias'] = (shift - mean * scale).to(dtype)
+    return found
+
+
+def _paddle_gate(start: str, layer: str, key: str, tensor: torch.Tensor) -> StateDict:
+    """A tensor of a squeeze-excite block in timm's layout."""
+    squeezes = layer == 'squeeze'
+    if key == 'weight':
+        tensor = tensor.t()  # of a linear layer, (in, out)
+    axis = 0 if squeezes else 1  # of the squeezed channels, a quarter without timm's rounding
+    if axis < tensor.ndim:
+        missing = make_divisible(tensor.shape[axis]) - tensor.shape[axis]
+        tensor = F.pad(tensor, (0, missing) if axis == tensor.ndim - 1 else (0, 0, 0, missing))
+    if not squeezes:
+        tensor = 6 * tensor if key == 'weight' else 6 * tensor - 3
+    name = 'conv_reduce' if squeezes else 'conv_expand'
+    return {f'{start}{name}.{key}': tensor[..., None, None] if key == 'weight' else tensor}
+
+
 # All layouts of names in checkpoints; the one that fits the model best is used.
 _LAYOUTS: tuple[Callable[[StateDict], StateDict], ...] = (
     dict, to_classifier, from_classifier, to_features, from_features
@@ -495,12 +606,6 @@ _LAYOUTS: tuple[Callable[[StateDict], StateDict], ...] = (
 
 
 def _mismatch(lost: tuple[str, ...], found: StateDict, own: StateDict, match: Match) -> str:
-    if any('._batch_norm.' in name for name in found):
-        return (
-            f'names such as {next(iter(found))!r} are those of PaddleClas (PaddlePaddle), whose '
-            'networks have other gates and sizes of squeeze-and-excitation, transposed linear '
-            'layers and a norm in the head; files of PaddleClas are not converted'
-        )
     if not match.names:
         return (
             'no tensor of the source has the name of one of the model: there '

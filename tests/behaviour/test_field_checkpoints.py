@@ -275,16 +275,3 @@ def test_pickles_run_nothing(protocol, tmp_path, capsys):
     with pytest.raises(ValueError, match='damaged'):
         gp.load_weights(build(), path)
     assert 'owned' not in capsys.readouterr().out
-
-
-def test_files_of_paddle_are_called_so(tmp_path):
-    names = ['conv1._conv.weight', 'conv1._batch_norm._mean', '_ghostbottleneck_0.x.weight']
-    own = {'StructuredToParameterName@@': dict.fromkeys(names, 'conv2d_0.w_0')}
-    for content in (
-        {name: np.zeros(3, 'f4') for name in names},
-        {**{name: np.zeros(3, 'f4') for name in names}, **own},
-        {name: ('conv2d_0.w_0', np.zeros(3, 'f4')) for name in names},
-    ):
-        (tmp_path / 'w.pdparams').write_bytes(pickle.dumps(content, protocol=2))
-        with pytest.raises(ValueError, match=r'conv1\._conv\.weight.*PaddleClas are not converted'):
-            gp.load_weights(build(), tmp_path / 'w.pdparams')

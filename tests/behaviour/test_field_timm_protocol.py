@@ -127,7 +127,7 @@ def test_what_names_no_weights_is_refused():
         with pytest.raises(ValueError, match='names no weights'):
             timm.create_model('ghostnet_plugin', pretrained=True, pretrained_cfg=cfg)
         with pytest.raises(ValueError, match='no weights are published'):
-            timm.create_model('ghostnet_plugin_050', pretrained=True, pretrained_cfg=cfg)
+            timm.create_model('ghostnet_plugin_v3_050', pretrained=True, pretrained_cfg=cfg)
     with pytest.raises(ValueError, match=r'have width 1\.0'):
         overlay = {'num_classes': 7}
         timm.create_model(

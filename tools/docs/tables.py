@@ -16,7 +16,7 @@ from ghost_plugin.cli.options import Parser
 from ghost_plugin.cli.terminal import table
 from ghost_plugin.conversion.reasons import FINAL, REASONS
 from ghost_plugin.deploy.backends import ROWS
-from ghost_plugin.weights import PUBLISHED
+from ghost_plugin.weights import FURTHER, PUBLISHED
 
 _ARCHITECTURES = {
     '': 'GhostNet',
@@ -24,6 +24,13 @@ _ARCHITECTURES = {
     'v3': 'GhostNetV3',
     'gghost': 'G-Ghost RegNet',
     'rep': 'RepGhostNet',
+}
+# The network that ours were compared with, from equal weights made by formula, by origin.
+_CHECKS = {
+    'timm': "timm's network",
+    'the authors': "the authors' network",
+    'PaddleClas': "timm's network",
+    'pdparams': "PaddleClas's network",
 }
 # What to do about a reason, where there is something.
 _REMEDIES = {
@@ -77,6 +84,23 @@ def models() -> str:
         rows.append([model_title(name), plain, fused, top1, top5, f'`{name}`', source])
     head = ['Model', 'Params, MACs (M)', 'after `gp.fuse`', 'Top-1 (%)', 'Top-5 (%)', 'timm name',
             'Weights']  # fmt: skip
+    return table(head, rows)
+
+
+def weights() -> str:
+    """All published sets of weights: source, accuracy, licence, and what was compared."""
+    rows = []
+    for name, row in (*PUBLISHED.items(), *FURTHER):
+        source = row.source.rpartition('/')[2] if '://' in row.source else row.source
+        link = f'[`{source}`]({row.source})' if '://' in row.source else f'`{source}`'
+        top5 = '' if row.top5 is None else f'{row.top5:g}'
+        checked = _CHECKS.get(row.measured, '')
+        if 'pdparams' in row.source:
+            checked = _CHECKS['pdparams']
+        rows.append([f'`{name}.{row.tag}`', link, f'{row.top1:g}', top5, row.measured, row.license,
+                     checked])  # fmt: skip
+    head = ['timm name and tag', 'File', 'Top-1 (%)', 'Top-5 (%)', 'Measured by', 'Licence',
+            'Outputs compared with']  # fmt: skip
     return table(head, rows)
 
 
@@ -189,6 +213,7 @@ def _command_section(name: str, text: str) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     'models': models,
+    'weights': weights,
     'reasons': reasons,
     'backends': backends,
     'commands': commands,

@@ -18,7 +18,7 @@ from ...backbones.ghostnet import GhostNet, GhostNetV2, GhostNetV3, RepGhostNet
 from ...layers.common import draw_weights
 from ...specs import FINAL_LEVEL
 from ...utils import optional
-from ...weights import PUBLISHED, find_weights
+from ...weights import FURTHER, PUBLISHED, Published, find_weights
 from .classifier import TimmClassifierMixin, chosen_levels
 
 optional.require('timm')
@@ -111,7 +111,7 @@ VARIANTS: dict[str, tuple[type[TimmClassifierMixin], dict[str, Any]]] = {
 }
 
 
-def _cfg(name: str) -> dict[str, Any]:
+def _cfg(name: str, published: Published | None) -> dict[str, Any]:
     model_class = VARIANTS[name][0]
     return {
         'num_classes': 1000,
@@ -123,13 +123,16 @@ def _cfg(name: str) -> dict[str, Any]:
         'std': IMAGENET_DEFAULT_STD,
         'first_conv': model_class.stem[0],
         'classifier': model_class.classifier_name,
-        'license': 'apache-2.0',
-        **(PUBLISHED[name].location if name in PUBLISHED else {'url': ''}),
+        'license': published.license if published else '',
+        **(published.location if published else {'url': ''}),
     }
 
 
 default_cfgs = generate_default_cfgs(
-    {f'{n}.in1k' if n in PUBLISHED else f'{n}.untrained': _cfg(n) for n in VARIANTS}
+    {
+        f'{name}.{row.tag if row else "untrained"}': _cfg(name, row)
+        for name, row in (*((name, PUBLISHED.get(name)) for name in VARIANTS), *FURTHER)
+    }
 )
 
 
@@ -222,9 +225,9 @@ def _source(name: str, arguments: Mapping[str, Any]) -> str | None:
         known = ', '.join(PUBLISHED)
         raise ValueError(f'no weights are published for {name!r}, only for {known}. {_LOCAL_HINT}')
     size = VARIANTS[name][1]
-    published = PUBLISHED[name].source if name in PUBLISHED else None
+    known = {row.source for other, row in (*PUBLISHED.items(), *FURTHER) if other == name}
     for key in ('width', 'arch'):
-        if source == published and key in size and arguments[key] != size[key]:
+        if source in known and key in size and arguments[key] != size[key]:
             raise ValueError(
                 f'the published weights of {name!r} have {key} {size[key]!r}, '
                 f'got {arguments[key]!r}. {_LOCAL_HINT}'

@@ -133,7 +133,7 @@ def test_offline_and_unpublished_say_what_to_do(monkeypatch):
     with pytest.raises(OSError, match=r'pretrained_cfg_overlay=dict\(file='):
         timm.create_model('ghostnet_plugin', pretrained=True)
     with pytest.raises(ValueError, match='no weights are published'):
-        timm.create_model('ghostnet_plugin_050', pretrained=True)
+        timm.create_model('ghostnet_plugin_v3_050', pretrained=True)
     with pytest.raises(ValueError, match=r'have width 1\.0'):
         timm.create_model('ghostnet_plugin', pretrained=True, width=0.7)
 
