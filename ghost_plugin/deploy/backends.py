@@ -15,18 +15,19 @@ from torch.utils import _pytree as pytree
 from ..utils import optional
 from ..utils.modules import deepcopy_detached, to_channels_last
 from .comparison import Difference, differences
+from .export_formats import AOT, FORMATS
 from .exporting import export
 from .flat_io import TensorIO, bind_batches, input_tensors
 from .fusion import fuse
 from .inference import (
     InferenceFn,
-    aot_fn,
     cuda_graph_fn,
     onnxruntime_fn,
     openvino_fn,
     pytorch_fn,
     quiet,
 )
+from .mobile_formats import executorch_threads
 from .quantization import quantize
 
 
@@ -80,11 +81,15 @@ class ModelVariants:
         accelerate(variant.model, variant.inputs.example)
         return variant
 
-    @functools.cached_property
-    def aot(self) -> Path:
-        """AOTInductor package for the example's shape."""
-        path = Path(self._folder.name) / 'model.pt2'
-        export(self.model, self.example_input, path, aot=True, dynamic=False)
+    def fixed(self, suffix: str, aot: bool = False) -> Path:
+        """Write a file for the example's shape.
+
+        Args:
+            suffix: A key of ``FORMATS``.
+            aot: As in :func:`ghost_plugin.export`.
+        """
+        path = Path(self._folder.name) / f'model{suffix}'
+        export(self.model, self.example_input, path, aot=aot, dynamic=False)
         return path
 
     @functools.cached_property
@@ -230,13 +235,29 @@ def _cuda_graph(
     return build
 
 
-def _aot(variants: ModelVariants) -> InferenceFn:
-    compiled, general = aot_fn(variants.aot), _channels_last(torch.float32)(variants)
-    kind = [(x.shape, x.dtype) for x in variants.example]
+def _fixed(suffix: str, aot: bool = False) -> Callable[[ModelVariants], InferenceFn]:
+    """Run a file for the example's shape, and other shapes in PyTorch."""
+    read = (AOT if aot else FORMATS[suffix]).read
 
-    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return (compiled if [(x.shape, x.dtype) for x in inputs] == kind else general)(inputs)
+    def build(variants: ModelVariants) -> InferenceFn:
+        special, general = read(variants.fixed(suffix, aot)), _channels_last(_F32)(variants)
+        kind = [(x.shape, x.dtype) for x in variants.example]
 
+        def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            return (special if [(x.shape, x.dtype) for x in inputs] == kind else general)(inputs)
+
+        return run
+
+    return build
+
+
+def _executorch(variants: ModelVariants) -> InferenceFn:
+    run = _fixed('.pte')(variants)
+    if (found := executorch_threads()) != torch.get_num_threads():
+        raise ValueError(
+            f'ExecuTorch keeps its {found} threads in this process, PyTorch has '
+            f'{torch.get_num_threads()} now; start a process for each number of threads'
+        )
     return run
 
 
@@ -278,6 +299,8 @@ def _openvino(variant: str, dtype: str) -> Callable[[ModelVariants], InferenceFn
 
 _F32, _BF16 = torch.float32, torch.bfloat16
 _ORT, _OV, _TRITON = ('onnx', 'onnxruntime'), ('onnx', 'openvino'), ('triton',)
+_LITERT = ('litert_torch', 'ai_edge_litert')
+_EXECUTORCH = ('executorch.exir', 'executorch.runtime')
 _CPU: dict[str, Any] = {'device': 'cpu'}
 _GPU: dict[str, Any] = {'device': 'cuda'}
 _SPLIT: dict[str, Any] = {'device': 'cpu', 'split_concat': True}
@@ -286,7 +309,7 @@ ROWS = (
     Backend('fused', 'float32', lambda variants: pytorch_fn(variants.fused)),
     Backend('channels-last', 'float32', _channels_last(_F32)),
     Backend('compiled', 'float32', _compiled(_F32)),
-    Backend('aot', 'float32', _aot, **_CPU),
+    Backend('aot', 'float32', _fixed('.pt2', aot=True), **_CPU),
     Backend('onnxruntime', 'float32', lambda v: onnxruntime_fn(v.onnx), _ORT, **_CPU),
     # GhostNet 1.0x at batch 16: 66 ms with dynamic axes, 56 with fixed ones; not split 61 and 69.
     Backend(
@@ -294,6 +317,9 @@ ROWS = (
     ),
     Backend('openvino', 'float32', _openvino('onnx', 'f32'), _OV, **_CPU),
     Backend('openvino', 'float32', _openvino('split_concat', 'f32'), _OV, **_SPLIT),
+    Backend('ncnn', 'float32', _fixed('.ncnn.param'), ('pnnx', 'ncnn'), **_CPU),
+    Backend('litert', 'float32', _fixed('.tflite'), _LITERT, **_CPU),
+    Backend('executorch', 'float32', _executorch, _EXECUTORCH, **_CPU),
     Backend('channels-last-bf16', 'bfloat16', _channels_last(_BF16)),
     Backend('compiled-bf16', 'bfloat16', _compiled(_BF16)),
     Backend('cuda-graph', 'float32', _cuda_graph('channels_last', _F32), **_GPU),

@@ -218,6 +218,14 @@ def executorch_fn(path: Path) -> InferenceFn:
     return run
 
 
+def executorch_threads() -> int:
+    """Return the number of threads of ExecuTorch, which stays once a program was read."""
+    optional.require('executorch.runtime')
+    from executorch.extension.pybindings import portable_lib
+
+    return portable_lib._threadpool_get_thread_count()
+
+
 def _check_shapes(inputs: Tensors, wanted: Sequence[Sequence[int]]) -> None:
     for index, (x, shape) in enumerate(zip(inputs, wanted, strict=True)):
         if tuple(x.shape) != tuple(shape):

@@ -25,7 +25,7 @@ def ranked(tasks, *_, **__):
     return [Timing(name, 1.0 / n, 1.0 / n, 0, 1) for n, name in enumerate(tasks, 1)]
 
 
-@pytest.mark.parametrize('backend', ['fused', 'onnxruntime'])
+@pytest.mark.parametrize('backend', ['fused', 'onnxruntime', 'ncnn'])
 def test_what_is_timed_can_be_a_backend(backend, monkeypatch):
     if not optional.usable(*TIMED[backend].needs):
         pytest.skip(f'needs {TIMED[backend].needs}')
