@@ -330,7 +330,6 @@ def test_the_class_says_what_a_model_is_and_not_its_keys(kind, key):
         ('Field3DDetector', 'mmengine', 'Field3DDetector .* cannot be swapped: it reads point'),
         ('FieldNothing', 'mmengine', 'it inherits none of BaseClassifier'),
         ('Recognizer2D', 'mmaction', 'Recognizer2D of mmaction cannot be swapped: its recog'),
-        ('mmdet.RetinaNet', 'mmrotate', 'mmdet.RetinaNet of mmrotate cannot be swapped'),
         ('mmdet3d.CenterPoint', None, 'CenterPoint of mmdet3d cannot be swapped'),
         ('Recognizer2D', None, 'Recognizer2D is not registered here'),
         ('Unheard', 'mmengine', "Unheard is not registered here in the scope 'mmengine'"),

@@ -9,12 +9,17 @@ import torch
 from .config_tree import type_name
 
 _MASKS = re.compile('mask|HeadIns|DetIns')  # in configs of models that learn from masks
+_ROTATED = re.compile("'boxtype2tensor': False|'type': '[\\w.]*Rotated")
+_CORNERS = re.compile('qbox|GVFixCoder')  # in configs of models that learn four corners
 _PERSON = (256, 128)  # height and width of an image of one person, pixels
 _CLASSES = 2  # labels 0 and 1 exist in every head with classes
 
 
 def detection_batch(part: Mapping, size: int) -> dict[str, Any]:
     """Two images with boxes, semantic labels, proposals, and masks where they are learned.
+
+    Boxes are rotated for a model of MMRotate, whose preprocessor keeps the type of boxes, and for
+    a rotated head of MMYOLO.
 
     Args:
         part: Config of the detector.
@@ -26,6 +31,8 @@ def detection_batch(part: Mapping, size: int) -> dict[str, Any]:
     if 'Track' in type_name(part.get('data_preprocessor')):
         shape = [(3, size, size)]
         return demo_track_inputs(1, 2, image_shapes=shape, num_classes=_CLASSES, with_mask=True)
+    if _ROTATED.search(str(part)):
+        return _rotated_batch(part, size)
     classes = _num_classes(part)
     semantic = (part.get('roi_head') or {}).get('semantic_head')
     batch = demo_mm_inputs(
@@ -40,15 +47,51 @@ def detection_batch(part: Mapping, size: int) -> dict[str, Any]:
     )
     for sample in batch['data_samples']:
         sample.gt_instances.labels %= classes
+        ignored = sample.ignored_instances
+        ignored.labels = torch.zeros(len(ignored.bboxes), dtype=torch.long)
         sample.proposals = InstanceData(
             bboxes=sample.gt_instances.bboxes.tensor.repeat(8, 1), scores=torch.ones(24)
         )
     return batch
 
 
+def _rotated_batch(part: Mapping, size: int) -> dict[str, Any]:
+    from mmrotate.testing import demo_mm_inputs
+
+    batch = demo_mm_inputs(
+        2,
+        [(3, size, size)] * 2,
+        num_items=[3, 3],
+        num_classes=_CLASSES,
+        use_box_type=True,
+        use_qbox=bool(_CORNERS.search(str(part))),
+    )
+    for sample in batch['data_samples']:
+        sample.gt_instances.labels %= _num_classes(part)
+    return batch
+
+
 def _num_classes(part: Mapping) -> int:
     """Number of classes that all heads have, at most two."""
     return min([_CLASSES, *map(int, re.findall(r"'num_classes': (\d+)", str(part)))])
+
+
+def collated(batch: Mapping) -> dict[str, Any]:
+    """A batch as MMYOLO trains with it: all boxes and labels in one tensor.
+
+    Args:
+        batch: What :func:`detection_batch` returns.
+    """
+    from mmyolo.datasets.utils import yolov5_collate
+
+    pairs = list(zip(batch['inputs'], batch['data_samples'], strict=True))
+    for _, sample in pairs:
+        if 'masks' in sample.gt_instances:
+            sample.gt_instances.masks = sample.gt_instances.masks.to_tensor(torch.uint8, 'cpu')
+    # Its augmentations, which are left out here, make images of floats.
+    return yolov5_collate(
+        [{'inputs': image.float(), 'data_samples': sample} for image, sample in pairs]
+    )
 
 
 def classification_batch(part: Mapping, size: int) -> dict[str, Any]:

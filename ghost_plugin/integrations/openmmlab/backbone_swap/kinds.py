@@ -85,8 +85,6 @@ _UNSUPPORTED_PACKAGES = {
     'mmagic': 'its models generate or restore images',
     'mmdet3d': 'its detectors read point clouds or several cameras',
     'mmocr': 'its models read text, which no training step here verifies',
-    'mmrotate': 'its boxes are rotated, which no training step here verifies',
-    'mmyolo': 'its necks and heads scale the channels that a config names',
 }
 
 

@@ -11,6 +11,7 @@ from .... import profiling
 from ....utils import optional
 from ....utils.modules import eval_mode
 from ..model_from_config import model_input
+from . import dummy_batches
 from .config_tree import find_part
 from .dummy_batches import image_channels
 from .kinds import find_kind, kind_of_class
@@ -123,6 +124,8 @@ def build(cfg: Config) -> tuple[nn.Module, Mapping]:
     preprocessor = part.get('data_preprocessor') or {}
     if kind.name != 'classifier':
         preprocessor.pop('batch_augments', None)
+    if str(preprocessor.get('type')).endswith('PPYOLOEDetDataPreprocessor'):
+        preprocessor['type'] = 'mmdet.DetDataPreprocessor'  # it cannot train without augmentations
     if preprocessor.get('size'):
         preprocessor.update(size=None, size_divisor=32)
     _lighten(part)
@@ -195,7 +198,10 @@ def _train(model: nn.Module, batch: dict[str, Any]) -> float:
     model.zero_grad()
     MessageHub.get_current_instance().update_info_dict(_PROGRESS)
     try:
-        data = model.data_preprocessor(copy.deepcopy(batch), True)
+        batch = copy.deepcopy(batch)
+        if type(model.data_preprocessor).__name__ == 'YOLOv5DetDataPreprocessor':
+            batch = dummy_batches.collated(batch)
+        data = model.data_preprocessor(batch, True)
         if getattr(model, 'head', True) is None:  # a backbone that only extracts features
             loss = sum(one.square().mean() for one in model(**data))
         else:
