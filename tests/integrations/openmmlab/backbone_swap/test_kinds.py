@@ -22,7 +22,7 @@ def test_every_base_class_is_of_its_kind():
         ({'type': type('Base3DDetector', (), {})}, None, 'it reads point clouds'),
         ({'type': type('Other', (), {})}, None, 'it inherits none of BaseClassifier'),
         ({'type': 'mmocr.X'}, None, 'mmocr cannot be swapped'),
-        ({'type': 'X'}, 'mmyolo', 'mmyolo cannot be swapped'),
+        ({'type': 'X'}, 'mmagic', 'mmagic cannot be swapped'),
         ({'type': 'Unheard'}, 'mmengine', 'not registered here in the scope'),
     ],
 )
