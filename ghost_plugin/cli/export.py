@@ -14,6 +14,7 @@ from ..deploy import export as export_model
 from ..deploy import optimize as optimize_model
 from ..deploy.backends import BACKENDS
 from ..deploy.optimizing import TOLERANCES
+from ..deploy.profiles import PROFILES
 from ..training.image_folder import ImageFolder
 from ..training.loader import Calibration, ImageLoader
 from ..utils.modules import call_model
@@ -45,6 +46,7 @@ def add_export(parser: Parser) -> None:
     add('--dynamic', choices=list(DYNAMIC), default='all', help='axes of any size, where the '
         'format holds them (%(default)s)')  # fmt: skip
     add('--opset', type=int, default=17, help='of ONNX (%(default)s)')
+    add('--profile', choices=list(PROFILES), help='ONNX for an older compiler, of fixed size')
     add('--exporter', default='auto', help='auto, trace or dynamo')
     add('--aot', action='store_true', help='compile a .pt2 file with AOTInductor')
     add('--split-concat', nargs='?', choices=list(SPLIT), const='yes', default='no',
@@ -73,6 +75,7 @@ def export(args: argparse.Namespace) -> None:
         aot=args.aot,
         dynamic=DYNAMIC[args.dynamic],
         opset=args.opset,
+        profile=args.profile,
         exporter=args.exporter,
         split_concat=SPLIT[args.split_concat],
         portable=not args.indexed,
@@ -156,6 +159,7 @@ COMMANDS = {
 ghost-plugin export timm:ghostnet_plugin -o ghostnet.onnx
 ghost-plugin export timm:ghostnet_plugin -o ghostnet.pt2 --aot --dynamic batch
 ghost-plugin export timm:ghostnet_plugin -o ghostnet.tflite --size 192
+ghost-plugin export timm:ghostnet_plugin -o ghostnet.onnx --profile rknn
 ghost-plugin export timm:resnet18 --plan plan.json --weights converted.pth -o resnet18.xml
 ghost-plugin export configs/detection/retinanet_ghostnet-110_fpn_1x_coco.py -o d.onnx --size 320 480
 """),

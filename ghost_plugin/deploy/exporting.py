@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from operator import contains
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .free_axes import FreeAxes, find_free_axes
 from .fusion import fuse
 from .inference import InferenceFn, pytorch_fn, quiet
 from .permutations import with_constant_permutations
+from .profiles import Profile, check_profile, fit_file
 
 OPSET = 17
 OLDEST_OPSET = 11
@@ -71,6 +72,7 @@ def export(
     aot: bool = False,
     dynamic: bool | str = True,
     opset: int = OPSET,
+    profile: str | None = None,
     exporter: str = 'auto',
     fused: bool = True,
     split_concat: bool | str = False,
@@ -102,6 +104,9 @@ def export(
             example.
         opset: Opset of ONNX, 11 or newer. The ``'dynamo'`` exporter writes 18 or newer and is used
             for 17 or newer only.
+        profile: Write ONNX for an older compiler, a key of
+            :data:`ghost_plugin.deploy.profiles.PROFILES`: with its opset, the shape of the example
+            and no operator that it does not know.
         exporter: ``'trace'``, ``'dynamo'``, or ``'auto'`` for the first that works.
         fused: Fold norms and merge branches first (:func:`ghost_plugin.fuse`).
         split_concat: Eliminate the concatenations of Ghost layers that are large for the example,
@@ -139,6 +144,9 @@ def export(
     check_inference(model)
     path = Path(path)
     kind = _format(path, aot)
+    fitted = check_profile(profile, kind.name, opset, OPSET, portable) if profile else None
+    if fitted:
+        kind, opset = replace(kind, dynamic=False), fitted.opset
     _check_options(path, kind, dynamic, opset, exporter, split_concat)
     check_writable(path, *kind.companions)
     example = input_tensors(example_input)
@@ -155,7 +163,7 @@ def export(
     problems: dict[str, None] = {}  # in their order, each once
     for axes in dict.fromkeys([kind.dynamic, False]) if limited else [dynamic]:
         free = find_free_axes(reference, example, axes, *names)
-        task = _Task(path, kind, net, reference, free, opset, split_concat, tolerance)
+        task = _Task(path, kind, net, reference, free, opset, split_concat, tolerance, fitted)
         for name in _exporters(kind, exporter, opset):
             try:
                 found, size = task.run(name)
@@ -169,7 +177,7 @@ def export(
             return _report(task, name, dynamic, found, size)
     raise ValueError(
         f'{type(model).__name__} cannot be written as {kind.name}, nothing was written; '
-        f'{"; ".join(problems)}{_hint(kind, opset, dynamic, free)}'
+        f'{"; ".join(problems)}{_hint(kind, OPSET if fitted else opset, dynamic, free)}'
     )
 
 
@@ -191,6 +199,7 @@ def export_onnx(
     dynamic: bool | str = True,
     *,
     opset: int = OPSET,
+    profile: str | None = None,
     exporter: str = 'auto',
     fused: bool = True,
     split_concat: bool | str = False,
@@ -203,7 +212,7 @@ def export_onnx(
     """Call :func:`export` for a path that must end in ``.onnx``.
 
     Args:
-        model, example_input, path, dynamic, opset, exporter, fused: As in :func:`export`.
+        model, example_input, path, dynamic, opset, profile, exporter, fused: As in :func:`export`.
         split_concat, portable, tolerance, input_names, output_names, split: The same.
     """
     options = dict(locals())
@@ -244,6 +253,7 @@ class _Task:
     opset: int
     split_concat: bool | str
     tolerance: float
+    profile: Profile | None
 
     def run(self, exporter: str) -> tuple[Difference, int]:
         """Write, compare and keep the file; return the difference and the size in bytes."""
@@ -265,6 +275,8 @@ class _Task:
 
             shapes = [x.shape for x in self.free.accepted[0]]
             split_file(made, made, shapes, required=self.split_concat is True)
+        if self.profile:
+            fit_file(made, self.profile)
         if self.kind.from_onnx:
             self.kind.from_onnx(made, path)
         wanted = [*self.free.inputs, *self.free.outputs]

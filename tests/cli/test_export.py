@@ -33,6 +33,14 @@ def test_a_file_is_written_and_compared(cli, model, tmp_path):
     assert found['max_abs_diff'] < 1e-4
 
 
+def test_a_profile_writes_for_an_older_compiler(cli, model, tmp_path):
+    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    status, _, err = cli('export', *model, '-o', tmp_path / 'net.onnx', '--profile', 'rknn')
+    assert status == 0, err
+    assert onnx.load(tmp_path / 'net.onnx').opset_import[0].version == 12
+
+
 def test_options_are_checked(cli, refused, model, tmp_path):
     out = ['-o', tmp_path / 'net.pt2']
     assert 'go together' in refused('export', *model, *out, '--plan', 'plan.json')

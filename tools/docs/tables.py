@@ -16,6 +16,7 @@ from ghost_plugin.cli.options import Parser
 from ghost_plugin.cli.terminal import table
 from ghost_plugin.conversion.reasons import FINAL, REASONS
 from ghost_plugin.deploy.backends import ROWS
+from ghost_plugin.deploy.profiles import PROFILES, REWRITES
 from ghost_plugin.weights import FURTHER, PUBLISHED
 
 _ARCHITECTURES = {
@@ -136,6 +137,16 @@ def backends() -> str:
     return table(head, list(rows.values()))
 
 
+def profiles() -> str:
+    """Profiles of ``gp.export``."""
+    rows = [
+        [f'`{row.name}`', f'[{row.compiler}]({row.source})', str(row.opset),
+         ', '.join(f'`{name}`' for name in sorted(REWRITES) if name not in row.operators)]
+        for row in PROFILES.values()
+    ]  # fmt: skip
+    return table(['Profile', 'Written for', 'Opset', 'Rewritten'], rows)
+
+
 def options(function: Callable[..., Any]) -> str:
     """Arguments of a function with their defaults, from its signature and its docstring."""
     parameters = inspect.signature(function).parameters
@@ -216,6 +227,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     'weights': weights,
     'reasons': reasons,
     'backends': backends,
+    'profiles': profiles,
     'commands': commands,
     'commands-example': command_examples,
     'command-options': command_options,
