@@ -66,13 +66,16 @@ def apply_changes(model: nn.Module, changes: Sequence[Change]) -> nn.Module:
 
 
 def get_tensors(model: nn.Module) -> tuple[Tensors, Tensors]:
-    """Parameters and persistent buffers by name, and all other buffers by name; not copied."""
+    """Parameters and persistent buffers by name, and all other tensors by name; not copied."""
     kept, others = {}, {}
     for name, module in model.named_modules(remove_duplicate=False):
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 into = others if key in module._non_persistent_buffers_set else kept
                 into[f'{name}.{key}'.removeprefix('.')] = tensor.detach()
+        for key, value in _attributes(module).items():
+            if isinstance(value, torch.Tensor):
+                others[f'{name}.{key}'.removeprefix('.')] = value.detach()
     return kept, others
 
 
@@ -81,7 +84,7 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
 
     Args:
         model: Its other tensors stay.
-        tensors: Parameters and buffers.
+        tensors: Parameters, buffers and attributes.
     """
     for name, tensor in tensors.items():
         parent, _, key = name.rpartition('.')
@@ -92,8 +95,10 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
         elif key in module._parameters:
             # Tensors of a file may lie at odd addresses, where kernels round in another way.
             module._parameters[key] = nn.Parameter(tensor.clone(), tensor.is_floating_point())
-        else:
+        elif key in module._buffers:
             module._buffers[key] = tensor.clone()
+        else:  # an attribute that is neither
+            object.__setattr__(module, key, tensor.clone())
 
 
 def _changes(name: str, built: nn.Module | None, model: nn.Module) -> Iterator[Change]:
@@ -102,6 +107,8 @@ def _changes(name: str, built: nn.Module | None, model: nn.Module) -> Iterator[C
     ours, theirs = _attributes(model), _attributes(built) if same else {}
     new = {}
     for key, value in ours.items():
+        if isinstance(value, torch.Tensor):  # stored with the other tensors
+            continue
         if key in theirs and (theirs[key] is value or _is_equal(theirs[key], value)):
             continue
         try:
@@ -230,7 +237,8 @@ def _encode(value: Any) -> Any:
     if isinstance(value, list):
         return [_encode(one) for one in value]
     if isinstance(value, tuple):
-        return {'tuple': [_encode(one) for one in value]}
+        kind = 'size' if isinstance(value, torch.Size) else 'tuple'
+        return {kind: [_encode(one) for one in value]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {'dict': {key: _encode(one) for key, one in value.items()}}
     ours = type(value).__module__.startswith('ghost_plugin.')
@@ -252,8 +260,9 @@ def _decode(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     kind, content = next(iter(value.items()))
-    if kind == 'tuple':
-        return tuple(_decode(one) for one in content)
+    if kind in ('tuple', 'size'):
+        made = tuple if kind == 'tuple' else torch.Size
+        return made(_decode(one) for one in content)
     if kind == 'dict':
         return {key: _decode(one) for key, one in content.items()}
     if kind == 'function' and content in _FUNCTIONS:

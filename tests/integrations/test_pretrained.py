@@ -122,6 +122,15 @@ def test_torchvision_and_own_builders(tmp_path):
         )
 
 
+def test_tensors_that_are_plain_attributes_come_back(tmp_path):
+    net = timm.create_model('ghostnet_plugin_050', num_classes=2).eval()
+    net.blocks.anchors, net.blocks.size = torch.arange(3.0), torch.Size([3, 4])
+    gp.save_pretrained(net, tmp_path)
+    again = gp.from_pretrained(tmp_path).blocks
+    assert torch.equal(again.anchors, net.blocks.anchors)
+    assert again.size == (3, 4)
+
+
 def test_classifier_of_openmmlab(tmp_path):
     pytest.importorskip('mmpretrain')
     from mmengine.registry import MODELS as REGISTRY
