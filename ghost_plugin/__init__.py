@@ -13,7 +13,7 @@ from .backbones import GGhostRegNet, GhostNet, GhostNetV2, GhostNetV3, RepGhostN
 from .conversion import ConversionPlan, convert
 from .conversion import layer_latency as _layer_latency
 from .conversion.api import plan
-from .deploy import ExportReport, export, export_onnx, fuse, optimize, quantize
+from .deploy import ExportReport, ImageInput, export, export_onnx, fuse, optimize, quantize
 from .deploy import backends as _backends
 from .distillation import Distiller
 from .integrations.pretrained import from_pretrained, save_pretrained
@@ -43,6 +43,7 @@ __all__ = [
     'GhostNet',
     'GhostNetV2',
     'GhostNetV3',
+    'ImageInput',
     'RepGhostNet',
     '__version__',
     'convert',

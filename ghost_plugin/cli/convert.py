@@ -29,6 +29,7 @@ from .options import (
     above,
     add_converted,
     add_model,
+    add_normalization,
     amount,
     check_converted,
     device,
@@ -50,8 +51,7 @@ WEIGHTS = ('.pth', '.pt', '.safetensors')
 def _add_model(parser: Parser) -> None:
     add_model(parser)
     add = parser.add_argument
-    for name in ('--mean', '--std'):
-        add(name, type=float, nargs=3, metavar='X', help="of values in 0..1; the model's without")
+    add_normalization(parser)
     add('--seed', type=int, default=0, help='seed of everything random')
     add('--device', help='cuda if available, else cpu')
     add('--json', action='store_true', help='print JSON only')

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..conversion.restore import load_converted
-from ..deploy import ExportReport
+from ..deploy import ExportReport, ImageInput
 from ..deploy import export as export_model
 from ..deploy import optimize as optimize_model
 from ..deploy.backends import BACKENDS
@@ -17,14 +17,16 @@ from ..deploy.optimizing import TOLERANCES
 from ..deploy.profiles import PROFILES
 from ..training.image_folder import ImageFolder
 from ..training.loader import Calibration, ImageLoader
+from ..training.preprocessing import Preprocessing
 from ..utils.modules import call_model
-from .errors import one_line
+from .errors import fail, one_line
 from .options import (
     Command,
     Parser,
     above,
     add_converted,
     add_model,
+    add_normalization,
     check_converted,
     device,
     load_model,
@@ -34,6 +36,7 @@ from .terminal import show, table
 
 SPLIT: dict[str, bool | str] = {'auto': 'auto', 'yes': True, 'no': False}
 DYNAMIC: dict[str, bool | str] = {'all': True, 'batch': 'batch', 'none': False}
+LAYOUTS = {'NCHW': False, 'NHWC': True}  # True for channels last
 
 
 def add_export(parser: Parser) -> None:
@@ -56,6 +59,9 @@ def add_export(parser: Parser) -> None:
     add('--tolerance', type=above, default=1e-4, help='share of the largest output (%(default)s)')
     add('--input-names', nargs='+', metavar='NAME', help='one per tensor (onnx, xml)')
     add('--output-names', nargs='+', metavar='NAME', help='one per tensor (onnx, xml)')
+    add('--uint8', nargs='?', choices=list(LAYOUTS), const='NCHW', help='the file takes RGB images '
+        'of this layout in uint8 (ncnn: float32) and normalizes them (NCHW)')  # fmt: skip
+    add_normalization(parser)
     add('--json', action='store_true', help='print JSON only')
     parser.rename('--free', '--dynamic')
     parser.rename('--split', '--split-concat=yes')  # a switch, so no value follows
@@ -64,10 +70,12 @@ def add_export(parser: Parser) -> None:
 def export(args: argparse.Namespace) -> None:
     """Write a file for another runtime, after a comparison with PyTorch."""
     check_converted(args)
+    if not args.uint8 and (args.mean or args.std):
+        fail('--mean and --std go with --uint8; without it the file takes normalized images')
     source = load_model(args)
     model = load_converted(source.model, args.plan, args.weights) if args.plan else source.model
-    example = source.example()
-    _check_size(model, example, source.preprocessing.size)
+    example, preprocessing = source.example(), source.preprocessing
+    _check_size(model, example, preprocessing.size)
     found = export_model(
         model,
         example,
@@ -82,8 +90,20 @@ def export(args: argparse.Namespace) -> None:
         tolerance=args.tolerance,
         input_names=args.input_names,
         output_names=args.output_names,
+        image_input=_image_input(args, preprocessing),
     )
     show(json.dumps(found.as_dict(), indent=1) if args.json else _table(found))
+
+
+def _image_input(args: argparse.Namespace, preprocessing: Preprocessing) -> ImageInput | None:
+    if not args.uint8:
+        return None
+    return ImageInput(
+        preprocessing.mean,
+        preprocessing.std,
+        channels_last=LAYOUTS[args.uint8],
+        reversed_channels=preprocessing.bgr,
+    )
 
 
 def _check_size(model: nn.Module, example: Any, size: tuple[int, int]) -> None:
@@ -158,7 +178,7 @@ COMMANDS = {
     'export': Command(add_export, export, """
 ghost-plugin export timm:ghostnet_plugin -o ghostnet.onnx
 ghost-plugin export timm:ghostnet_plugin -o ghostnet.pt2 --aot --dynamic batch
-ghost-plugin export timm:ghostnet_plugin -o ghostnet.tflite --size 192
+ghost-plugin export timm:ghostnet_plugin -o ghostnet.tflite --size 192 --uint8 NHWC
 ghost-plugin export timm:ghostnet_plugin -o ghostnet.onnx --profile rknn
 ghost-plugin export timm:resnet18 --plan plan.json --weights converted.pth -o resnet18.xml
 ghost-plugin export configs/detection/retinanet_ghostnet-110_fpn_1x_coco.py -o d.onnx --size 320 480

@@ -153,6 +153,14 @@ def add_model(parser: Parser) -> None:
     add('--size', type=whole, nargs='+', metavar='PX', help='of images: one size, or height, width')
 
 
+def add_normalization(parser: Parser) -> None:
+    """Add the mean and the standard deviation of images."""
+    for name in ('--mean', '--std'):
+        parser.add_argument(
+            name, type=float, nargs=3, metavar='X', help="of values in 0..1; the model's without"
+        )
+
+
 def load_model(args: argparse.Namespace) -> LoadedModel:
     """The model of :func:`add_model`'s options.
 

@@ -191,6 +191,7 @@ class Format:
         portable: Converters of other runtimes read it.
         indexing: It can hold channel permutations as indexing.
         dynamic: Its dynamic axes at most, as :func:`find_free_axes` takes them.
+        pixels: dtype in which it takes the pixels of images.
     """
 
     name: str
@@ -203,6 +204,7 @@ class Format:
     portable: bool = False
     indexing: bool = True
     dynamic: bool | str = True
+    pixels: torch.dtype = torch.uint8
 
 
 # By suffix.
@@ -227,7 +229,13 @@ FORMATS = {
     '.pt': Format('torchscript', {'trace': _write_torchscript}, torchscript_fn, portable=True),
     '.pt2': Format('program', {'dynamo': _write_program}, program_fn),
     '.ncnn.param': Format(
-        'ncnn', {'pnnx': write_ncnn}, ncnn_fn, ('.bin',), indexing=False, dynamic='size'
+        'ncnn',
+        {'pnnx': write_ncnn},
+        ncnn_fn,
+        ('.bin',),
+        indexing=False,
+        dynamic='size',
+        pixels=torch.float32,
     ),
     '.tflite': Format('litert', {'litert': write_litert}, litert_fn, portable=True, dynamic=False),
     '.pte': Format(

@@ -19,6 +19,7 @@ from .export_formats import AOT, DYNAMO_OPSET, FORMATS, Format, cpp_compiler
 from .flat_io import TensorIO, input_tensors
 from .free_axes import FreeAxes, find_free_axes
 from .fusion import fuse
+from .image_input import ImageInput, PixelModel, check_images
 from .inference import InferenceFn, pytorch_fn, quiet
 from .permutations import with_constant_permutations
 from .profiles import Profile, check_profile, fit_file
@@ -80,6 +81,7 @@ def export(
     tolerance: float = TOLERANCE,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    image_input: ImageInput | None = None,
     split: bool | None = None,
 ) -> ExportReport:
     """Write a model as a file of another runtime; compare both before the file is kept.
@@ -123,6 +125,10 @@ def export(
         input_names: Names in ``.onnx`` and ``.xml`` files, one per tensor of ``example_input``.
         output_names: Names in ``.onnx`` and ``.xml`` files, one per output tensor. By default
             names are ``input`` and ``output``, numbered from 0 where there are several.
+        image_input: Pixels that the file takes and normalizes itself, in uint8, such as
+            ``gp.ImageInput(mean, std, channels_last=True)``. ``.ncnn.param`` files take them in
+            float32, channels first, as ``Mat.from_pixels`` of ncnn makes them. The example remains
+            the input of the model, with normalized images.
         split: Deprecated name of ``split_concat``.
 
     Returns:
@@ -147,7 +153,7 @@ def export(
     fitted = check_profile(profile, kind.name, opset, OPSET, portable) if profile else None
     if fitted:
         kind, opset = replace(kind, dynamic=False), fitted.opset
-    _check_options(path, kind, dynamic, opset, exporter, split_concat)
+    _check_options(path, kind, dynamic, opset, exporter, split_concat, image_input)
     check_writable(path, *kind.companions)
     example = input_tensors(example_input)
     if any(value.device.type != 'cpu' for value in example):
@@ -158,6 +164,12 @@ def export(
         (portable and kind.portable) or not kind.indexing,
     )
     net = TensorIO(constant, example_input)
+    if image_input is not None:
+        check_images(example, image_input)
+        example = [image_input.pixels(example[0], kind.pixels)]
+        reference, net = (
+            TensorIO(PixelModel(io, image_input), example[0]) for io in (reference, net)
+        )
     names = _chosen_names(kind, reference, example, input_names, output_names)
     limited = dynamic is True and kind.dynamic is not True
     problems: dict[str, None] = {}  # in their order, each once
@@ -207,13 +219,14 @@ def export_onnx(
     tolerance: float = TOLERANCE,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    image_input: ImageInput | None = None,
     split: bool | None = None,
 ) -> ExportReport:
     """Call :func:`export` for a path that must end in ``.onnx``.
 
     Args:
         model, example_input, path, dynamic, opset, profile, exporter, fused: As in :func:`export`.
-        split_concat, portable, tolerance, input_names, output_names, split: The same.
+        split_concat, portable, tolerance, input_names, output_names, image_input, split: The same.
     """
     options = dict(locals())
     if Path(path).suffix != '.onnx':
@@ -345,6 +358,7 @@ def _check_options(
     opset: int,
     exporter: str,
     split_concat: bool | str,
+    image_input: ImageInput | None,
 ) -> None:
     if dynamic not in DYNAMIC:
         raise ValueError(f"dynamic must be True, False or 'batch', got {dynamic!r}")
@@ -368,6 +382,11 @@ def _check_options(
     if split_concat and not kind.splits_concat:
         suffixes = [suffix for suffix, other in FORMATS.items() if other.splits_concat]
         raise ValueError(f'split_concat (--split-concat) works for {suffixes}, got {str(path)!r}')
+    if image_input and image_input.channels_last and kind.pixels != torch.uint8:
+        raise ValueError(
+            f'a {kind.name} file takes channels first, which Mat.from_pixels makes of images with '
+            'channels last; leave channels_last (--uint8 NHWC) out'
+        )
 
 
 def _chosen_names(

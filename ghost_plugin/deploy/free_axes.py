@@ -354,7 +354,8 @@ def _resized(x: torch.Tensor, shape: Sequence[int], batch: int | None) -> torch.
     rows = x
     if number:
         rows = x.index_select(batch, torch.arange(shape[batch]) % number)
-    if list(rows.shape) != list(shape) and x.numel():  # masks and images of integers
+    pixels = x.dim() == 4 and x.dtype == torch.uint8
+    if (pixels or list(rows.shape) != list(shape)) and x.numel():  # masks and images of integers
         drawn = torch.randint(x.numel(), tuple(shape), generator=generator)
         return x.flatten()[drawn]
     if not number or not x.is_floating_point():

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 
 pytest.importorskip('PIL')
 
 from ghost_plugin.cli import export as command
+from ghost_plugin.cli.model_loading import load
+from ghost_plugin.deploy.inference import program_fn
 
 NET = """
 from torch import nn
@@ -39,6 +42,21 @@ def test_a_profile_writes_for_an_older_compiler(cli, model, tmp_path):
     status, _, err = cli('export', *model, '-o', tmp_path / 'net.onnx', '--profile', 'rknn')
     assert status == 0, err
     assert onnx.load(tmp_path / 'net.onnx').opset_import[0].version == 12
+
+
+def test_a_file_takes_pixels_of_the_preprocessing(ok, refused, model, tmp_path):
+    out = ['-o', tmp_path / 'net.pt2']
+    given = ['--mean', 0.2, 0.4, 0.6, '--std', 0.5, 0.5, 2, *out]
+    torch.manual_seed(0)
+    found = json.loads(ok('export', *model, '--uint8', 'NHWC', *given, '--json'))
+    assert found['checked'][0] == [1, 16, 16, 3]
+    torch.manual_seed(0)
+    net = load(model[0]).model
+    pixels = torch.tensor([51, 0, 255], dtype=torch.uint8).repeat(1, 16, 16, 1)
+    (got,) = program_fn(out[1])([pixels])
+    want = net(torch.tensor([0, -0.8, 0.2])[:, None, None].expand(1, 3, 16, 16))
+    torch.testing.assert_close(got, want)
+    assert '--mean and --std go with --uint8' in refused('export', *model, *given)
 
 
 def test_options_are_checked(cli, refused, model, tmp_path):
