@@ -68,9 +68,9 @@ class PixelModel(nn.Module):
             weight = weight.flip(1)
         # All converters read a 1x1 conv, also where the order of channels changes. It stays apart
         # from the first conv of the model, whose padding stands for 0 behind the normalization.
-        self.normalize = nn.Conv2d(channels, channels, 1).requires_grad_(False)
-        self.normalize.weight.copy_(weight[:, :, None, None])
-        self.normalize.bias.copy_(-mean / std)
+        conv = self.normalize = nn.Conv2d(channels, channels, 1)
+        conv.weight = nn.Parameter(weight[:, :, None, None].float(), requires_grad=False)
+        conv.bias = nn.Parameter((-mean / std).float(), requires_grad=False)
         self.train(model.training)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
