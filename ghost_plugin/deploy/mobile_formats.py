@@ -1,13 +1,15 @@
 """Writers and readers of files for the runtimes of phones and small boards, without checks."""
 
 import contextlib
+import functools
 import io
 import os
 import re
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,19 +146,31 @@ def litert_fn(path: Path) -> InferenceFn:
     lock = threading.Lock()
     runner = Interpreter(str(path), num_threads=torch.get_num_threads()).get_signature_runner()
     details = runner.get_input_details()
-    names = sorted(details, key=_number)
 
     def run(inputs: Tensors) -> list[torch.Tensor]:
-        _check_shapes(inputs, [details[name]['shape'] for name in names])
-        arrays = {  # the file holds 32-bit numbers only
-            name: x.detach().contiguous().numpy().astype(details[name]['dtype'], copy=False)
-            for x, name in zip(inputs, names, strict=True)
-        }
+        arrays = _litert_arrays(details, inputs)
         with lock:
             found = runner(**arrays)
         return [torch.from_numpy(found[name]) for name in sorted(found, key=_number)]
 
     return run
+
+
+def litert_inputs(path: Path) -> Callable[[Tensors], dict[str, np.ndarray]]:
+    """Return a function from input tensors to arrays by their names in a file of LiteRT."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    details = Interpreter(str(path)).get_signature_runner().get_input_details()
+    return functools.partial(_litert_arrays, details)
+
+
+def _litert_arrays(details: dict[str, Any], inputs: Tensors) -> dict[str, np.ndarray]:
+    names = sorted(details, key=_number)
+    _check_shapes(inputs, [details[name]['shape'] for name in names])
+    return {  # the file holds 32-bit numbers only
+        name: x.detach().contiguous().numpy().astype(details[name]['dtype'], copy=False)
+        for x, name in zip(inputs, names, strict=True)
+    }
 
 
 def write_executorch(

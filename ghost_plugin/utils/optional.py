@@ -22,6 +22,7 @@ PIP = {
     'pnnx': "pip install 'ghost_plugin[ncnn]'",
     'litert_torch': "pip install 'ghost_plugin[litert]'",
     'ai_edge_litert': "pip install 'ghost_plugin[litert]'",
+    'ai_edge_quantizer': "pip install 'ghost_plugin[litert]'",
     'executorch.exir': "pip install 'ghost_plugin[executorch]'",
     'executorch.runtime': "pip install 'ghost_plugin[executorch]'",
     'nncf': "pip install 'ghost_plugin[quantize]'",

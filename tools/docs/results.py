@@ -112,6 +112,14 @@ COLUMNS: dict[str, Mapping[str, Cell]] = {
             )
         },
     },
+    'int8_runtimes': {
+        'Runtime': value('runtime'),
+        'File': value('file'),
+        'Top-1 (%)': value('top1', '.1f'),
+        'Divergence': value('divergence', '.3f'),
+        'Size (MB)': value('size', '.1f', MILLION),
+        'Left out because': value('note'),
+    },
     'efficientnet_lite0': {
         'Draw': value('draw'),
         'MACs': value('macs_share', '.0%'),
