@@ -135,7 +135,7 @@ def quantize(
         _check_same_shapes(batches)
     if image_input is not None:
         check_images(batches[0], image_input)
-        batches = [[image_input.pixels(*batch)] for batch in batches]
+        batches = [[image_input.pixels(batch[0])] for batch in batches]
     with tempfile.TemporaryDirectory(prefix='ghost_plugin-') as name:
         folder = Path(name)
         plain = folder / f'plain{library.plain}'

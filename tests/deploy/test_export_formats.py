@@ -1,10 +1,13 @@
 """Writers and readers of export formats: AOTInductor packages above all."""
 
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils import cpp_extension
 
 import ghost_plugin as gp
 from ghost_plugin.deploy import export_formats
@@ -95,3 +98,21 @@ def test_aot_of_a_backbone(dynamic, tmp_path):
         model, torch.randn(1, 3, 64, 64), tmp_path / 'net.pt2', aot=True, dynamic=dynamic
     )
     assert report.max_rel_diff <= 1e-4
+
+
+@pytest.mark.slow
+def test_a_package_runs_without_python(tmp_path):
+    needs_compiler()
+    net, path, program = ghost_net(), tmp_path / 'net.pt2', tmp_path / 'run_package'
+    gp.export(net, torch.randn(2, 3, 16, 16), path, aot=True, dynamic='batch')
+    source = Path(__file__).parents[2] / 'tools' / 'cpp' / 'run_package.cpp'
+    command = ['g++', '-std=c++17', str(source), '-o', str(program)]
+    command += [f'-isystem{folder}' for folder in cpp_extension.include_paths()]
+    for folder in cpp_extension.library_paths():
+        command += [f'-L{folder}', f'-Wl,-rpath,{folder}']
+    subprocess.run([*command, '-ltorch', '-ltorch_cpu', '-lc10'], check=True)
+    ran = subprocess.run([program, path, '5', '16', '16'], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    sizes, total = ran.stdout.split('] ')
+    assert sizes == '[5, 8'
+    assert float(total) == pytest.approx(net(torch.ones(5, 3, 16, 16)).sum().item(), rel=1e-4)

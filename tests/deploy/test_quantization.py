@@ -80,7 +80,7 @@ def test_int8_lies_near_the_model_and_says_how_near(
 @pytest.mark.parametrize(
     ('options', 'said'),
     [
-        ({'path': 'net.pt'}, r"must end in one of \['.onnx', '.xml'\]"),
+        ({'path': 'net.pt'}, r"must end in one of \['.onnx', '.xml', '.tflite'\]"),
         ({'depthwise': 'maybe'}, "depthwise must be one of .*got 'maybe'"),
         ({'calibration': []}, 'calibration holds no input'),
     ],
@@ -212,3 +212,76 @@ def test_a_runtime_that_fails_with_free_sizes_is_named(wrong, converted, tmp_pat
             tmp_path / 'net.xml', lambda batch: [sign * converted(*batch)], [x]
         )
     assert ('model.reshape' in caplog.text) == wrong
+
+
+LITERT = ('litert_torch', 'ai_edge_litert', 'ai_edge_quantizer')
+
+
+@pytest.mark.parametrize('depthwise', ['int8', 'float'])
+def test_litert_takes_and_returns_float32(depthwise, converted, tmp_path):
+    if not optional.usable(*LITERT):
+        pytest.skip(f'needs {LITERT}')
+    path = tmp_path / 'net.tflite'
+    given = [torch.randn(1, 3, 32, 32) for _ in range(20)]
+    report = gp.quantize(converted, given, path, depthwise=depthwise)
+    assert (report.library, report.depthwise) == ('litert', depthwise)
+    assert set(report.times) == {'float32', depthwise}
+    assert 0 < report.typical < 0.15
+    assert list(tmp_path.iterdir()) == [path] and report.size == path.stat().st_size
+    (got,) = FORMATS['.tflite'].read(path)(given[:1])
+    assert got.dtype == torch.float32
+    assert differences(got, converted(given[0])).typical < 0.15
+
+
+class Stem(nn.Module):
+    """A Ghost conv whose ReLU6 cuts most of its values off."""
+
+    def __init__(self):
+        super().__init__()
+        self.ghost, self.act = gp.GhostConv2d(3, 16, 3), nn.ReLU6()
+        self.head = nn.Conv2d(16, 4, 1)
+        with torch.no_grad():
+            self.ghost.primary_conv.weight.mul_(60)
+
+    def forward(self, x):
+        return self.head(self.act(self.ghost(x)))
+
+
+def test_litert_keeps_layers_in_float_that_int8_would_leave_few_levels(tmp_path, monkeypatch):
+    if not optional.usable(*LITERT):
+        pytest.skip(f'needs {LITERT}')
+    module = importlib.import_module('ghost_plugin.deploy.quantization')
+    given = [torch.randn(1, 3, 24, 24) for _ in range(20)]
+    net, errors = Stem().eval(), []
+    for levels in (0, module._MIN_LEVELS):
+        monkeypatch.setattr(module, '_MIN_LEVELS', levels)
+        report = gp.quantize(net, given, tmp_path / 'net.tflite', depthwise='int8')
+        errors.append(report.typical)
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.tflite'])
+def test_int8_files_take_pixels(suffix, converted, tmp_path):
+    if not optional.usable(*(LITERT if suffix == '.tflite' else NEEDS[suffix])):
+        pytest.skip('its packages are missing')
+    pixels = torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8)
+    images = (pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    given = gp.ImageInput((0.5,) * 3, (0.25,) * 3, channels_last=True)
+    path = tmp_path / f'net{suffix}'
+    gp.quantize(converted, images.split(1), path, depthwise='int8', image_input=given)
+    (got,) = FORMATS[suffix].read(path)([pixels[:1]])
+    assert differences(got, converted(images[:1])).typical < 0.15
+
+
+def test_litert_takes_batches_of_one_shape(converted, tmp_path):
+    if not optional.usable(*LITERT):
+        pytest.skip(f'needs {LITERT}')
+    given = [torch.randn(4, 3, 32, 32), torch.randn(2, 3, 32, 32)]
+    with pytest.raises(ValueError, match=r'batch 1 .* give batches of one image'):
+        gp.quantize(converted, given, tmp_path / 'net.tflite')
+
+
+def test_ncnn_has_no_tool_for_int8(converted, batches, tmp_path):
+    with pytest.raises(ValueError, match=r'got .*net\.ncnn\.param.*ncnn2int8\) are C\+\+ programs'):
+        gp.quantize(converted, batches, tmp_path / 'net.ncnn.param')
+    assert not list(tmp_path.iterdir())
