@@ -120,6 +120,16 @@ COLUMNS: dict[str, Mapping[str, Cell]] = {
         'Size (MB)': value('size', '.1f', MILLION),
         'Left out because': value('note'),
     },
+    'max_divergence': {
+        'Network': value('network'),
+        'Promise': value('promise'),
+        'Planned': value('planned', '.3f'),
+        'On unseen images': value('unseen', '.3f'),
+        'MACs': value('macs_share', '.0%'),
+        'Top-1 before (%)': value('top1_before', '.1f'),
+        'Top-1 (%)': value('top1', '.1f'),
+        'CPU time (s)': value('cpu_seconds'),
+    },
     'efficientnet_lite0': {
         'Draw': value('draw'),
         'MACs': value('macs_share', '.0%'),
