@@ -130,8 +130,19 @@ def write_litert(model: TensorIO, inputs: Tensors, path: Path, free: FreeAxes, o
     optional.require('litert_torch', 'ai_edge_litert')
     import litert_torch
 
+    # litert-torch 0.10 resizes by factors that are no integers with other pixels than PyTorch.
+    resize = torch.ops.aten.upsample_nearest2d.vec
+    program = torch.export.export(model, tuple(inputs)).run_decompositions({resize: _nearest})
     with contextlib.redirect_stdout(io.StringIO()):  # a line for each step
-        litert_torch.convert(model, tuple(inputs)).export(str(path))
+        litert_torch.convert(program.module(), tuple(inputs)).export(str(path))
+
+
+def _nearest(x: torch.Tensor, size: Sequence[int] | None, scales: Sequence[float] | None) -> Any:
+    """Index the nearest pixels, unless the sizes are multiples, which the converter does well."""
+    if size is not None and not any(new % old for new, old in zip(size, x.shape[2:], strict=True)):
+        return NotImplemented
+    resize = torch.ops.aten.upsample_nearest2d.vec
+    return torch._decomp.get_decompositions([resize])[resize](x, size, scales)
 
 
 def litert_fn(path: Path) -> InferenceFn:

@@ -115,6 +115,13 @@ def test_layers(suffix, name, randomise_norms, tmp_path):
     assert report.max_rel_diff <= 1e-4
 
 
+@pytest.mark.parametrize('size', [(14, 14), (7, 14), (7, 9)])
+def test_nearest_resizes_by_any_factor(suffix, size, tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), GhostModuleV2(8, 16)).eval()
+    report = gp.export(net, torch.randn(1, 3, *size), tmp_path / f'net{suffix}', dynamic=False)
+    assert report.max_rel_diff <= 1e-4
+
+
 class Many(nn.Module):
     """Takes two inputs that cannot be exchanged, returns more than ten outputs."""
 
