@@ -332,16 +332,19 @@ def _by_litert(
     made.add_static_config('.*', Op.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
     never = quantizer.AlgorithmName.NO_QUANTIZE
     # Without these the file would take and return int8.
-    for kind in (Op.INPUT, Op.OUTPUT, *([Op.DEPTHWISE_CONV_2D] if float_depthwise else [])):
+    for kind in (Op.INPUT, Op.OUTPUT):
         made.update_quantization_recipe('.*', kind, algorithm_key=never)
     # It prints progress and a summary.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         feeds = list(map(litert_inputs(plain), batches))  # read twice
         ranges = made.calibrate({'serving_default': feeds}, num_threads=torch.get_num_threads())
-        for name in _float_outputs(plain, ranges):
-            made.update_quantization_recipe(
-                f'^{re.escape(name)};', Op.ALL_SUPPORTED, algorithm_key=never
-            )
+        left = [
+            (f'^{re.escape(name)};', Op.ALL_SUPPORTED) for name in _float_outputs(plain, ranges)
+        ]
+        if float_depthwise:  # after the calibration, which leaves out what lies between them
+            left.append(('.*', Op.DEPTHWISE_CONV_2D))
+        for scope, kind in left:
+            made.update_quantization_recipe(scope, kind, algorithm_key=never)
         path.write_bytes(made.quantize(ranges).quantized_model)
 
 

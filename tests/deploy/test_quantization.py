@@ -239,7 +239,7 @@ class Stem(nn.Module):
     def __init__(self):
         super().__init__()
         self.ghost, self.act = gp.GhostConv2d(3, 16, 3), nn.ReLU6()
-        self.head = nn.Conv2d(16, 4, 1)
+        self.head = nn.Conv2d(16, 16, 3, groups=16)
         with torch.no_grad():
             self.ghost.primary_conv.weight.mul_(60)
 
@@ -258,6 +258,8 @@ def test_litert_keeps_layers_in_float_that_int8_would_leave_few_levels(tmp_path,
         report = gp.quantize(net, given, tmp_path / 'net.tflite', depthwise='int8')
         errors.append(report.typical)
     assert errors[1] < 0.7 * errors[0]
+    report = gp.quantize(net, given, tmp_path / 'net.tflite', depthwise='float')
+    assert report.typical < errors[0]
 
 
 @pytest.mark.parametrize('suffix', ['.onnx', '.tflite'])
