@@ -77,6 +77,12 @@ def latencies() -> list[tuple[str, str, str, float]]:
     ]
 
 
+def networks() -> list[dict[str, Any]]:
+    """Networks with top-1 and milliseconds by runtime, one thread."""
+    rows = results.load().get('accuracy_latency', {}).get('rows', [])
+    return [row for row in rows if row['threads'] == 1]
+
+
 def _own_budget(row: dict[str, Any]) -> str:
     return f'latency in {row["backend"]}'
 
@@ -136,6 +142,42 @@ def draw_latency(figure: Figure, values: Sequence[Any]) -> None:
         _label(axes, backend, 'times as fast as the original, batch 1', '')
 
 
+def draw_networks(figure: Figure, values: Sequence[Any]) -> None:
+    """Draw accuracy against milliseconds, one panel a runtime, the front as a line.
+
+    Args:
+        figure: An empty figure.
+        values: Of :func:`networks`.
+    """
+    runtimes = [name for name in results.RUNTIMES if any(name in row for row in values)]
+    panels = figure.subplots(-(-len(runtimes) // 2), 2, squeeze=False).flatten()
+    colours = {'ours': OURS, 'converted': 'tab:orange', 'others': OTHERS}
+    for axes, runtime in zip(panels, runtimes, strict=False):
+        rows = sorted((row for row in values if runtime in row), key=lambda row: row['top1'])
+        best = results.front(rows, runtime)
+        axes.plot(
+            [row[runtime] for row in best], [row['top1'] for row in best], color='black', lw=0.8
+        )
+        # Names stand in a column beside the panel, because many points lie close together.
+        bottom, top = rows[0]['top1'] - 0.5, rows[-1]['top1'] + 0.5
+        for place, row in enumerate(rows):
+            point, colour = (row[runtime], row['top1']), colours[row['kind']]
+            axes.plot(*point, 'o', color=colour, markersize=4)
+            height = (place + 0.5) / len(rows)
+            axes.annotate(
+                row['model'], point, xytext=(1.05, height), textcoords='axes fraction',
+                fontsize=6.5, color=colour, va='center',
+                arrowprops={'arrowstyle': '-', 'color': colour, 'lw': 0.3},
+            )  # fmt: skip
+        axes.set_ylim(bottom, top)
+        axes.set_title(runtime, fontsize=10)
+        axes.set_xlabel('milliseconds, batch 1, 1 thread')
+        axes.set_ylabel('top-1 (%)')
+        axes.grid(alpha=0.3)
+    for axes in panels[len(runtimes) :]:
+        axes.remove()
+
+
 def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
@@ -148,6 +190,7 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
 FIGURES: dict[str, tuple[Callable[[], Any], Callable[[Figure, Any], None], float]] = {
     'accuracy.png': (lambda: [published(), converted()], draw_accuracy, 3.6),
     'latency.png': (latencies, draw_latency, 3.6),
+    'networks.png': (networks, draw_networks, 12),
 }
 
 

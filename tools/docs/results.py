@@ -1,7 +1,6 @@
 """Tables of measured figures, from ``tools/studies/results.json`` alone."""
 
 import functools
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / 'studies'))
 
-from _results import load
+from _results import lite0_top1, load
 
 from ghost_plugin.cli.terminal import table
 
@@ -40,6 +39,16 @@ def difference(key: str) -> Cell:
     return lambda row: f'{row[key]:.0e}' if isinstance(row[key], float) else str(row[key])
 
 
+RUNTIMES = (
+    'PyTorch',
+    'TorchScript',
+    'AOTInductor',
+    'ONNX Runtime',
+    'OpenVINO',
+    'ncnn',
+    'LiteRT',
+    'ExecuTorch',
+)
 MILLION = 1e6
 PARAMS = value('params', '.3f', MILLION)
 MACS = value('macs', '.2f', MILLION)
@@ -130,6 +139,13 @@ COLUMNS: dict[str, Mapping[str, Cell]] = {
         'Top-1 (%)': value('top1', '.1f'),
         'CPU time (s)': value('cpu_seconds'),
     },
+    'accuracy_latency': {
+        'Network': value('model'),
+        'Top-1 (%)': value('top1', '.1f'),
+        'MACs (M)': value('macs', '.0f', MILLION),
+        'Threads': value('threads'),
+        **{name: value(name, '.2f') for name in RUNTIMES},
+    },
     'efficientnet_lite0': {
         'Draw': value('draw'),
         'MACs': value('macs_share', '.0%'),
@@ -211,11 +227,7 @@ def readme() -> str:
 
 
 def _lite0(share: float) -> tuple[str, str, str, str]:
-    rows = load()['efficientnet_lite0']['rows']
-    before, after = (
-        statistics.mean(row['top1'] for row in rows if (row['macs_share'], row['way']) == key)
-        for key in ((1.0, 'original'), (share, 'images'))
-    )
+    before, after = lite0_top1(share)
     return (
         'EfficientNet-Lite0, ImageNet',
         f'`macs={share}`, unlabelled images, no training',
@@ -229,6 +241,50 @@ def _gained(name: str, setting: str, row: Row, other: str, anchor: str) -> tuple
     return name, setting, f'{row["speedup"]:.2f} {gain} {other}', anchor
 
 
+def front(rows: Sequence[Row], runtime: str) -> list[Row]:
+    """Networks of which no other is faster in a runtime and at least as accurate, fastest first.
+
+    Args:
+        rows: Networks with ``top1`` and milliseconds by runtime.
+        runtime: Its name.
+    """
+    found: list[Row] = []
+    timed = [row for row in rows if runtime in row]
+    for row in sorted(timed, key=lambda row: (row[runtime], -row['top1'])):
+        if not found or row['top1'] > found[-1]['top1']:
+            found.append(row)
+    return found
+
+
+def fronts() -> str:
+    """Front of accuracy and latency by runtime, and where Ghost networks lose."""
+    rows = [row for row in load()['accuracy_latency']['rows'] if row['threads'] == 1]
+    runtimes = [name for name in RUNTIMES if any(name in row for row in rows)]
+    cells, kept = [], dict.fromkeys((row['model'] for row in rows if row['kind'] == 'ours'), 0)
+    for runtime in runtimes:
+        best = front(rows, runtime)
+        lost = []
+        for row in rows:
+            if row['kind'] != 'ours' or runtime not in row:
+                continue
+            if row in best:
+                kept[row['model']] += 1
+                continue
+            # The fastest network that is at least as accurate.
+            other = next(one for one in best if one['top1'] >= row['top1'])
+            ratio = row[runtime] / other[runtime]
+            lost.append(f'{row["model"]} ({ratio:.1f} times the time of {other["model"]})')
+        names = ', '.join(row['model'] for row in best)
+        cells.append([runtime, names, ', '.join(lost) or 'none'])
+    said = ', '.join(f'{name} in {count}' for name, count in kept.items())
+    head = ['Runtime', 'On the front, fastest first', 'Ghost networks that lose']
+    return (
+        f'With one thread, of {len(runtimes)} runtimes, these Ghost networks are on the front of '
+        f'accuracy and latency: {said}. Elsewhere another network is faster and at least as '
+        f'accurate.\n\n{table(head, cells)}'
+    )
+
+
 def earlier() -> str:
     """Findings of earlier versions, a sentence each."""
     found = load()['earlier']['rows']
@@ -238,6 +294,7 @@ def earlier() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     **{f'results-{name}': functools.partial(study_table, name) for name in load()},
+    'results-fronts': fronts,
     'results-earlier': earlier,
     'results-readme': readme,
 }

@@ -38,3 +38,17 @@ def test_accuracy_has_a_point_for_each_network():
     left, right = figure.axes
     assert [list(line.get_ydata()) for line in left.lines] == [[73.9], [72.9]]
     assert [list(line.get_xdata()) for line in right.lines] == [[100.0, 80.0]]
+
+
+def test_networks_have_a_panel_for_each_runtime():
+    rows = [
+        {'model': 'a', 'kind': 'ours', 'top1': 70.0, 'ncnn': 2.0, 'PyTorch': 5.0},
+        {'model': 'b', 'kind': 'others', 'top1': 75.0, 'ncnn': 1.0},
+    ]
+    figure = Figure()
+    figures.draw_networks(figure, rows)
+    pytorch, ncnn = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ['PyTorch', 'ncnn']
+    assert list(ncnn.lines[0].get_xdata()) == [1.0]  # the front
+    assert [text.get_text() for text in ncnn.texts] == ['a', 'b']
+    assert [text.get_text() for text in pytorch.texts] == ['a']
