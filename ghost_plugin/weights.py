@@ -161,6 +161,7 @@ FURTHER = (
         ),
     ),
 )
+ALL_PUBLISHED = (*PUBLISHED.items(), *FURTHER)
 
 
 @dataclass(frozen=True)
@@ -528,6 +529,10 @@ def from_features(weights: Mapping[str, torch.Tensor]) -> StateDict:
     return {_unflattened(name): tensor for name, tensor in weights.items()}
 
 
+# Parts of PaddleClas's names: block, Ghost module, layer, what is inside it, tensor.
+_PADDLE_NAME = re.compile(
+    r'(?:(_ghostbottleneck_\d+)\.)?(?:ghost_module_([12])\.)?(\w+)\.(?:(\w+)\.)?(\w+)'
+)
 # Names of PaddleClas and of timm: layers, and tensors of norms.
 _PADDLE_LAYERS = {
     'conv1': ('conv_stem', 'bn1'),
@@ -559,17 +564,14 @@ def from_paddle(weights: Mapping[str, torch.Tensor]) -> StateDict:
     blocks = {f'_ghostbottleneck_{n}': f'blocks.{stage}.{i}.' for n, (stage, i) in enumerate(rows)}
     found = {}
     for name, tensor in weights.items():
-        parts = name.split('.')
-        start = blocks.get(parts[0], '')
-        parts = parts[1:] if start else parts
-        if start and parts[0] in ('ghost_module_1', 'ghost_module_2'):
-            start += f'ghost{parts.pop(0)[-1]}.'
-        layer, *inner, key = parts
-        if layer in _PADDLE_LAYERS and inner in (['_conv'], ['_batch_norm']):
-            place = _PADDLE_LAYERS[layer][inner == ['_batch_norm']]
+        parts = _PADDLE_NAME.fullmatch(name)
+        block, ghost, layer, inner, key = parts.groups('') if parts else [''] * 5
+        start = blocks.get(block, '') + (f'ghost{ghost}.' if ghost else '')
+        if layer in _PADDLE_LAYERS and inner in ('_conv', '_batch_norm'):
+            place = _PADDLE_LAYERS[layer][inner == '_batch_norm']
             found[f'{start}{place}.{_PADDLE_NORM.get(key, key)}'] = tensor
-        elif layer == 'se_block' and inner in (['squeeze'], ['excitation']):
-            found |= _paddle_gate(f'{start}se.', inner[0], key, tensor)
+        elif layer == 'se_block' and inner in ('squeeze', 'excitation'):
+            found |= _paddle_gate(f'{start}se.', inner, key, tensor)
         elif layer == 'fc_1':
             found[f'classifier.{key}'] = tensor.t() if tensor.ndim == 2 else tensor
         else:

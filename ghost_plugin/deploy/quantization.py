@@ -180,13 +180,13 @@ def _check_same_shapes(batches: list[list[torch.Tensor]]) -> None:
 
 def _export(model: nn.Module, example_input: Any, path: Path, **options: Any) -> None:
     """Write a float file, with dynamic image sizes if the model and the format accept them."""
-    if FORMATS[path.suffix].dynamic is True:
-        options |= dict(exporter='trace', portable=False)
+    if FORMATS[path.suffix].dynamic is not True:
+        export(model, example_input, path, **options)
+        return
+    options |= dict(exporter='trace', portable=False)
     try:
         export(model, example_input, path, **options)
     except ValueError:
-        if FORMATS[path.suffix].dynamic is not True:
-            raise
         export(model, example_input, path, dynamic='batch', **options)
 
 

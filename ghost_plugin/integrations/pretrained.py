@@ -118,8 +118,8 @@ def save_pretrained(
         **({PLAN: json.dumps(plan.as_dict(), indent=1) + '\n'} if plan is not None else {}),
     }
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.partial-', dir=folder) as name:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as name:
         partial = Path(name)
         save_file(_separate(kept), partial / WEIGHTS, metadata={'format': 'pt'})
         if others:
@@ -127,6 +127,7 @@ def save_pretrained(
         for file, text in files.items():
             (partial / file).write_text(text, encoding='utf-8')
         _check_copy(model, _restore(partial, trusted=True))
+        folder.mkdir(exist_ok=True)
         for path in sorted(partial.iterdir(), key=lambda path: path.name == CONFIG):
             os.replace(path, folder / path.name)
         for file in (BUFFERS, PLAN):  # of a model that was there before

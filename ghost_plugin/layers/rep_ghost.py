@@ -11,18 +11,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from .bn_folding import kernel_and_bias, scale_and_shift, with_weights
 from .cheap_ops import check_dw_size
 from .common import activation, check_positive, draw_weights, same_padding, second_moment
-from .reparam import Reparameterized
+from .reparam import Reparameterized, merge, pop_prefix, refuse_deployed
 
 Norm = Callable[[int], nn.Module]
 
 
-class _ConvNorm(nn.Sequential):
-    """A conv and its norm, named by their positions."""
+class ConvNorm(nn.Sequential):
+    """A conv and its norm, named by their positions, as a branch that can be merged."""
 
+    __jit_unused_properties__ = ('conv', 'bn1')
     folds = (('0', '1'),)
+
+    @property
+    def conv(self) -> Any:
+        """The conv."""
+        return self[0]
+
+    @property
+    def bn1(self) -> Any:
+        """The norm."""
+        return self[1]
 
 
 class RepGhostModule(Reparameterized):
@@ -81,7 +91,7 @@ class RepGhostModule(Reparameterized):
             activation(act),
         )
         padding = same_padding(dw_size, dw_dilation)
-        self.cheap_operation: Any = _ConvNorm(
+        self.cheap_operation: Any = ConvNorm(
             nn.Conv2d(
                 out_channels,
                 out_channels,
@@ -133,8 +143,7 @@ class RepGhostModule(Reparameterized):
     @torch.jit.ignore
     def merge_branches(self) -> None:
         """Replace both branches by one depthwise conv, with the names of timm's deployed form."""
-        conv, norm = self.cheap_operation
-        self.cheap_operation = _merged(conv, norm, self.fusion_bn[0])
+        self.cheap_operation = merge([self.cheap_operation], self.fusion_bn[0])
         self.fusion_bn = None
 
     def remap_state_dict(self, weights: dict[str, torch.Tensor], prefix: str) -> None:
@@ -150,35 +159,14 @@ class RepGhostModule(Reparameterized):
         cheap = f'{prefix}cheap_operation.'
         deployed, trained = f'{cheap}weight', f'{cheap}0.weight'
         if self.branched and deployed in weights and trained not in weights:
-            raise ValueError(
-                f'{deployed} is of the form for inference; its merged branches cannot be '
-                'separated again, build the model with deploy=True to load it'
-            )
+            refuse_deployed(deployed)
         if not self.branched and trained in weights:
             own: Any = self.cheap_operation
             channels = own.out_channels
-            branches: list[Any] = [
-                nn.Conv2d(channels, channels, own.kernel_size, groups=channels, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.BatchNorm2d(channels),
-            ]
-            places = (f'{cheap}0.', f'{cheap}1.', f'{prefix}fusion_bn.0.')
+            conv = nn.Conv2d(channels, channels, own.kernel_size, groups=channels, bias=False)
+            branch, skip = ConvNorm(conv, nn.BatchNorm2d(channels)), nn.BatchNorm2d(channels)
             dtype = weights[trained].dtype
-            for branch, place in zip(branches, places, strict=True):
-                names = [name for name in weights if name.startswith(place)]
-                part = {n.removeprefix(place): weights.pop(n) for n in names}
-                branch.to(dtype).load_state_dict(part)
-            merged: Any = _merged(*branches)
-            weights[deployed], weights[f'{cheap}bias'] = (
-                merged.weight.detach(),
-                merged.bias.detach(),
-            )
-
-
-@torch.no_grad()
-def _merged(conv: nn.Conv2d, norm: nn.Module, skip: nn.Module) -> nn.Conv2d:
-    """One depthwise conv that computes ``norm(conv(x)) + skip(x)`` of norms in eval mode."""
-    kernel, bias = kernel_and_bias(conv, norm)
-    scale, shift = scale_and_shift(skip)
-    kernel[:, 0, kernel.shape[2] // 2, kernel.shape[3] // 2] += scale
-    return with_weights(conv, kernel, bias + shift)
+            branch.to(dtype).load_state_dict(pop_prefix(weights, cheap))
+            skip.to(dtype).load_state_dict(pop_prefix(weights, f'{prefix}fusion_bn.0.'))
+            for name, parameter in merge([branch], skip).named_parameters():
+                weights[f'{cheap}{name}'] = parameter.detach()

@@ -7,7 +7,7 @@ every norm folds, gradients stay on.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -57,6 +57,14 @@ def merge(branches: Iterable[Any], skip: nn.Module | None = None) -> nn.Conv2d:
     return with_weights(largest, kernel, bias)
 
 
+def refuse_deployed(name: str) -> NoReturn:
+    """Raise ValueError for a tensor of the deployed form where that for training is loaded."""
+    raise ValueError(
+        f'{name} is of the form for inference; its merged branches cannot be separated again, '
+        'build the model with deploy=True to load it'
+    )
+
+
 class Reparameterized(Foldable):
     """Mixed into a block with branches, loads weights of either form into either form.
 
@@ -89,10 +97,7 @@ class Reparameterized(Foldable):
             deployed, trained = f'{prefix}{conv}.weight', f'{prefix}{groups[0]}.0.conv.weight'
             whole = f'{prefix}{conv}.bias' in weights  # without it the file is of V1 or V2
             if self.branched and whole and deployed in weights and trained not in weights:
-                raise ValueError(
-                    f'{deployed} is of the form for inference; its merged branches cannot be '
-                    'separated again, build the model with deploy=True to load it'
-                )
+                refuse_deployed(deployed)
             if not self.branched and trained in weights:
                 merged = merge(*_take(weights, *(f'{prefix}{name}' for name in groups)))
                 names = {'weight': deployed, 'bias': f'{prefix}{conv}.bias'}
@@ -112,20 +117,26 @@ def _take(
     """Remove branches and skip norm from a state dict and build them."""
     branches = []
     for name in (*(f'{convs}.{index}' for index in range(NUM_BRANCHES)), scale):
-        part = _pop(weights, f'{name}.')
+        part = pop_prefix(weights, f'{name}.')
         if part:
             out_channels, in_channels, kernel_size, _ = part['conv.weight'].shape
             branch = Branch(in_channels, out_channels, kernel_size, nn.BatchNorm2d)
             branch.to(part['conv.weight'].dtype).load_state_dict(part)
             branches.append(branch)
-    part = _pop(weights, f'{skip}.')
+    part = pop_prefix(weights, f'{skip}.')
     norm = nn.BatchNorm2d(len(part['weight'])).to(part['weight'].dtype) if part else None
     if norm is not None:
         norm.load_state_dict(part)
     return branches, norm
 
 
-def _pop(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def pop_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Remove the tensors under a prefix from a state dict; return them without it.
+
+    Args:
+        weights: Changed in place.
+        prefix: With a dot behind.
+    """
     names = [name for name in weights if name.startswith(prefix)]
     return {name.removeprefix(prefix): weights.pop(name) for name in names}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import ghost_plugin as gp
 from ghost_plugin.specs import make_divisible
-from ghost_plugin.weights import FURTHER, PUBLISHED
+from ghost_plugin.weights import ALL_PUBLISHED, FURTHER
 
 # Kernel, inner and output channels, squeeze-excite, stride; as in PaddleClas.
 ROWS = [
@@ -161,13 +161,14 @@ def test_a_hostile_file_is_refused(tmp_path):
 
 
 def test_every_set_of_weights_has_a_tag_of_its_own():
-    names = [(name, row.tag) for name, row in (*PUBLISHED.items(), *FURTHER)]
+    names = [(name, row.tag) for name, row in ALL_PUBLISHED]
     assert len(set(names)) == len(names)
     assert all(row.license for _, row in FURTHER)
 
 
 def test_an_incomplete_file_says_what_is_missing():
     names = ['conv1._conv.weight', 'conv1._batch_norm._mean', '_ghostbottleneck_0.x.weight',
-             '_ghostbottleneck_99.se_block.weight', 'fc_0._conv.weight']  # fmt: skip
+             '_ghostbottleneck_99.se_block.weight', 'fc_0._conv.weight', 'scale',
+             '_ghostbottleneck_0', '_ghostbottleneck_0.ghost_module_1']  # fmt: skip
     with pytest.raises(ValueError, match='tensors of the model do not come from this checkpoint'):
         gp.load_weights(gp.GhostNet(0.5), {name: np.zeros(3, 'f4') for name in names})

@@ -17,7 +17,7 @@ from ghost_plugin.cli.terminal import table
 from ghost_plugin.conversion.reasons import FINAL, REASONS
 from ghost_plugin.deploy.backends import ROWS
 from ghost_plugin.deploy.profiles import PROFILES, REWRITES
-from ghost_plugin.weights import FURTHER, PUBLISHED
+from ghost_plugin.weights import ALL_PUBLISHED, PUBLISHED
 
 _ARCHITECTURES = {
     '': 'GhostNet',
@@ -91,7 +91,7 @@ def models() -> str:
 def weights() -> str:
     """All published sets of weights: source, accuracy, licence, and what was compared."""
     rows = []
-    for name, row in (*PUBLISHED.items(), *FURTHER):
+    for name, row in ALL_PUBLISHED:
         source = row.source.rpartition('/')[2] if '://' in row.source else row.source
         link = f'[`{source}`]({row.source})' if '://' in row.source else f'`{source}`'
         top5 = '' if row.top5 is None else f'{row.top5:g}'

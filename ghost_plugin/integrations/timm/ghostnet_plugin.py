@@ -18,7 +18,7 @@ from ...backbones.ghostnet import GhostNet, GhostNetV2, GhostNetV3, RepGhostNet
 from ...layers.common import draw_weights
 from ...specs import FINAL_LEVEL
 from ...utils import optional
-from ...weights import FURTHER, PUBLISHED, Published, find_weights
+from ...weights import ALL_PUBLISHED, FURTHER, PUBLISHED, Published, find_weights
 from .classifier import TimmClassifierMixin, chosen_levels
 
 optional.require('timm')
@@ -225,9 +225,9 @@ def _source(name: str, arguments: Mapping[str, Any]) -> str | None:
         known = ', '.join(PUBLISHED)
         raise ValueError(f'no weights are published for {name!r}, only for {known}. {_LOCAL_HINT}')
     size = VARIANTS[name][1]
-    known = {row.source for other, row in (*PUBLISHED.items(), *FURTHER) if other == name}
+    published = {row.source for other, row in ALL_PUBLISHED if other == name}
     for key in ('width', 'arch'):
-        if source in known and key in size and arguments[key] != size[key]:
+        if source in published and key in size and arguments[key] != size[key]:
             raise ValueError(
                 f'the published weights of {name!r} have {key} {size[key]!r}, '
                 f'got {arguments[key]!r}. {_LOCAL_HINT}'

@@ -11,9 +11,8 @@ from .... import profiling
 from ....utils import optional
 from ....utils.modules import eval_mode
 from ..model_from_config import model_input
-from . import dummy_batches
 from .config_tree import find_part
-from .dummy_batches import image_channels
+from .dummy_batches import collated, image_channels
 from .kinds import find_kind, kind_of_class
 from .probing import describe_error, quiet_logging
 
@@ -200,7 +199,7 @@ def _train(model: nn.Module, batch: dict[str, Any]) -> float:
     try:
         batch = copy.deepcopy(batch)
         if type(model.data_preprocessor).__name__ == 'YOLOv5DetDataPreprocessor':
-            batch = dummy_batches.collated(batch)
+            batch = collated(batch)
         data = model.data_preprocessor(batch, True)
         if getattr(model, 'head', True) is None:  # a backbone that only extracts features
             loss = sum(one.square().mean() for one in model(**data))
