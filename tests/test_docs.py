@@ -28,7 +28,7 @@ SWAPPED = """_base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
 model = dict(backbone=dict(_delete_=True, type='ghost_plugin.GhostNet', out_indices=(2, 3, 4)))
 """
 OPTIONAL = ('timm', 'torchvision', 'mmdet', 'mmpretrain', 'segmentation_models_pytorch',
-            'lightning', 'transformers')  # fmt: skip
+            'lightning', 'transformers', 'fastai', 'anomalib')  # fmt: skip
 
 
 def page_id(page):

@@ -27,6 +27,7 @@ PIP = {
     'executorch.runtime': "pip install 'ghost_plugin[executorch]'",
     'nncf': "pip install 'ghost_plugin[quantize]'",
     'torch_pruning': "pip install 'ghost_plugin[prune]'",
+    'lightning': "pip install 'ghost_plugin[integrations]'",
     'torchvision': 'pip install torchvision',
     'matplotlib': 'pip install matplotlib',
     'PIL': 'pip install pillow',
