@@ -86,10 +86,11 @@ COLUMNS: dict[str, Mapping[str, Cell]] = {
         'Distilled (%)': value('distilled', '.2f'),
     },
     'convert_detector': {
+        'Data': value('data'),
         'Model': value('model'),
         'AP': value('metric', '.3f'),
         'Params (M)': PARAMS,
-        'MACs (M) at 160 px': MACS,
+        'MACs (M)': MACS,
     },
     'runtimes_backbones': {
         'Model': value('model'),

@@ -11,19 +11,24 @@ import ghost_plugin as gp
 from ghost_plugin.integrations.openmmlab.runner_setup import build_model
 
 
-def test_the_distilled_config_learns_from_the_network_that_was_converted(in_process, tmp_path):
+@pytest.mark.parametrize('data', ['digits', 'cells'])
+def test_the_distilled_config_learns_from_the_network_that_was_converted(
+    data, in_process, tmp_path
+):
     import convert_detector as study
 
+    dense_config = tmp_path / 'dense.py'
+    dense_config.write_text(study.CASES[data].config)
     options = ('--ratio', 2, '--include', 'backbone', '--size', 64)
     status, _, error = in_process(
-        'convert', 'config', study.DENSE, '-o', tmp_path / 'converted.py', *options
+        'convert', 'config', dense_config, '-o', tmp_path / 'converted.py', *options
     )
     assert status == 0, error
     teacher = tmp_path / 'teacher.pth'
-    dense = build_model(study.DENSE)
+    dense = build_model(dense_config)
     torch.save({'state_dict': dense.state_dict()}, teacher)
     config = tmp_path / 'distilled.py'
-    config.write_text(study.DISTILLED.format(teacher=str(teacher)))
+    config.write_text(study.DISTILLED.format(base='./converted.py', teacher=str(teacher)))
     assert len(config.read_text().splitlines()) <= 15
     assert Config.fromfile(config).train_cfg.max_epochs == 1
     model = build_model(config)
