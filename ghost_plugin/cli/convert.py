@@ -91,6 +91,11 @@ def _add_data(parser: Parser, text: str, split: str = 'val', required: bool = Fa
 
 def _add_images(parser: Parser, text: str, default: str) -> None:
     _add_data(parser, text, 'train')
+    parser.add_argument(
+        '--loader',
+        choices=['train', 'val', 'test'],
+        help='instead of --data, batches of this data loader of an OpenMMLab config',
+    )
     parser.add_argument('--images', type=whole, help=f'number of images to use ({default})')
     parser.rename('--pictures', '--images')
 
@@ -140,6 +145,13 @@ def _calibration(
     args: argparse.Namespace, source: LoadedModel, number: int, meter: Meter
 ) -> dict[str, Any]:
     """The calibration images as an argument, if there are any."""
+    if args.loader:
+        from ..integrations.openmmlab.calibration import config_batches
+
+        example = source.example()
+        mode = example['mode'] if isinstance(example, dict) else 'tensor'
+        images = args.images or number
+        return {'calibration': config_batches(args.model, source.model, images, args.loader, mode)}
     if args.data is None:
         return {}
     images = ImageFolder(args.data, args.split).some(args.images or number, args.seed)
@@ -190,11 +202,20 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def _check_scored(args: argparse.Namespace) -> None:
-    if args.data and not _given(args, BUDGETS):
+    _check_loader(args)
+    if (args.data or args.loader) and not _given(args, BUDGETS):
         fail(
             'only a budget is scored on the images of --data; give --macs, --params, '
             '--latency or --max-divergence, or leave --data out'
         )
+
+
+def _check_loader(args: argparse.Namespace) -> None:
+    """Exit if ``--loader`` is given without a config, or beside ``--data``."""
+    if args.loader and args.data:
+        fail('--loader takes the images of the config instead of those of --data; give one')
+    if args.loader and not is_config(args.model):
+        fail(f'--loader is for OpenMMLab configs, and {args.model} is none; give --data')
 
 
 def add_convert(parser: Parser) -> None:
@@ -224,6 +245,7 @@ def add_convert(parser: Parser) -> None:
 def convert(args: argparse.Namespace) -> None:
     """Write the weights of the converted model, or a config that trains it."""
     to_config = is_config(args.model) and args.out.suffix not in WEIGHTS
+    _check_loader(args)
     for said in _conversion_errors(args, to_config):
         fail(said)
     _check(args, weights=not to_config)
@@ -262,7 +284,8 @@ def _conversion_errors(args: argparse.Namespace, to_config: bool) -> list[str]:
         found.append(
             'a config says its num_classes itself; make one that inherits it and convert that'
         )
-    if to_config and not args.checkpoint and args.data and not _given(args, BUDGETS):
+    images = args.data or args.loader
+    if to_config and not args.checkpoint and images and not _given(args, BUDGETS):
         found.append('--data is for a budget (--macs) or the weights of a --checkpoint; add one')
     return found
 

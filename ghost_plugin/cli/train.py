@@ -18,6 +18,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner, checkpoint
 
 from ..integrations.openmmlab.runner_setup import (
+    allow_arrays,
     check_checkpoint,
     close_distributed,
     explain_error,
@@ -75,6 +76,7 @@ def _set_defaults(args: argparse.Namespace) -> None:
     # Versions without a list of their own classes could not resume then and stay as they are.
     if hasattr(checkpoint, 'get_torch_safe_globals'):
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+        allow_arrays()
     args.cfg_options |= {'work_dir': args.work_dir} if args.work_dir else {}
     args.work_dir = Path(args.work_dir or f'work_dirs/{Path(args.config).stem}')
 

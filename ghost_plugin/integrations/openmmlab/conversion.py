@@ -25,14 +25,14 @@ optional.require('mmengine', 'mmcv')
 from mmengine.logging import print_log
 
 from .initialization import init_weights
-from .model_from_config import initialize, model_input, raw_output_mode
+from .model_from_config import image_size, initialize, model_input, raw_output_mode
 
 
 @MODELS.register_module(name='Converted', force=True)
 def converted(
     model: dict,
     plan: str | os.PathLike | dict | None = None,
-    size: int | tuple[int, int] = 224,
+    size: int | tuple[int, int] | None = None,
     data_preprocessor: dict | None = None,
 ) -> nn.Module:
     """Build a model and convert it.
@@ -41,7 +41,8 @@ def converted(
         model: Config of any model of MMPretrain, MMDetection or another package on MMEngine.
         plan: File of a plan, which may come from calibration images; or arguments of
             :func:`ghost_plugin.plan`, such as ``dict(macs=0.6)``, for a plan without images.
-        size: Size of the image that such a plan is made for, or height and width, pixels.
+        size: Size of the image that such a plan is made for, or height and width, pixels;
+            without it that of the config of a pose estimator, 224 otherwise.
         data_preprocessor: Data preprocessor of the model, where it has none of its own.
 
     Raises:
@@ -49,6 +50,7 @@ def converted(
     """
     defaults = {'data_preprocessor': data_preprocessor} if data_preprocessor else {}
     inner = MODELS.build({**defaults, **model})
+    size = image_size(inner, model) if size is None else size
     made = _plan(inner, plan, (size, size) if isinstance(size, int) else tuple(size))
     print_log(f'{type(inner).__name__}, converted:\n{made.report()}', logger='current')
     model = made.apply(inner, inherit=False, inplace=True, optimizers=[])

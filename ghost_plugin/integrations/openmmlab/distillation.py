@@ -21,6 +21,8 @@ from .checkpoint_hook import load_matching
 
 optional.require('mmengine', 'mmcv')
 
+# Attributes of data preprocessors of MMPretrain, mmengine and MMSegmentation.
+_FLIPPED = ('to_rgb', '_channel_conversion', 'channel_conversion')
 _logger = logging.getLogger(__name__)
 
 
@@ -113,8 +115,7 @@ def renormalize(inputs: torch.Tensor, mine: nn.Module, theirs: nn.Module) -> tor
 def _statistics(preprocessor: nn.Module) -> tuple[Any, Any, bool]:
     """Mean, std, and True where the order of the colours is reversed."""
     mean, std = (getattr(preprocessor, name, None) for name in ('mean', 'std'))
-    # The first attribute is MMPretrain's, the second mmengine's.
-    flipped = any(getattr(preprocessor, key, False) for key in ('to_rgb', '_channel_conversion'))
+    flipped = any(getattr(preprocessor, key, False) for key in _FLIPPED)
     return (0.0 if mean is None else mean), (1.0 if std is None else std), flipped
 
 
@@ -129,7 +130,7 @@ def distilled(
     temperature: float = 1.0,
     data_preprocessor: dict | None = None,
 ) -> nn.Module:
-    """Build a student that learns from a teacher; classifiers and detectors.
+    """Build a student that learns from a teacher, which may be of any kind.
 
     Args:
         student: Config of the student.

@@ -31,6 +31,8 @@ class FeatureAdapter(BaseModule):
         strides: Strides of the feature maps to return. A stride may be named twice; one beyond
             the deepest is made from the level before it by convs of stride 2.
         channels: Channels of the feature maps to return; unchanged without it.
+        nested: Return the feature maps as those of the only one of several stages, which the head
+            of MSPN and RSN reads.
         init_cfg: As everywhere in OpenMMLab.
 
     Shape:
@@ -47,6 +49,7 @@ class FeatureAdapter(BaseModule):
         given: Sequence[tuple[int, int]],
         strides: Sequence[int],
         channels: Sequence[int] | None = None,
+        nested: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -56,6 +59,7 @@ class FeatureAdapter(BaseModule):
                 f'returned feature map has both; got {len(channels)} channels: give '
                 f'{len(strides)}, or leave channels out to keep those of the backbone'
             )
+        self.nested = nested
         self.backbone = ROOT.build(backbone)
         levels = {stride: (index, width) for index, (width, stride) in enumerate(given)}
         self.further = nn.ModuleList()
@@ -76,12 +80,13 @@ class FeatureAdapter(BaseModule):
             for (_, width), wanted in zip(chosen, channels or [w for _, w in chosen], strict=True)
         )
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, x: torch.Tensor) -> tuple:
         maps = list(self.backbone(x))
         for conv in self.further:
             maps.append(conv(maps[-1]))
         pairs = zip(self.sources, self.projections, strict=True)
-        return tuple(projection(maps[source]) for source, projection in pairs)
+        found = tuple(projection(maps[source]) for source, projection in pairs)
+        return (found,) if self.nested else found
 
 
 register_old_name(MODELS, 'MatchedLevels', FeatureAdapter)

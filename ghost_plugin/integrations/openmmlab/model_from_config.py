@@ -1,6 +1,6 @@
 """Build a model from an OpenMMLab config, with its preprocessing and the form of its input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from .backbone_swap import load_config
+from .backbone_swap.kinds import ModelKind, kind_of_class
 from .backbone_swap.probing import describe_error
 
+_IMAGE_SIZE = 224  # pixels, where the config names none
+_HEADS = ('head', 'bbox_head', 'decode_head', 'auxiliary_head')
 InputFn = Callable[[torch.Tensor], Any]
 
 
@@ -50,17 +53,37 @@ def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Prepr
     if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
         model.data_preprocessor = cfg.data_preprocessor  # as the Runner does it
     if num_classes is not None:
-        head = next((model[key] for key in ('head', 'bbox_head') if key in model), {})
-        if not isinstance(head, dict) or 'num_classes' not in head:
-            raise ValueError(f'{source} has no head with num_classes; change it in the config')
-        head['num_classes'] = num_classes
+        _set_classes(model, num_classes, source)
     try:
         built = MODELS.build(model)
-        preprocessing = _preprocessing(model.get('data_preprocessor') or {}, cfg)
+        size = image_size(built, model)
+        preprocessing = _preprocessing(model.get('data_preprocessor') or {}, cfg, size)
         mode = raw_output_mode(built, preprocessing.size)
         return built, preprocessing, partial(model_input, built, mode=mode)
     except Exception as error:  # constructors of other packages raise anything
         raise ValueError(f'cannot build {source}: {describe_error(error)}') from error
+
+
+def _set_classes(model: Mapping, number: int, source: str) -> None:
+    """Set the classes of all heads of a classifier, one-stage detector or segmentor, in place."""
+    found = [model[key] for key in _HEADS if model.get(key)]
+    heads = [head for one in found for head in (one if isinstance(one, list | tuple) else [one])]
+    if not heads or not all(isinstance(head, dict) and 'num_classes' in head for head in heads):
+        raise ValueError(f'{source} has no head with num_classes; change it in the config')
+    for head in heads:
+        head['num_classes'] = number
+
+
+def image_size(model: nn.Module, cfg: Mapping) -> tuple[int, int]:
+    """Height and width (pixels) of the images that a model is planned with.
+
+    Args:
+        model: The model.
+        cfg: Its config; that of a pose estimator names the size.
+    """
+    inner = cfg.get('model') or cfg.get('student') or cfg  # of Converted and Distilled
+    kind = _kind(model)
+    return kind.image_shape(inner, _IMAGE_SIZE) if kind else (_IMAGE_SIZE, _IMAGE_SIZE)
 
 
 def initialize(model: nn.Module) -> nn.Module:
@@ -81,56 +104,63 @@ def initialize(model: nn.Module) -> nn.Module:
 
 
 def model_input(model: nn.Module, images: torch.Tensor, mode: str = 'tensor') -> Any:
-    """Form the input with which a model returns raw outputs; detectors need image sizes too.
+    """Form the input with which a model returns raw outputs, as the tools of its package do.
+
+    All but classifiers get data samples with image sizes besides.
 
     Args:
         model: Model of MMPretrain, MMDetection or another package on MMEngine.
         images: (N, 3, H, W).
-        mode: Mode of a detector, as :func:`raw_output_mode` finds it.
+        mode: Mode of the model, as :func:`raw_output_mode` finds it.
     """
-    if not _is_detector(model):
+    kind = _kind(model)
+    if kind is None or kind.samples is None:
         return images
-    from mmdet.structures import DetDataSample
-
-    shape = tuple(images.shape[-2:])
-    names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
-    info = {**dict.fromkeys(names, shape), 'scale_factor': (1.0, 1.0)}
-    samples = [DetDataSample(metainfo=info) for _ in images]
+    samples = kind.samples(len(images), tuple(images.shape[-2:]))
     return {'inputs': images, 'data_samples': samples, 'mode': mode}
 
 
 @torch.no_grad()
 def raw_output_mode(model: nn.Module, size: tuple[int, int]) -> str:
-    """Return ``'tensor'``, or ``'predict'`` for detectors whose mode ``'tensor'`` fails.
+    """Return ``'tensor'``, or ``'predict'`` for models whose mode ``'tensor'`` fails.
 
     Args:
         model: As for :func:`model_input`.
         size: Height and width of the image, pixels.
     """
-    if not _is_detector(model):
+    example = model_input(model, torch.zeros(1, 3, *size))
+    if not isinstance(example, dict):
         return 'tensor'
     try:
         with eval_mode(model):
-            call_model(model, model_input(model, torch.zeros(1, 3, *size)))
+            call_model(model, example)
     except Exception:  # some heads need labels or proposals
         return 'predict'
     return 'tensor'
 
 
-def _is_detector(model: nn.Module) -> bool:
-    return type(model).__module__.startswith('mmdet.')
+def _kind(model: nn.Module) -> ModelKind | None:
+    try:
+        return kind_of_class(type(model))
+    except ValueError:  # of another kind
+        return None
 
 
-def _preprocessing(preprocessor: Any, cfg: Config) -> Preprocessing:
-    """Convert mean and std of values within 0..255, in the channel order of the network."""
+def _preprocessing(preprocessor: Any, cfg: Config, default: tuple[int, int]) -> Preprocessing:
+    """Convert mean and std of values within 0..255, in the channel order of the network.
+
+    Args:
+        preprocessor: Config of the data preprocessor.
+        cfg: The whole config.
+        default: Height and width where the config does not crop, pixels.
+    """
     mean, std = (preprocessor.get(key) for key in ('mean', 'std'))
     rgb = preprocessor.get('to_rgb') or preprocessor.get('bgr_to_rgb')
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     steps = loader.get('dataset', {}).get('pipeline', [])
     crops = [step['crop_size'] for step in steps if step.get('type') == 'CenterCrop']
-    size = crops[-1] if crops and isinstance(crops[-1], int) else 224
     return Preprocessing(
-        (size, size),
+        (crops[-1], crops[-1]) if crops and isinstance(crops[-1], int) else default,
         tuple(value / 255 for value in mean or (0, 0, 0)),
         tuple(value / 255 for value in std or (1, 1, 1)),
         bgr=not rgb,

@@ -6,9 +6,12 @@ import re
 import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import distributed, nn
 
 from ...specs import SPECS, out_channels
@@ -18,10 +21,21 @@ from ...utils.checkpoint_io import read
 optional.require('mmengine')
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
+from mmengine.utils import is_installed
+
+# Packages whose forks have another distribution name, such as onedl-mmsegmentation, which MMEngine
+# would not find. A name of a module does as well.
+FORKS = [
+    module
+    for module, package in MODULE2PACKAGE.items()
+    if find_spec(module) and not is_installed(package)
+]
+MODULE2PACKAGE.update({module: module for module in FORKS})
 
 # By mode: the keys that a Runner needs, and the loaders that it builds where the config has them.
 _REQUIRED = {
@@ -82,6 +96,16 @@ def check_checkpoint(source: str, resume: bool = False) -> None:
         )
 
 
+def allow_arrays() -> None:
+    """Let torch load numpy arrays of all numeric types from checkpoints, which run no code.
+
+    MMPose and MMSegmentation save such arrays with their data's colours and sigmas; MMEngine allows
+    three types only.
+    """
+    kinds = {type(np.dtype(code)) for code in np.typecodes['AllInteger'] + np.typecodes['Float']}
+    torch.serialization.add_safe_globals([bytes, type(np.dtype(bool)), *kinds])
+
+
 def load_run(
     config: str | os.PathLike, work_dir: Path, options: dict | None = None, mode: str = 'train'
 ) -> Config:
@@ -106,7 +130,7 @@ def load_run(
             raise ValueError(f'{config} has no {part}; it is part of a config, inherit from it')
     _check_neck(cfg.model)
     for loader in loaders:
-        _check_data(cfg, loader)
+        check_data(cfg, loader)
     return cfg
 
 
@@ -126,7 +150,16 @@ def _check_neck(model: dict) -> None:
         )
 
 
-def _check_data(cfg: Config, loader: str) -> None:
+def check_data(cfg: Config, loader: str) -> None:
+    """Check that the folder of a config's data exists.
+
+    Args:
+        cfg: Config.
+        loader: Such as ``'train_dataloader'``.
+
+    Raises:
+        FileNotFoundError: It is missing or empty.
+    """
     root = (cfg.get(loader) or {}).get('dataset', {}).get('data_root')
     if root and '://' not in root and (not os.path.isdir(root) or not os.listdir(root)):
         raise FileNotFoundError(

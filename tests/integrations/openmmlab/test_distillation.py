@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,6 +126,12 @@ def test_the_teacher_sees_what_its_own_preprocessor_gives(mine, theirs):
     data = dict(inputs=torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))
     got = renormalize(student(dict(data))['inputs'], student, teacher)
     torch.testing.assert_close(got, teacher(dict(data))['inputs'], rtol=1e-5, atol=1e-3)
+
+
+def test_preprocessors_of_older_segmentors_say_otherwise_that_they_flip_colours():
+    mine, theirs = SimpleNamespace(channel_conversion=True), SimpleNamespace()
+    images = torch.randn(1, 3, 2, 2)
+    torch.testing.assert_close(renormalize(images, mine, theirs), images.flip(1), rtol=0, atol=0)
 
 
 def test_detector_learns_from_its_neck():

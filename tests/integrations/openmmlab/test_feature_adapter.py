@@ -26,6 +26,8 @@ def test_levels_are_made_and_matched():
     assert [one.shape[1:] for one in maps] == [(20, 16, 16)] * 2 + [(80, 4, 4), (80, 1, 1)]
     wide = MODELS.build({**cfg, 'strides': strides, 'channels': [20, 9, 80, 7]})
     assert [one.shape[1] for one in wide(torch.randn(2, 3, 64, 64))] == [20, 9, 80, 7]
+    nested = MODELS.build({**cfg, 'strides': strides, 'nested': True})
+    assert [len(stage) for stage in nested(torch.randn(2, 3, 64, 64))] == [4]
 
 
 def test_the_old_name_still_builds():

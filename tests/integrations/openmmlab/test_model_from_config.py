@@ -6,6 +6,7 @@ pytest.importorskip('mmengine')
 pytest.importorskip('mmcv')
 
 import torch
+from torch import nn
 
 from ghost_plugin.integrations.openmmlab import model_from_config
 
@@ -54,9 +55,13 @@ def test_no_head_with_classes(tmp_path):
         model_from_config.build(str(tmp_path / 'a.py'), num_classes=3)
 
 
+class BaseDetector(nn.Module):
+    """Named like MMDetection's base class."""
+
+
 def test_detectors_need_image_sizes():
     pytest.importorskip('mmdet')
-    detector = type('Detector', (torch.nn.Module,), {'__module__': 'mmdet.models'})()
+    detector = type('Detector', (BaseDetector,), {})()
     given = model_from_config.model_input(detector, torch.zeros(2, 3, 32, 48), 'predict')
     assert given['mode'] == 'predict' and len(given['data_samples']) == 2
     assert given['data_samples'][0].img_shape == (32, 48)

@@ -10,8 +10,10 @@ pytest.importorskip('mmcv')
 
 from mmengine.config import Config
 from mmengine.hooks import LoggerHook
+from mmengine.utils import is_installed
 
 from ghost_plugin.integrations.openmmlab import runner_setup
+from ghost_plugin.integrations.openmmlab.backbone_swap import resolve
 
 WHOLE = """
 model = dict(backbone=dict(type='ghost_plugin.GhostNet', width=0.5, out_indices=(2, 3, 4)),
@@ -189,3 +191,12 @@ def test_models_of_two_frameworks_are_built_in_turn_without_a_warning(capfd):
         runner_setup.build_model(config)
     out, err = capfd.readouterr()
     assert 'WARNING' not in out + err
+
+
+def test_packages_of_forks_are_found_by_the_name_of_their_module():
+    pytest.importorskip('mmseg')
+    assert runner_setup.read_config(
+        resolve('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py')
+    )
+    for module in runner_setup.FORKS:
+        assert is_installed(module) and runner_setup.MODULE2PACKAGE[module] == module

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ....utils import optional
-from ..runner_setup import read_config
+from ..runner_setup import FORKS, read_config
 
 optional.require('mmengine', 'mmcv')
 
@@ -154,6 +154,7 @@ def base_name(base: str, folder: Path) -> str:
         base: File or ``package::`` name.
         folder: Folder of the config that inherits it.
     """
-    if '::' in base:
+    if '::' in base and base.partition('::')[0] not in FORKS:
         return base
+    base = resolve(base)  # MMEngine itself does not find the configs of forks by name
     return Path(os.path.relpath(Path(base).resolve(), folder.resolve())).as_posix()

@@ -8,7 +8,7 @@ import torch
 
 from ....utils import optional
 from .config_tree import first_of, merge, tree_change, type_name
-from .probing import Level, on_meta_or_cpu
+from .probing import Level, on_meta_or_cpu, quiet_logging
 
 optional.require('mmengine', 'mmcv')
 
@@ -80,6 +80,28 @@ def levels_read(neck: Any, levels: Sequence[Level], scope: str) -> list[bool]:
     """
     outputs = _neck_outputs(neck, levels, scope) if neck else None
     return outputs.levels_read if outputs else [True] * len(levels)
+
+
+def heads_build(part: Mapping, change: Mapping[str, Any], scope: str) -> bool:
+    """Say if all heads can be built that could be built before a change.
+
+    Args:
+        part: Config of the model.
+        change: What :func:`fit` returned; a head may want channels that its groups divide.
+        scope: Package in which names are looked up.
+    """
+    init_default_scope(scope)
+    heads = [key for key in change if key != 'neck' and isinstance(part[key], Mapping)]
+    return all(_builds(merge(part[key], change[key])) or not _builds(part[key]) for key in heads)
+
+
+def _builds(cfg: Mapping) -> bool:
+    try:
+        with torch.device('meta'), quiet_logging():
+            MODELS.build(merge(cfg, None))
+        return True
+    except Exception:  # modules of other packages raise anything
+        return False
 
 
 def _neck_change(neck: Any, backbone: _Source) -> Any:

@@ -7,8 +7,9 @@ from .... import specs
 from ....specs import FINAL_LEVEL
 from . import consumers
 from .config_tree import is_ghost_backbone, type_name
-from .probing import Level, probe_levels
+from .probing import Level, levels_in_training, probe_levels
 
+_STAGED = ('MSPNHead',)  # heads that read feature maps of several stages, each with its levels
 _STRIDES = tuple(2 ** (level + 1) for level in range(FINAL_LEVEL))  # of the levels 0..4
 _DEEPEST = FINAL_LEVEL - 1
 
@@ -62,6 +63,13 @@ def change(
             cannot be had.
     """
     old = probe_levels(part['backbone'], scope)
+    trained = levels_in_training(part['backbone'], scope) if last_level else None
+    if trained not in (None, len(old)):
+        raise ValueError(
+            f'the backbone {type_name(part["backbone"])} returns {trained} feature maps in '
+            f'training and {len(old)} otherwise, and {_reader(part)} reads them so; no other '
+            'backbone does'
+        )
     backbone, remarks = new, []
     if is_ghost_backbone(new):
         specs.find(new['type'])  # raises for an unknown name
@@ -80,6 +88,8 @@ def change(
             'anchors, strides and sizes that heads name stay as they were'
         )
     fitted = consumers.fit(part, old, maps, scope, last_level=last_level)
+    if fitted and last_level and not consumers.heads_build(part, fitted, scope):
+        fitted = None
     if fitted is None:
         if not projections:
             raise ValueError(
@@ -92,6 +102,8 @@ def change(
             for (before, _), (now, _), is_read in zip(old, maps, read, strict=True)
         ]
         backbone = _adapter(new, given, [s for _, s in maps], wanted)
+        if type_name(part.get('head')) in _STAGED:
+            backbone['nested'] = True
         remarks.append(
             f'1x1 convs make the {_channels(old)} channels that {_reader(part)} must have'
         )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from .config_tree import type_name
@@ -11,6 +12,7 @@ from .config_tree import type_name
 _MASKS = re.compile('mask|HeadIns|DetIns')  # in configs of models that learn from masks
 _ROTATED = re.compile("'boxtype2tensor': False|'type': '[\\w.]*Rotated")
 _CORNERS = re.compile('qbox|GVFixCoder')  # in configs of models that learn four corners
+_KEYPOINTS = re.compile("'num_keypoints': (\\d+)")
 _PERSON = (256, 128)  # height and width of an image of one person, pixels
 _CLASSES = 2  # labels 0 and 1 exist in every head with classes
 
@@ -34,6 +36,7 @@ def detection_batch(part: Mapping, size: int) -> dict[str, Any]:
     if _ROTATED.search(str(part)):
         return _rotated_batch(part, size)
     classes = _num_classes(part)
+    keypoints = _KEYPOINTS.search(str(part))
     semantic = (part.get('roi_head') or {}).get('semantic_head')
     batch = demo_mm_inputs(
         2,
@@ -47,6 +50,10 @@ def detection_batch(part: Mapping, size: int) -> dict[str, Any]:
     )
     for sample in batch['data_samples']:
         sample.gt_instances.labels %= classes
+        if keypoints:
+            rows = torch.ones(len(sample.gt_instances), int(keypoints[1]))
+            sample.gt_instances.keypoints = size * torch.rand(*rows.shape, 2)
+            sample.gt_instances.keypoints_visible = rows
         ignored = sample.ignored_instances
         ignored.labels = torch.zeros(len(ignored.bboxes), dtype=torch.long)
         sample.proposals = InstanceData(
@@ -145,19 +152,64 @@ def segmentation_batch(part: Mapping, size: int) -> dict[str, Any]:
         part: Config of the segmentor.
         size: Image size, pixels.
     """
-    from mmengine.structures import BaseDataElement, PixelData
+    from mmengine.structures import PixelData
 
     shape = (size, size)
-    info = {'img_shape': shape, 'ori_shape': shape, 'pad_shape': shape, 'padding_size': [0] * 4}
     classes = _num_classes(part)
-    samples = []
-    for _ in range(2):
-        sample = BaseDataElement(metainfo=info)
+    samples = segmentation_samples(2, shape)
+    for sample in samples:
         sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, *shape)))
         sample.gt_edge_map = PixelData(data=torch.randint(0, 2, (1, *shape)))
-        samples.append(sample)
     images = [torch.randint(0, 256, (image_channels(part), *shape), dtype=torch.uint8)] * 2
     return {'inputs': images, 'data_samples': samples}
+
+
+def detection_samples(number: int, shape: tuple[int, int]) -> list:
+    """Data samples without labels for detectors.
+
+    Args:
+        number: Images.
+        shape: Height and width of an image, pixels.
+    """
+    from mmdet.structures import DetDataSample
+
+    names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
+    info = {**dict.fromkeys(names, shape), 'scale_factor': (1.0, 1.0)}
+    return [DetDataSample(metainfo=info) for _ in range(number)]
+
+
+def segmentation_samples(number: int, shape: tuple[int, int]) -> list:
+    """Data samples without labels for segmentors.
+
+    Args:
+        number: Images.
+        shape: Height and width of an image, pixels.
+    """
+    from mmengine.structures import BaseDataElement
+
+    info = {'img_shape': shape, 'ori_shape': shape, 'pad_shape': shape, 'padding_size': [0] * 4}
+    return [BaseDataElement(metainfo=info) for _ in range(number)]
+
+
+def pose_samples(number: int, shape: tuple[int, int]) -> list:
+    """Data samples without labels for pose estimators: the whole image is the person.
+
+    Args:
+        number: Images.
+        shape: Height and width of an image, pixels.
+    """
+    from mmengine.structures import InstanceData
+    from mmpose.structures import PoseDataSample
+
+    height, width = shape
+    size = np.array([width, height], dtype=np.float32)
+    info = {'img_shape': shape, 'ori_shape': shape, 'input_size': (width, height),
+            'input_center': size / 2, 'input_scale': size}  # fmt: skip
+    box = np.array([[0, 0, width, height]], dtype=np.float32)
+    samples = [PoseDataSample(metainfo=info) for _ in range(number)]
+    for sample in samples:
+        sample.gt_instances = InstanceData(bboxes=box, bbox_scores=np.ones(1, dtype=np.float32))
+    return samples
 
 
 def _codec(part: Mapping) -> Mapping:
@@ -185,6 +237,8 @@ def pose_batch(part: Mapping, size: int) -> dict[str, Any]:
     """
     from mmpose.testing import get_packed_inputs
 
+    if type_name(part) == 'BottomupPoseEstimator':
+        return _bottom_up_batch(part, size)
     height, width = pose_shape(part, size)
     head, codec = part.get('head') or {}, _codec(part)
     keypoints = next((head[key] for key in ('out_channels', 'num_joints', 'num_keypoints')
@@ -192,6 +246,7 @@ def pose_batch(part: Mapping, size: int) -> dict[str, Any]:
     batch = get_packed_inputs(
         2,
         num_keypoints=keypoints,
+        num_levels=1 + max(head.get('level_indices') or [0]),
         img_shape=(height, width),
         input_size=(width, height),
         heatmap_size=codec.get('heatmap_size') or (width // 4, height // 4),
@@ -200,3 +255,49 @@ def pose_batch(part: Mapping, size: int) -> dict[str, Any]:
     for sample in batch['data_samples']:
         sample.set_metainfo({'flip_indices': list(range(keypoints))})
     return batch
+
+
+def _bottom_up_batch(part: Mapping, size: int) -> dict[str, Any]:
+    """Two images of several persons, with the labels that MMPose's pipeline makes by the codec."""
+    from mmengine.dataset import pseudo_collate
+    from mmpose.datasets.transforms import BottomupGetHeatmapMask, GenerateTarget, PackPoseInputs
+
+    height, width = pose_shape(part, size)
+    codec = dict(_codec(part) or {'type': 'YOLOXPoseAnnotationProcessor'})
+    targets, mask = GenerateTarget(encoder=codec), BottomupGetHeatmapMask()
+    keypoints = part['head'].get('num_keypoints', 17)
+    images = [_persons(height, width, keypoints, seed) for seed in range(2)]
+    for image in images:
+        if type_name(codec) == 'DecoupledHeatmap':
+            del image['bbox']  # it wants the four corners, or makes them from the keypoints
+        targets.transform(image)
+        if 'heatmaps' in image:
+            mask.transform(image)
+            fields = image.get('field_mapping_table') or PackPoseInputs.field_mapping_table
+            image['field_mapping_table'] = {**fields, 'heatmap_mask': 'heatmap_mask'}
+    return pseudo_collate([PackPoseInputs().transform(image) for image in images])
+
+
+def _persons(height: int, width: int, keypoints: int, seed: int) -> dict[str, Any]:
+    """An image of three persons, as MMPose's pipeline holds it before its labels are made."""
+    generator = np.random.default_rng(seed)
+    low, size = generator.uniform(0, 0.4, (3, 1, 2)), generator.uniform(0.3, 0.5, (3, 1, 2))
+    points = (low + size * generator.random((3, keypoints, 2))) * (width, height)
+    boxes = np.concatenate((points.min(1), points.max(1)), axis=1)
+    pixels = np.array([width, height], dtype=np.float32)
+    return {
+        'img': generator.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        'img_shape': (height, width),
+        'ori_shape': (height, width),
+        'input_size': (width, height),
+        'input_center': pixels / 2,
+        'input_scale': pixels,
+        'keypoints': points.astype(np.float32),
+        'keypoints_visible': np.ones((3, keypoints), dtype=np.float32),
+        'bbox': boxes.astype(np.float32),
+        'bbox_score': np.ones(3, dtype=np.float32),
+        'area': np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).astype(np.float32),
+        'category_id': [1] * 3,
+        'flip_indices': list(range(keypoints)),
+        'warp_mat': np.eye(2, 3, dtype=np.float32),  # without one OpenCV refuses the mask's type
+    }

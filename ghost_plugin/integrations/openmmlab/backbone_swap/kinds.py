@@ -25,6 +25,8 @@ class ModelKind:
         change: Called with the model's config, the new backbone's config and the scope; returns
             the change of the model's config and remarks.
         batch: Called with the model's config and the image size in pixels; returns a dummy batch.
+        samples: Called with the number of images and their height and width in pixels; returns
+            data samples without labels. Without it the model is called with images only.
         image_shape: Called like ``batch``; returns height and width in pixels.
         trial_sizes: Image sizes in pixels for a training step, the next where one is too small.
         cost_size: Image size in pixels for a table of costs.
@@ -35,12 +37,13 @@ class ModelKind:
     scope: str
     change: Callable[[Mapping, dict[str, Any], str], tuple[dict[str, Any], list[str]]]
     batch: Callable[[Mapping, int], dict[str, Any]]
+    samples: Callable[[int, tuple[int, int]], list] | None = None
     image_shape: Callable[[Mapping, int], tuple[int, int]] = dummy_batches.square
     trial_sizes: tuple[int, ...] = (128, 320)
     cost_size: int = 256
 
 
-_last_level = partial(detectors.change, projections=False, last_level=True)
+_last_level = partial(detectors.change, projections=True, last_level=True)
 KINDS = (
     ModelKind(
         'classifier',
@@ -57,9 +60,15 @@ KINDS = (
         'mmdet',
         partial(detectors.change, projections=True, last_level=False),
         dummy_batches.detection_batch,
+        dummy_batches.detection_samples,
     ),
     ModelKind(
-        'segmentor', ('BaseSegmentor',), 'mmseg', _last_level, dummy_batches.segmentation_batch
+        'segmentor',
+        ('BaseSegmentor',),
+        'mmseg',
+        _last_level,
+        dummy_batches.segmentation_batch,
+        dummy_batches.segmentation_samples,
     ),
     ModelKind(
         'pose estimator',
@@ -67,6 +76,7 @@ KINDS = (
         'mmpose',
         _last_level,
         dummy_batches.pose_batch,
+        dummy_batches.pose_samples,
         image_shape=dummy_batches.pose_shape,
         trial_sizes=(256,),
     ),

@@ -1,5 +1,6 @@
 """Build modules of other packages and read what they return: channels and strides of levels."""
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ _SIZE = 128  # of the probe image, pixels; all strides up to 128 divide it
 # Keys that do not affect shapes; old norms with eps=0 do not run in current PyTorch.
 _IGNORED = ('init_cfg', 'pretrained', 'norm_cfg')
 Level = tuple[int, int]  # channels and stride (pixels) of one feature map
-_PROBED: dict[tuple[str, str], list[Level]] = {}  # by config as JSON, and scope
+_PROBED: dict[tuple[str, str], list[Level]] = {}  # by config as text, and scope
 Result = TypeVar('Result')
 
 
@@ -38,14 +39,14 @@ def probe_levels(cfg: dict, scope: str) -> list[Level]:
     except TypeError:  # the config holds more than plain values
         return _probe(bare, scope)
     if (text, scope) not in _PROBED:
-        _PROBED[text, scope] = _probe(json.loads(text), scope)  # a copy: constructors write into it
+        _PROBED[text, scope] = _probe(bare, scope)
     return list(_PROBED[text, scope])
 
 
 def _probe(cfg: dict, scope: str) -> list[Level]:
     def run(device: str) -> list[torch.Tensor]:
         with torch.device(device), torch.no_grad():
-            backbone = MODELS.build(dict(cfg))
+            backbone = MODELS.build(copy.deepcopy(cfg))  # constructors write into it
             backbone.eval()  # on its own line: many of OpenMMLab's return None here
             maps = backbone(torch.zeros(1, cfg.get('in_channels', 3), _SIZE, _SIZE))
         return list(maps) if isinstance(maps, tuple | list) else [maps]
@@ -57,11 +58,41 @@ def _probe(cfg: dict, scope: str) -> list[Level]:
         raise ValueError(
             f'cannot build backbone {cfg.get("type")!r}: {describe_error(error)}'
         ) from error
+    if isinstance(maps[0], tuple | list):
+        if len(maps) > 1:
+            raise ValueError(
+                f'the backbone {cfg.get("type")} returns feature maps of {len(maps)} networks one '
+                'behind the other, and its head reads them all; swap in a config with one stage'
+            )
+        maps = list(maps[0])
     if any(len(getattr(one, 'shape', ())) != 4 for one in maps):
         raise ValueError(
             f'the backbone {cfg.get("type")} returns tokens or scores, not feature maps'
         )
     return [(one.shape[1], round(_SIZE / one.shape[-1])) for one in maps]
+
+
+def levels_in_training(cfg: dict, scope: str) -> int | None:
+    """Number of feature maps that a backbone returns in training mode; None where it does not run.
+
+    Args:
+        cfg: Config of the backbone.
+        scope: Package whose names it uses.
+    """
+    bare = {key: value for key, value in cfg.items() if key not in _IGNORED}
+
+    def run(device: str) -> int:
+        with torch.device(device), torch.no_grad():
+            backbone = MODELS.build(copy.deepcopy(bare))
+            backbone.train()
+            maps = backbone(torch.zeros(2, cfg.get('in_channels', 3), _SIZE, _SIZE))
+        return len(maps) if isinstance(maps, tuple | list) else 1
+
+    init_default_scope(scope)
+    try:
+        return run('meta')
+    except Exception:  # modules of other packages raise anything
+        return None
 
 
 def on_meta_or_cpu(run: Callable[[str], Result]) -> Result:

@@ -111,6 +111,20 @@ def build(cfg: Config) -> tuple[nn.Module, Mapping]:
     Raises:
         ValueError: It cannot be built.
     """
+    part = light_config(cfg)
+    kind = find_kind(part, cfg.get('default_scope'))
+    try:
+        with quiet_logging():
+            init_default_scope(cfg.get('default_scope') or kind.scope)
+            built = MODELS.build(part)
+            built.init_weights()
+        return built, part
+    except Exception as error:  # constructors of other packages raise anything
+        raise ValueError(f'cannot build the model: {describe_error(error)}') from error
+
+
+def light_config(cfg: Config) -> Mapping:
+    """The config of the model that holds the backbone, made light as for :func:`build`."""
     model = copy.deepcopy(cfg.model)
     _, part = find_part(model)
     kind = find_kind(part, cfg.get('default_scope'))
@@ -128,14 +142,7 @@ def build(cfg: Config) -> tuple[nn.Module, Mapping]:
     if preprocessor.get('size'):
         preprocessor.update(size=None, size_divisor=32)
     _lighten(part)
-    try:
-        with quiet_logging():
-            init_default_scope(cfg.get('default_scope') or kind.scope)
-            built = MODELS.build(part)
-            built.init_weights()
-        return built, part
-    except Exception as error:  # constructors of other packages raise anything
-        raise ValueError(f'cannot build the model: {describe_error(error)}') from error
+    return part
 
 
 def _lighten(node: Any) -> None:

@@ -6,6 +6,7 @@ pytest.importorskip('mmengine')
 pytest.importorskip('mmcv')
 
 from ghost_plugin.integrations.openmmlab.backbone_swap import (
+    config_io,
     load_config,
     refuse_python_style,
     resolve,
@@ -71,3 +72,12 @@ def test_names(tmp_path):
         resolve('mmdet::none')
     (tmp_path / 'a.py').write_text('x = 1')
     assert load_config(tmp_path / 'a.py').x == 1
+
+
+def test_configs_of_a_fork_are_named_by_their_path(monkeypatch, tmp_path):
+    pytest.importorskip('mmpretrain')
+    name = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
+    assert base_name(name, tmp_path) == name
+    monkeypatch.setattr(config_io, 'FORKS', ['mmpretrain'])
+    path = base_name(name, tmp_path)
+    assert '::' not in path and (tmp_path / path).resolve().samefile(resolve(name))

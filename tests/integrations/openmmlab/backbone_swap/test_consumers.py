@@ -57,3 +57,11 @@ def test_a_neck_between():
     assert fit(neck={**neck, 'in_channels': [1, 2, 3]}) is None
     assert consumers.levels_read(neck, OLD, 'mmengine') == [False, False, True]
     assert consumers.levels_read(None, OLD, 'mmengine') == [True] * 3
+
+
+def test_heads_that_cannot_be_built_any_more():
+    head = {'type': 'LastLevelNeck', 'in_channels': [16, 32, 64], 'out_channels': 16, 'groups': 16}
+    change = {'head': {'in_channels': [12, 20, 56]}}
+    assert not consumers.heads_build({'head': head}, change, 'mmengine')
+    assert consumers.heads_build({'head': {**head, 'groups': 1}}, change, 'mmengine')
+    assert consumers.heads_build({'head': {'type': 'Unheard'}}, change, 'mmengine')  # never built

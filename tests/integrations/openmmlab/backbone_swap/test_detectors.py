@@ -41,6 +41,13 @@ def test_a_reader_of_fixed_channels_gets_them_by_1x1_convs():
         change(part, GHOST, 'mmengine', projections=False, last_level=False)
 
 
+def test_a_head_of_stages_gets_the_maps_of_one():
+    old = {**GHOST, 'width': 1.0, 'out_indices': (1, 2)}
+    part = {'type': 'X', 'backbone': old, 'head': {'type': 'MSPNHead', 'unit_channels': 40}}
+    new, _ = change(part, GHOST, 'mmengine', projections=True, last_level=True)
+    assert new['backbone']['nested'] and new['backbone']['channels'] == [24, 40]
+
+
 def test_another_number_of_levels_is_refused():
     part = {'type': 'X', 'backbone': {**GHOST, 'width': 1.0}, 'bbox_head': {}}
     with pytest.raises(ValueError, match=r'bbox_head wants 4 levels .* give 4 with --out-indices'):
