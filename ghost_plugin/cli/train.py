@@ -139,7 +139,7 @@ def test(args: argparse.Namespace) -> None:
         cfg.load_from = args.checkpoint
         metrics = Runner.from_cfg(cfg).test()
         if args.json:
-            args.json.write_text(json.dumps(metrics, indent=1))
+            args.json.write_text(json.dumps(metrics, indent=1, default=float))  # numpy's, too
         close_distributed()
     except KeyboardInterrupt:
         fail(INTERRUPTED)

@@ -12,11 +12,13 @@ import numpy as np
 from ghost_plugin.integrations.openmmlab.backbone_swap import resolve
 
 SEGMENTOR = 'mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py'
+OWN_IMAGES = ['--macs', '0.98', '--include', 'backbone.stage4*', '--loader', 'val', '--images', '2']
 POSE = 'mmpose::body_2d_keypoint/rtmpose/coco/rtmpose-t_8xb256-420e_coco-256x192.py'
 # Eight images of bright discs; a pixel's class says if it is in the disc.
 SEGMENTATION = """
 _base_ = {base!r}
 root = {root!r}
+model = dict(data_preprocessor=dict(size=(64, 64)))
 steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
 images = dict(_delete_=True, type='BaseSegDataset', data_root=root, img_suffix='.png',
               metainfo=dict(classes=[str(i) for i in range(19)]), pipeline=steps,
@@ -80,18 +82,20 @@ def discs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'text', 'checkpoint', 'metric'),
-    [(SEGMENTOR, SEGMENTATION, 'iter_3.pth', 'mIoU'), (POSE, POSES, 'epoch_1.pth', 'PCK')],
+    ('name', 'text', 'checkpoint', 'metric', 'plan'),
+    [
+        (SEGMENTOR, SEGMENTATION, 'iter_3.pth', 'mIoU', ['--ratio', '2']),
+        (POSE, POSES, 'epoch_1.pth', 'PCK', OWN_IMAGES),
+    ],
 )
 def test_a_converted_config_is_trained_and_tested(
-    ok, environ, discs, name, text, checkpoint, metric
+    ok, environ, discs, name, text, checkpoint, metric, plan
 ):
     pytest.importorskip(f'{name.partition(":")[0]}.models', exc_type=Exception)
     dense, config, work = discs / 'dense.py', discs / 'converted.py', discs / 'run'
     points = str(discs / 'points.py')
     dense.write_text(text.format(base=resolve(name), root=f'{discs}/', points=points))
-    own = ['--macs', '0.8', '--loader', 'val', '--images', '4']
-    assert 'converted.plan.json' in ok('convert', dense, *own, '-o', config)
+    assert 'converted.plan.json' in ok('convert', dense, *plan, '-o', config)
     ok('train', config, '--work-dir', work)
     result = discs / 'metrics.json'
     ok('test', config, work / checkpoint, '--work-dir', work, '--json', result)

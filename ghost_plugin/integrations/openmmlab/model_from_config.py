@@ -20,7 +20,7 @@ from .backbone_swap import load_config
 from .backbone_swap.kinds import ModelKind, kind_of_class
 from .backbone_swap.probing import describe_error
 
-_IMAGE_SIZE = 224  # pixels, where the config names none
+_IMAGE_SIZES = (224, 256)  # pixels, where the config names none; the second if the first fails
 _HEADS = ('head', 'bbox_head', 'decode_head', 'auxiliary_head')
 InputFn = Callable[[torch.Tensor], Any]
 
@@ -83,7 +83,11 @@ def image_size(model: nn.Module, cfg: Mapping) -> tuple[int, int]:
     """
     inner = cfg.get('model') or cfg.get('student') or cfg  # of Converted and Distilled
     kind = _kind(model)
-    return kind.image_shape(inner, _IMAGE_SIZE) if kind else (_IMAGE_SIZE, _IMAGE_SIZE)
+    if kind is None or kind.samples is None:
+        return _IMAGE_SIZES[0], _IMAGE_SIZES[0]
+    first, second = (kind.image_shape(inner, size) for size in _IMAGE_SIZES)
+    # Levels of stride 64 want a multiple of it; a model may also run in no size in this mode.
+    return second if not _runs(model, first) and _runs(model, second) else first
 
 
 def initialize(model: nn.Module) -> nn.Module:
@@ -120,7 +124,6 @@ def model_input(model: nn.Module, images: torch.Tensor, mode: str = 'tensor') ->
     return {'inputs': images, 'data_samples': samples, 'mode': mode}
 
 
-@torch.no_grad()
 def raw_output_mode(model: nn.Module, size: tuple[int, int]) -> str:
     """Return ``'tensor'``, or ``'predict'`` for models whose mode ``'tensor'`` fails.
 
@@ -128,15 +131,20 @@ def raw_output_mode(model: nn.Module, size: tuple[int, int]) -> str:
         model: As for :func:`model_input`.
         size: Height and width of the image, pixels.
     """
-    example = model_input(model, torch.zeros(1, 3, *size))
-    if not isinstance(example, dict):
-        return 'tensor'
+    # Some heads need labels or proposals.
+    kind = _kind(model)
+    plain = kind is None or kind.samples is None
+    return 'tensor' if plain or _runs(model, size) else 'predict'
+
+
+def _runs(model: nn.Module, size: tuple[int, int]) -> bool:
+    """Say if a model runs on an image in the mode ``'tensor'``."""
     try:
         with eval_mode(model):
-            call_model(model, example)
-    except Exception:  # some heads need labels or proposals
-        return 'predict'
-    return 'tensor'
+            call_model(model, model_input(model, torch.zeros(1, 3, *size)))
+    except Exception:  # models of other packages raise anything
+        return False
+    return True
 
 
 def _kind(model: nn.Module) -> ModelKind | None:

@@ -59,6 +59,21 @@ class BaseDetector(nn.Module):
     """Named like MMDetection's base class."""
 
 
+class Pyramid(BaseDetector):
+    """Has a level of stride 64, as P6 models of MMYOLO."""
+
+    def forward(self, inputs, data_samples, mode):
+        assert mode == 'tensor' and inputs.shape[-1] % 64 == 0
+
+
+@pytest.mark.parametrize(
+    ('kind', 'size'), [(Pyramid, 256), (BaseDetector, 224), (nn.Identity, 224)]
+)
+def test_the_second_size_is_taken_where_the_first_fails(kind, size):
+    pytest.importorskip('mmdet')
+    assert model_from_config.image_size(kind(), {}) == (size, size)
+
+
 def test_detectors_need_image_sizes():
     pytest.importorskip('mmdet')
     detector = type('Detector', (BaseDetector,), {})()

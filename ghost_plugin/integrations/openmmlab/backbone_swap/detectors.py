@@ -125,7 +125,7 @@ def _with_levels(
             f'level {max(chosen.values())} of {_DEEPEST}'
         )
     given = probe_levels(new, scope)
-    if len(given) == len(old):
+    if len(given) == len(old) and strides == sorted(strides):  # MSPN begins with the deepest
         return new, new, remarks
     stride_of = {level: s for level, (_, s) in zip(new['out_indices'], given, strict=True)}
     ready = (*stride_of.values(), *(s for s in strides if s > max(stride_of.values())))

@@ -235,6 +235,7 @@ def pose_batch(part: Mapping, size: int) -> dict[str, Any]:
         part: Config of the pose estimator.
         size: Image size where its codec names none, pixels.
     """
+    from mmengine.structures import InstanceData
     from mmpose.testing import get_packed_inputs
 
     if type_name(part) == 'BottomupPoseEstimator':
@@ -243,10 +244,11 @@ def pose_batch(part: Mapping, size: int) -> dict[str, Any]:
     head, codec = part.get('head') or {}, _codec(part)
     keypoints = next((head[key] for key in ('out_channels', 'num_joints', 'num_keypoints')
                       if isinstance(head.get(key), int)), 17)  # fmt: skip
+    levels = 1 + max(head.get('level_indices') or [0])  # of MSPN
     batch = get_packed_inputs(
         2,
         num_keypoints=keypoints,
-        num_levels=1 + max(head.get('level_indices') or [0]),
+        num_levels=levels,
         img_shape=(height, width),
         input_size=(width, height),
         heatmap_size=codec.get('heatmap_size') or (width // 4, height // 4),
@@ -254,6 +256,9 @@ def pose_batch(part: Mapping, size: int) -> dict[str, Any]:
     )
     for sample in batch['data_samples']:
         sample.set_metainfo({'flip_indices': list(range(keypoints))})
+        if levels > 1:  # the pipeline's shape is (levels, 1, keypoints)
+            weights = sample.gt_instance_labels.keypoint_weights.transpose(0, 1)
+            sample.gt_instance_labels = InstanceData(keypoint_weights=weights)
     return batch
 
 

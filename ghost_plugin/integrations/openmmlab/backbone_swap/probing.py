@@ -86,7 +86,9 @@ def levels_in_training(cfg: dict, scope: str) -> int | None:
             backbone = MODELS.build(copy.deepcopy(bare))
             backbone.train()
             maps = backbone(torch.zeros(2, cfg.get('in_channels', 3), _SIZE, _SIZE))
-        return len(maps) if isinstance(maps, tuple | list) else 1
+        if isinstance(maps, torch.Tensor):
+            return 1
+        return len(maps[0] if isinstance(maps[0], tuple | list) else maps)
 
     init_default_scope(scope)
     try:

@@ -11,7 +11,7 @@ from .... import profiling
 from ....utils import optional
 from ....utils.modules import eval_mode
 from ..model_from_config import model_input
-from .config_tree import find_part
+from .config_tree import find_part, type_name
 from .dummy_batches import collated, image_channels
 from .kinds import find_kind, kind_of_class
 from .probing import describe_error, quiet_logging
@@ -25,6 +25,7 @@ from mmengine.registry import MODELS, init_default_scope
 # Progress of training that a Runner publishes; some losses depend on it.
 _PROGRESS = {'iter': 0, 'epoch': 0, 'max_iters': 1000, 'max_epochs': 12}
 _SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'naiveSyncBN')  # they train on GPUs only
+_ONE_BY_ONE = ('BottomupPoseEstimator',)  # models that predict one image at a time
 _MAX_REGIONS = 32  # sampled regions in one training step
 
 
@@ -184,6 +185,8 @@ def train_and_predict(model: nn.Module, part: Mapping, size: int = 128) -> float
     if hasattr(type(model), 'predict') and getattr(model, 'head', True) is not None:
         try:
             with eval_mode(model):
+                if type_name(part) in _ONE_BY_ONE:
+                    batch = {key: values[:1] for key, values in batch.items()}
                 data = model.data_preprocessor(copy.deepcopy(batch), False)
                 model(**data, mode='predict')
         except Exception as error:  # code of other packages raises anything

@@ -5,6 +5,9 @@ import pytest
 pytest.importorskip('mmengine')
 pytest.importorskip('mmcv')
 
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+
 from ghost_plugin.integrations.openmmlab.backbone_swap.detectors import change, choose_levels
 
 GHOST = {'type': 'ghost_plugin.GhostNet', 'width': 0.5}
@@ -46,6 +49,20 @@ def test_a_head_of_stages_gets_the_maps_of_one():
     part = {'type': 'X', 'backbone': old, 'head': {'type': 'MSPNHead', 'unit_channels': 40}}
     new, _ = change(part, GHOST, 'mmengine', projections=True, last_level=True)
     assert new['backbone']['nested'] and new['backbone']['channels'] == [24, 40]
+
+
+@MODELS.register_module(force=True)
+class DeepestFirst(BaseModule):
+    """Returns the level of stride 16 before that of stride 4, as MSPN does."""
+
+    def forward(self, x):
+        return x.new_zeros(1, 8, 8, 8), x.new_zeros(1, 9, 32, 32)
+
+
+def test_levels_keep_their_order():
+    part = {'type': 'X', 'backbone': {'type': 'DeepestFirst'}, 'head': {}}
+    new, _ = change(part, GHOST, 'mmengine', projections=True, last_level=True)
+    assert new['backbone']['strides'] == [16, 4] and new['backbone']['channels'] == [8, 9]
 
 
 def test_another_number_of_levels_is_refused():
