@@ -4,7 +4,7 @@ The plan is only read; the errors of its layers are in the plan of the result.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from ..layers.ghost import GhostConv2d
 from ..utils.modules import deepcopy_detached, plain_forward
 from .dense_checkpoints import convert_dense_weights
 from .fitting.batches import as_batches, can_concat
-from .fitting.few_images import few_images, misled
+from .fitting.few_images import converted_outputs, few_images, misled
 from .fitting.joint_assignment import assign_jointly
 from .fitting.network import reconstruct_network
 from .fitting.reconstruction import reconstruct_blocks, reconstruct_layers
@@ -31,7 +31,7 @@ from .fitting.sequential import (
 from .fitting.views import with_views
 from .inspection import check_root
 from .plan import NUM_STEPS, ConversionPlan, fingerprint
-from .progress import ProgressFn, reporting
+from .progress import ProgressFn, Report, reporting, silent
 from .reasons import FINAL, REASONS
 from .surgery import (
     build_ghosts,
@@ -100,10 +100,8 @@ def apply_plan(
     plan.check_conversions()
     if not inplace:
         model = _copy(plan, model)
-    settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
-    norms = {layer.name: layer.norm for layer in plan.layers}
     with reporting(progress) as report:
-        task = FitTask(model, build_ghosts(model, settings, plan.seed), norms, repair, report)
+        task = _task(plan, model, repair=repair, report=report)
         results = FitResults()
         if inherit:
             shared = bool(plan.latency) if share_permutations is None else share_permutations
@@ -127,6 +125,33 @@ def apply_plan(
         )
     layers = tuple(replace(layer, error=results.errors.get(layer.name)) for layer in plan.layers)
     return ConversionResult(model, replace(plan, layers=layers))
+
+
+@plain_forward()
+@torch.inference_mode(False)
+def outputs_by_plan(
+    plan: ConversionPlan, model: nn.Module, batches: list[Any], judging: Sequence[Any]
+) -> list[list[torch.Tensor]]:
+    """Outputs of a converted model that is not made, to measure a plan by.
+
+    Args:
+        plan: A plan of the model.
+        model: The original; it is only read.
+        batches: Calibration batches.
+        judging: Batches to give outputs for.
+
+    Returns:
+        Floating tensors for each batch.
+    """
+    task = _task(plan, model, repair=True, report=silent)
+    task, results = _fit(plan, task, batches, None, 0, bool(plan.latency))
+    return converted_outputs(task, results, judging)
+
+
+def _task(plan: ConversionPlan, model: nn.Module, *, repair: bool, report: Report) -> FitTask:
+    settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
+    norms = {layer.name: layer.norm for layer in plan.layers}
+    return FitTask(model, build_ghosts(model, settings, plan.seed), norms, repair, report)
 
 
 def _check_options(reconstruct: str | None, steps: int, inherit: bool, calibrated: bool) -> None:

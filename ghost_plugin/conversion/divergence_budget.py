@@ -9,25 +9,23 @@ are enough.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from .apply import apply_plan
 from .budget import meet_budget, undecided_layers
-from .fitting.batches import rebatch
-from .fitting.divergence import divergence_of_images, has_divergence
+from .judging import make_judge
 from .plan import ConversionPlan
 from .progress import Report
+from .repair_discount import find_discount
 from .variants import Variant
 
-MIN_IMAGES, HELD_SHARE = 32, 0.3  # calibration images, and the share of them that judges plans
 FIRST_SHARE = 0.8  # of the multiply-adds
 MAX_TRIES = 6  # plans that are applied
 CLOSE = 0.85  # a plan with at least so much of the divergence allowed is taken
 MIN_STEP, MAX_STEP = 0.005, 0.15  # between shares
 SLOPE = 20  # of the divergence's logarithm by the share, until two plans show it
-IMAGES_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -64,29 +62,18 @@ def meet_divergence(
         ValueError: Too few images; a model whose outputs cannot be compared; no plan that
             converts anything stays below the limit.
     """
-    images = list(rebatch(batches, 1))
-    if len(images) < MIN_IMAGES:
-        raise ValueError(
-            f'max_divergence needs at least {MIN_IMAGES} calibration images, some of which judge '
-            f'the plans, got {len(images)}'
-        )
-    if not has_divergence(model, images[0]):
-        raise ValueError(
-            f'max_divergence compares tensors with one entry for each image, and {plan.model} '
-            'gives none; call a part of it, or set macs= instead'
-        )
-    number = round(HELD_SHARE * len(images))
-    fitted, judging = (
-        list(rebatch(part, IMAGES_AT_A_TIME))
-        for part in (images[: len(images) - number], images[len(images) - number :])
-    )
+    judge = make_judge(model, batches)
     least = _least_share(plan)
     kept: _Trial | None = None  # the cheapest plan below the limit
     failed: _Trial | None = None  # the dearest above
     share = max(least, FIRST_SHARE)
+    plan = find_discount(model, plan, partial(meet_budget, macs=share), batches, report)
     report('plans', 0, MAX_TRIES)
     for tried in range(1, MAX_TRIES + 1):
-        trial = _try(model, meet_budget(plan, macs=share), fitted, judging)
+        tried_plan = meet_budget(plan, macs=share)
+        trial = _Trial(
+            tried_plan, tried_plan.totals['macs_after'] / plan.macs, judge.divergence(tried_plan)
+        )
         report('plans', tried, MAX_TRIES)
         if trial.divergence <= limit:
             kept = trial
@@ -107,18 +94,6 @@ def meet_divergence(
             'give more calibration images, or convert other convs (include, keep_first)'
         )
     return replace(kept.plan, divergence={'limit': limit, 'measured': kept.divergence})
-
-
-def _try(
-    model: nn.Module, plan: ConversionPlan, fitted: Sequence[Any], judging: Sequence[Any]
-) -> _Trial:
-    if not any(layer.converts for layer in plan.layers):
-        return _Trial(plan, 1.0, 0.0)
-    converted = apply_plan(plan, model, calibration=fitted, progress=False).model
-    each = divergence_of_images(model, converted, judging).double()
-    error = each.std() / math.sqrt(len(each))
-    share = plan.totals['macs_after'] / plan.macs
-    return _Trial(plan, share, float(each.mean() + error))
 
 
 def _least_share(plan: ConversionPlan) -> float:

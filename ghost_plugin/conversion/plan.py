@@ -62,7 +62,8 @@ class LayerPlan:
         shape: Sizes of the conv.
         group_size: Number of primary channels that each ghost mixes, or ``'all'``.
         norm: Name of the norm that follows and can take a shift of the channels.
-        scores: Estimated change of the network's output when only this conv is converted, by ratio.
+        scores: Estimated change of the network's output when this conv is converted, by ratio,
+            less what layers behind are expected to take back.
         latencies: Milliseconds of one call, by ratio; 1 is the conv as it is.
         error: Squared error of the output relative to its variance, once applied.
     """

@@ -12,9 +12,7 @@ inputs that they get, which removes small errors and not large ones. Measured on
 at 90 % of its multiply-adds, 350 calibration images, before any training, as divergence from the
 original's predictions on 150 others: 0.07 to 0.09 with p = 1.25, 0.08 with 1.5, 0.11 with 1 and
 0.12 with 2; without the fit 0.12. ResNet-20 is alike with 1.25 and 1.5, and worse with 1.
-
-With images the layers behind a converted one are refitted to what reaches them, and each takes back
-a part of its error, so early convs count less than late ones (``REPAIRED``).
+:mod:`ghost_plugin.conversion.repair_discount` then weighs early convs against late ones.
 """
 
 from collections import defaultdict
@@ -54,7 +52,6 @@ from .surgery import build_ghosts
 from .variants import Variant
 
 POWER = 1.25  # exponent of the error
-REPAIRED, LEAST = 0.06, 0.05  # share of an error that each layer behind takes back; what remains
 NUM_PROJECTIONS = 32  # random projections of the output over all images, at least
 MIN_PROJECTIONS = 4  # for each image
 MAX_IMAGES = 64  # images that the output is observed on, at most
@@ -120,13 +117,8 @@ def score(
         if name not in changes:
             return layer.keep('no_gradient')
         remaining = fitted[name] / errors[name][reference[name]]
-        weight = changes[name] / fitted[name] * (depths[name] if batches else 1)
-        return replace(layer, scores=_scores(errors[name], remaining, weight))
+        return replace(layer, scores=_scores(errors[name], remaining, changes[name] / fitted[name]))
 
-    depths = {
-        layer.name: max(LEAST, (1 - REPAIRED) ** behind)
-        for behind, layer in enumerate(reversed(layers))
-    }
     return tuple(map(with_scores, layers))
 
 

@@ -35,18 +35,28 @@ def misled(task: FitTask, results: FitResults, plain: FitTask, batches: Sequence
         True if the outputs on the very same images are hardly better for the fits; False if
         outputs cannot be compared.
     """
-    wanted = _outputs(FitTask(task.model, {}, {}), FitResults(), batches)
+    wanted = converted_outputs(FitTask(task.model, {}, {}), FitResults(), batches)
     fitted, unfitted = (
-        _error(_outputs(*conversion, batches), wanted)
+        _error(converted_outputs(*conversion, batches), wanted)
         for conversion in ((task, results), (plain, FitResults()))
     )
     return fitted > max(ROUNDING_ERROR, (1 - MIN_GAIN) * unfitted)
 
 
-def _outputs(
+@torch.no_grad()
+def converted_outputs(
     task: FitTask, results: FitResults, batches: Sequence[Any]
 ) -> list[list[torch.Tensor]]:
-    """Floating output tensors, for each batch, of the model with Ghosts, shifts and blocks."""
+    """Outputs of a conversion, without making the converted model.
+
+    Args:
+        task: With fitted Ghosts.
+        results: Of the fits.
+        batches: What to call it with.
+
+    Returns:
+        Floating tensors for each batch.
+    """
 
     def _override(name: str, forward: Forward) -> Forward:
         if name in results.blocks:

@@ -1,0 +1,87 @@
+"""Measured divergence of a plan, on images that its fits did not see."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..utils.modules import eval_mode
+from .apply import outputs_by_plan
+from .fitting.batches import batch_size, rebatch
+from .fitting.divergence import divergence, has_divergence, outputs
+from .plan import ConversionPlan
+
+MIN_IMAGES, HELD_SHARE = 32, 0.3  # calibration images, and the share of them that judges plans
+IMAGES_AT_A_TIME = 16
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures plans of one model.
+
+    Attributes:
+        model: The original; it is left as it was.
+        fitted, judging: Batches that plans are fitted to, and those that they are compared on.
+        wanted: Outputs of the original for the latter.
+    """
+
+    model: nn.Module
+    fitted: list[Any]
+    judging: list[Any]
+    wanted: list[list[torch.Tensor]]
+
+    def divergence(self, plan: ConversionPlan) -> float:
+        """Mean divergence over the judging images, plus its standard error."""
+        if not any(layer.converts for layer in plan.layers):
+            return 0.0
+        found = outputs_by_plan(plan, self.model, self.fitted, self.judging)
+        pairs = zip(found, self.wanted, strict=True)
+        each = torch.cat([divergence(mine, theirs) for mine, theirs in pairs]).double()
+        return float(each.mean() + each.std() / math.sqrt(len(each)))
+
+
+def make_judge(model: nn.Module, batches: Sequence[Any], most: int | None = None) -> Judge:
+    """Share calibration images out between fits and judging.
+
+    Args:
+        model: The original.
+        batches: Calibration batches; the last images judge.
+        most: Number of images to use at most.
+
+    Raises:
+        ValueError: Too few images; a model whose outputs cannot be compared.
+    """
+    images = list(rebatch(batches, 1))[:most]
+    if len(images) < MIN_IMAGES:
+        raise ValueError(
+            f'max_divergence needs at least {MIN_IMAGES} calibration images, some of which judge '
+            f'the plans, got {len(images)}'
+        )
+    if not has_divergence(model, images[0]):
+        raise ValueError(
+            'max_divergence compares tensors with one entry for each image, and '
+            f'{type(model).__name__} gives none; call a part of it, or set macs= instead'
+        )
+    number = round(HELD_SHARE * len(images))
+    fitted, judging = (
+        list(rebatch(part, IMAGES_AT_A_TIME))
+        for part in (images[: len(images) - number], images[len(images) - number :])
+    )
+    with torch.no_grad(), eval_mode(model):
+        wanted = [outputs(model, batch) for batch in judging]
+    return Judge(model, fitted, judging, wanted)
+
+
+def can_judge(model: nn.Module, batches: Sequence[Any]) -> bool:
+    """Say if there are enough images, and outputs that can be compared.
+
+    Args:
+        model: It runs once.
+        batches: Calibration batches.
+    """
+    return sum(map(batch_size, batches)) >= MIN_IMAGES and has_divergence(
+        model, next(rebatch(batches, 1))
+    )
