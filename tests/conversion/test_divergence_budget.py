@@ -1,9 +1,9 @@
 import pytest
 import torch
+from helpers.divergences import divergence_of_images
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.conversion.fitting.divergence import divergence_of_images
 
 IMAGES = [torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
 NEW = [torch.randn(200, 3, 16, 16, generator=torch.Generator().manual_seed(9))]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from helpers.divergences import divergence_of_images
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.conversion import repair_discount
-from ghost_plugin.conversion.fitting.divergence import divergence
+from ghost_plugin.conversion import judging, repair_discount
 from ghost_plugin.conversion.repair_discount import DEFAULT, LEAST, discounted
 
 IMAGES = [torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
@@ -26,10 +26,9 @@ def scores(plan):
     return [layer.scores for layer in plan.layers]
 
 
-@torch.no_grad()
 def measured(plan, model, images):
     converted = plan.apply(model, calibration=IMAGES)
-    return float(divergence([converted(images)], [model(images)]).mean())
+    return float(divergence_of_images(model, converted, [images]).mean())
 
 
 def test_each_conv_behind_takes_its_share(model):
@@ -56,7 +55,7 @@ def test_the_share_with_the_least_divergence_is_taken(model, best, monkeypatch):
         seen.append(plan)
         return 0.1 if len(seen) == best + 1 else 0.2
 
-    monkeypatch.setattr(repair_discount.Judge, 'divergence', judged)
+    monkeypatch.setattr(judging.Judge, 'divergence', judged)
     monkeypatch.setattr(repair_discount, 'SHARES', (0.0, DEFAULT, 0.5))  # so that plans differ
     plan = gp.plan(model, IMAGES[0], macs=0.7, keep_first=False, calibration=IMAGES)
     assert len(seen) == 3
@@ -85,7 +84,7 @@ def test_without_images_all_convs_count_alike(model, budget, monkeypatch):
 
 
 def test_too_few_images_to_measure_give_the_usual_share(model, monkeypatch):
-    monkeypatch.setattr(repair_discount.Judge, 'divergence', lambda *args: pytest.fail('measured'))
+    monkeypatch.setattr(judging.Judge, 'divergence', lambda *args: pytest.fail('measured'))
     used = []
     monkeypatch.setattr(
         repair_discount, 'discounted', lambda plan, share: used.append(share) or plan

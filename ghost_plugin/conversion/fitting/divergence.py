@@ -62,18 +62,3 @@ def has_divergence(model: nn.Module, image: Any) -> bool:
     with eval_mode(model):
         found = outputs(model, pair)
     return bool(found) and all(leaf.ndim > 1 and len(leaf) == 2 for leaf in found)
-
-
-@torch.no_grad()
-def divergence_of_images(
-    original: nn.Module, converted: nn.Module, batches: Sequence[Any]
-) -> torch.Tensor:
-    """(images,) divergence of each image, in eval mode.
-
-    Args:
-        original, converted: The networks.
-        batches: Batches of images.
-    """
-    with eval_mode(original), eval_mode(converted):
-        parts = [divergence(outputs(converted, b), outputs(original, b)) for b in batches]
-    return torch.cat(parts)

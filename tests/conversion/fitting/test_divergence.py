@@ -2,11 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ghost_plugin.conversion.fitting.divergence import (
-    divergence,
-    divergence_of_images,
-    has_divergence,
-)
+from ghost_plugin.conversion.fitting.divergence import divergence, has_divergence
 
 
 def test_logits_diverge_by_kullback_and_leibler():
@@ -27,14 +23,6 @@ def test_several_tensors_count_alike():
     logits, maps = torch.randn(6, 10), torch.randn(6, 4, 8, 8)
     both = divergence([logits, maps + 1], [logits, maps])
     torch.testing.assert_close(both, divergence([maps + 1], [maps]) / 2)
-
-
-def test_images_of_all_batches_are_in_order():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    other = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    images = torch.randn(7, 3, 2, 2)
-    found = divergence_of_images(net, other, [images[:4], images[4:]])
-    torch.testing.assert_close(found, divergence([other(images)], [net(images)]))
 
 
 class Detections(nn.Module):

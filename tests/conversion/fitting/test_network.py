@@ -3,10 +3,10 @@ import logging
 
 import pytest
 import torch
+from helpers.divergences import divergence_of_images
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.conversion.fitting.divergence import divergence_of_images
 from ghost_plugin.conversion.fitting.network import reconstruct_network
 from ghost_plugin.conversion.progress import silent
 
