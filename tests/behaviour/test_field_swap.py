@@ -405,8 +405,8 @@ def test_levels_that_a_neck_skips_are_found():
     pytest.importorskip('mmdet')
     neck = {'type': 'FPN', 'in_channels': OLD, 'out_channels': 8, 'start_level': 1, 'num_outs': 4}
     maps = list(zip(OLD, (4, 8, 16, 32), strict=True))
-    assert consumers.levels_read(neck, maps, 'mmdet') == [False, True, True, True]
-    assert consumers.levels_read(None, maps, 'mmdet') == [True] * 4
+    assert consumers.levels_read({'neck': neck}, maps, 'mmdet') == [False, True, True, True]
+    assert consumers.levels_read({}, maps, 'mmdet') == [True] * 4
 
 
 def installed(package, name):

@@ -70,29 +70,51 @@ def fit(
     return {**changed, **(_fit_heads(part, sources, None, last_level) or {})}
 
 
-def levels_read(neck: Any, levels: Sequence[Level], scope: str) -> list[bool]:
-    """Find the levels of a backbone that the outputs of a neck depend on.
+def levels_read(part: Mapping, levels: Sequence[Level], scope: str) -> list[bool]:
+    """Find the levels of a backbone that its neck reads or, without one, its heads.
 
     Args:
-        neck: Config of the neck; without one all levels are read.
+        part: Config of the model; all levels are read where it does not say which.
         levels: Levels of the backbone.
         scope: Package in which names are looked up.
     """
-    outputs = _neck_outputs(neck, levels, scope) if neck else None
-    return outputs.levels_read if outputs else [True] * len(levels)
+    if part.get('neck'):
+        outputs = _neck_outputs(part['neck'], levels, scope)
+        return outputs.levels_read if outputs else [True] * len(levels)
+    found = [value for key, value in part.items() if key.endswith('head') and value]
+    heads = [head for one in found for head in (one if isinstance(one, list | tuple) else [one])]
+    if not heads or not all('in_index' in head for head in heads):
+        return [True] * len(levels)
+    read = [False] * len(levels)
+    for head in heads:
+        index, low = head['in_index'], [0] if head.get('c1_in_channels') else []
+        for one in [*(index if isinstance(index, list | tuple) else [index]), *low]:
+            read[one] = True
+    return read
 
 
 def heads_build(part: Mapping, change: Mapping[str, Any], scope: str) -> bool:
-    """Say if all heads can be built that could be built before a change.
+    """Say if all heads can be built that could be built before a change, with the same outputs.
 
     Args:
         part: Config of the model.
-        change: What :func:`fit` returned; a head may want channels that its groups divide.
+        change: What :func:`fit` returned; a head may want channels that its groups divide, or
+            return the levels as they are.
         scope: Package in which names are looked up.
     """
     init_default_scope(scope)
     heads = [key for key in change if key != 'neck' and isinstance(part[key], Mapping)]
-    return all(_builds(merge(part[key], change[key])) or not _builds(part[key]) for key in heads)
+    return all(
+        not _is_identity(part[key])
+        and (_builds(merge(part[key], change[key])) or not _builds(part[key]))
+        for key in heads
+    )
+
+
+def _is_identity(head: Mapping) -> bool:
+    """True for a head without layers of its own, such as that of CPM."""
+    layers = ('final_layer', 'deconv_out_channels', 'conv_out_channels')
+    return 'final_layer' in head and not any(head.get(name) for name in layers)
 
 
 def _builds(cfg: Mapping) -> bool:

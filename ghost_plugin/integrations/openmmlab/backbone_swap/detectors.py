@@ -96,7 +96,7 @@ def change(
                 f'{_reader(part)} reads levels of {_channels(old)} channels and names no channels '
                 f'that could become the {_channels(maps)} of the new backbone; change it by hand'
             )
-        read = consumers.levels_read(part.get('neck'), old, scope)
+        read = consumers.levels_read(part, old, scope)
         wanted = [
             before if is_read else now
             for (before, _), (now, _), is_read in zip(old, maps, read, strict=True)

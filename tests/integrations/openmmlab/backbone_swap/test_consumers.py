@@ -55,8 +55,21 @@ def test_a_neck_between():
     assert fit(neck={**neck, 'groups': 9}, head={}) == {'neck': change}  # it never ran
     assert fit(neck={**neck, 'out_channels': 16, 'groups': 16}) is None  # 56 has no 16 groups
     assert fit(neck={**neck, 'in_channels': [1, 2, 3]}) is None
-    assert consumers.levels_read(neck, OLD, 'mmengine') == [False, False, True]
-    assert consumers.levels_read(None, OLD, 'mmengine') == [True] * 3
+    assert consumers.levels_read({'neck': neck}, OLD, 'mmengine') == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    'heads, read',
+    [
+        ({}, [True, True, True]),
+        ({'head': {'in_channels': 64}}, [True, True, True]),
+        ({'decode_head': {'in_index': -1}}, [False, False, True]),
+        ({'decode_head': {'in_index': 2, 'c1_in_channels': 16}}, [True, False, True]),
+        ({'head': [{'in_index': [1, 2]}], 'auxiliary_head': None}, [False, True, True]),
+    ],
+)
+def test_levels_that_heads_read(heads, read):
+    assert consumers.levels_read(heads, OLD, 'mmengine') == read
 
 
 def test_heads_that_cannot_be_built_any_more():
@@ -64,4 +77,6 @@ def test_heads_that_cannot_be_built_any_more():
     change = {'head': {'in_channels': [12, 20, 56]}}
     assert not consumers.heads_build({'head': head}, change, 'mmengine')
     assert consumers.heads_build({'head': {**head, 'groups': 1}}, change, 'mmengine')
+    bare = {**head, 'groups': 1, 'final_layer': None}
+    assert not consumers.heads_build({'head': bare}, change, 'mmengine')
     assert consumers.heads_build({'head': {'type': 'Unheard'}}, change, 'mmengine')  # never built
