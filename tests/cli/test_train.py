@@ -18,6 +18,7 @@ import torch
 from mmengine.runner import checkpoint
 
 import ghost_plugin as gp
+from ghost_plugin.utils import optional
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/classification/ghostnet-050_digits.py'
@@ -132,6 +133,33 @@ def test_a_run_is_trained_and_tested(cli, environ, pictures, tmp_path):
     status, _, err = cli('test', CONFIG, last, *options)
     assert status == 0, err
     assert 0 <= json.loads(metrics.read_text())['accuracy/top1'] <= 100
+
+
+@pytest.mark.parametrize(
+    'package, config, metric',
+    [
+        ('mmseg', 'segmentation/fpn-head_ghostnet-050_digits.py', 'mIoU'),
+        ('mmpose', 'pose/td-hm_ghostnet-050_digits.py', 'PCK'),
+    ],
+)
+def test_a_sibling_is_trained_and_tested(
+    cli, environ, package, config, metric, tmp_path, monkeypatch
+):
+    if not optional.usable(f'{package}.models', 'sklearn'):
+        pytest.skip(f'needs {package} and scikit-learn')
+    monkeypatch.chdir(tmp_path)
+    maker = [sys.executable, ROOT / 'tools/data/make_digits.py', '--train', '4', '--val', '2']
+    subprocess.run(maker, check=True, env={**ENV, 'PYTHONPATH': str(ROOT)})
+    options = ['--cfg-options', 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=2']
+    for loader in ('train', 'val', 'test'):
+        options += [f'{loader}_dataloader.num_workers=0']
+        options += [f'{loader}_dataloader.persistent_workers=False']
+    status, _, err = cli('train', ROOT / 'configs' / config, '--work-dir', 'run', *options)
+    assert status == 0, err
+    given = ['run/epoch_1.pth', '--json', 'metrics.json', '--work-dir', 'test', *options]
+    status, _, err = cli('test', ROOT / 'configs' / config, *given)
+    assert status == 0, err
+    assert 0 <= json.loads(Path('metrics.json').read_text())[metric] <= 100
 
 
 @pytest.mark.slow

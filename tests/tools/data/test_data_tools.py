@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -376,3 +377,43 @@ def test_digits_of_both_splits_come_from_different_samples(tmp_path):
     for box in (a['bbox'] for a in coco['annotations']):
         assert box[0] >= 0 and box[1] >= 0 and box[0] + box[2] <= 160 and box[1] + box[3] <= 160
     refused(run('make_digits.py', tmp_path / 'e', '--train', 0), '--train 0')
+
+
+def test_masks_of_digits_lie_on_their_ink(tmp_path):
+    done = run('make_digits.py', tmp_path, '--train', 4, '--val', 2, '--force')
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / 'segmentation'
+    images, masks = (sorted((folder / kind).rglob('*.*')) for kind in ('img_dir', 'ann_dir'))
+    assert [path.parent.name for path in masks] == 4 * ['train'] + 2 * ['val']
+    assert [path.stem for path in images] == [path.stem for path in masks]
+    for image, mask in zip(images, masks, strict=True):
+        grey = np.asarray(Image.open(image).convert('L'), 'float')
+        labels = np.asarray(Image.open(mask))
+        assert grey.shape == labels.shape == (64, 64)
+        assert labels.max() <= 10 and 1 <= len(np.unique(labels[labels > 0])) <= 3
+        assert abs(grey[labels > 0].mean() - grey[labels == 0].mean()) > 20
+
+
+def test_key_points_of_digits_lie_within_their_boxes(tmp_path):
+    done = run('make_digits.py', tmp_path, '--train', 4, '--val', 2, '--force')
+    assert done.returncode == 0, done.stderr
+    coco = json.loads((tmp_path / 'keypoints/train.json').read_text())
+    assert [a['image_id'] for a in coco['annotations']] == [i['id'] for i in coco['images']]
+    assert coco['categories'][3]['keypoints'] == ['top', 'bottom', 'left', 'right']
+    for one in coco['annotations']:
+        x, y, w, h = one['bbox']
+        points = np.array(one['keypoints']).reshape(4, 3)
+        assert (points[:, 2] == 2).all() and one['num_keypoints'] == 4
+        assert x >= 0 and y >= 0 and x + w <= 64 and y + h <= 64
+        assert (points[:, :2] >= [x, y]).all() and (points[:, :2] <= [x + w, y + h]).all()
+        (_, top), (_, bottom), (left, _), (right, _) = points[:, :2]
+        assert top < bottom and left < right
+
+
+def test_ends_of_a_letter_t():
+    tool = importlib.import_module('make_digits')
+    ink = np.zeros((16, 16))
+    ink[:2], ink[:, 7:9] = 1, 0.5
+    made = tool.keypoints_of(tool.Digit(1, 20, 30, ink), np.random.default_rng(0))
+    ends = np.array(made['keypoints']).reshape(4, 3)[:, :2] - [20, 30]
+    assert ends.tolist() == [[7.5, 0.5], [7.5, 14.5], [0.5, 0.5], [14.5, 0.5]]
