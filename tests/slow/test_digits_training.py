@@ -17,10 +17,11 @@ ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path]), 'OMP_NUM_THREADS': '1'}
 # Of processors: 4 minutes on 2 cores. One thread trains and one process loads the images.
 SECONDS = 2 * 240
-# Package, config, metric and the least that it has to reach.
+# Package, config, metric and the least that it has to reach; key points count within 0.05 of the
+# longer side of the box.
 RECIPES = (
     ('mmseg', 'segmentation/fpn-head_ghostnet-050_digits.py', 'mIoU', 80.0),
-    ('mmpose', 'pose/td-hm_ghostnet-050_digits.py', 'PCK', 0.9),
+    ('mmpose', 'pose/td-hm_ghostnet-050_digits.py', 'PCK', 0.85),
 )
 
 
