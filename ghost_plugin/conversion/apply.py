@@ -16,6 +16,7 @@ from ..layers.ghost import GhostConv2d
 from ..utils.modules import deepcopy_detached, plain_forward
 from .dense_checkpoints import convert_dense_weights
 from .fitting.batches import as_batches, can_concat
+from .fitting.divergence import divergence
 from .fitting.few_images import converted_outputs, few_images, misled
 from .fitting.joint_assignment import assign_jointly
 from .fitting.network import reconstruct_network
@@ -129,23 +130,29 @@ def apply_plan(
 
 @plain_forward()
 @torch.inference_mode(False)
-def outputs_by_plan(
-    plan: ConversionPlan, model: nn.Module, batches: list[Any], judging: Sequence[Any]
-) -> list[list[torch.Tensor]]:
-    """Outputs of a converted model that is not made, to measure a plan by.
+def measure_plan(
+    plan: ConversionPlan,
+    model: nn.Module,
+    batches: list[Any],
+    judging: Sequence[Any],
+    wanted: Sequence[list[torch.Tensor]],
+) -> torch.Tensor:
+    """Divergence of the model that a plan gives, which is not made.
 
     Args:
         plan: A plan of the model.
         model: The original; it is only read.
         batches: Calibration batches.
-        judging: Batches to give outputs for.
+        judging: Batches to compare outputs for.
+        wanted: Floating outputs of the original for them.
 
     Returns:
-        Floating tensors for each batch.
+        (images,) of the images of ``judging``.
     """
     task = _task(plan, model, repair=True, report=silent)
     task, results = _fit(plan, task, batches, None, 0, bool(plan.latency))
-    return converted_outputs(task, results, judging)
+    found = converted_outputs(task, results, judging)
+    return torch.cat([divergence(*pair) for pair in zip(found, wanted, strict=True)])
 
 
 def _task(plan: ConversionPlan, model: nn.Module, *, repair: bool, report: Report) -> FitTask:

@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from ..utils.modules import eval_mode
-from .apply import outputs_by_plan
+from .apply import measure_plan
 from .fitting.batches import batch_size, rebatch
-from .fitting.divergence import divergence, has_divergence, outputs
+from .fitting.divergence import has_divergence, outputs
 from .plan import ConversionPlan
 
 MIN_IMAGES, HELD_SHARE = 32, 0.3  # calibration images, and the share of them that judges plans
 IMAGES_AT_A_TIME = 16
+# Outputs of the original that are held; feature maps of a detector have tens of megabytes an image.
+OUTPUT_BYTES, MIN_JUDGING = 2**30, 4
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,7 @@ class Judge:
         """Mean divergence over the judging images, plus its standard error."""
         if not any(layer.converts for layer in plan.layers):
             return 0.0
-        found = outputs_by_plan(plan, self.model, self.fitted, self.judging)
-        pairs = zip(found, self.wanted, strict=True)
-        each = torch.cat([divergence(mine, theirs) for mine, theirs in pairs]).double()
+        each = measure_plan(plan, self.model, self.fitted, self.judging, self.wanted).double()
         return float(each.mean() + each.std() / math.sqrt(len(each)))
 
 
@@ -65,7 +65,9 @@ def make_judge(model: nn.Module, batches: Sequence[Any], most: int | None = None
             'max_divergence compares tensors with one entry for each image, and '
             f'{type(model).__name__} gives none; call a part of it, or set macs= instead'
         )
-    number = round(HELD_SHARE * len(images))
+    with torch.no_grad(), eval_mode(model):
+        size = sum(leaf.numel() * leaf.element_size() for leaf in outputs(model, images[0]))
+    number = min(round(HELD_SHARE * len(images)), max(MIN_JUDGING, OUTPUT_BYTES // size))
     fitted, judging = (
         list(rebatch(part, IMAGES_AT_A_TIME))
         for part in (images[: len(images) - number], images[len(images) - number :])

@@ -1,7 +1,7 @@
 """Check that a few calibration images made a conversion better than none would have."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,26 +35,27 @@ def misled(task: FitTask, results: FitResults, plain: FitTask, batches: Sequence
         True if the outputs on the very same images are hardly better for the fits; False if
         outputs cannot be compared.
     """
-    wanted = converted_outputs(FitTask(task.model, {}, {}), FitResults(), batches)
+    wanted = list(converted_outputs(FitTask(task.model, {}, {}), FitResults(), batches))
     fitted, unfitted = (
-        _error(converted_outputs(*conversion, batches), wanted)
+        _error(list(converted_outputs(*conversion, batches)), wanted)
         for conversion in ((task, results), (plain, FitResults()))
     )
     return fitted > max(ROUNDING_ERROR, (1 - MIN_GAIN) * unfitted)
 
 
-@torch.no_grad()
 def converted_outputs(
     task: FitTask, results: FitResults, batches: Sequence[Any]
-) -> list[list[torch.Tensor]]:
+) -> Iterator[list[torch.Tensor]]:
     """Outputs of a conversion, without making the converted model.
+
+    The model itself must not be called before the last batch has been yielded.
 
     Args:
         task: With fitted Ghosts.
         results: Of the fits.
         batches: What to call it with.
 
-    Returns:
+    Yields:
         Floating tensors for each batch.
     """
 
@@ -74,10 +75,10 @@ def converted_outputs(
         forward_overrides(task.model, {**dict.fromkeys(outside), **results.blocks}, _override),
         eval_mode(task.model),
     ):
-        return [
-            [t for t in tensors_in(call_model(task.model, batch)) if t.is_floating_point()]
-            for batch in batches
-        ]
+        for batch in batches:
+            with torch.no_grad():
+                found = call_model(task.model, batch)
+            yield [t for t in tensors_in(found) if t.is_floating_point()]
 
 
 def _error(got: list[list[torch.Tensor]], wanted: list[list[torch.Tensor]]) -> float:
