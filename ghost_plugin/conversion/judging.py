@@ -10,7 +10,7 @@ from torch import nn
 
 from ..utils.modules import eval_mode
 from .apply import measure_plan
-from .fitting.batches import batch_size, rebatch
+from .fitting.batches import batch_size, can_concat, rebatch
 from .fitting.divergence import has_divergence, outputs
 from .plan import ConversionPlan
 
@@ -78,12 +78,11 @@ def make_judge(model: nn.Module, batches: Sequence[Any], most: int | None = None
 
 
 def can_judge(model: nn.Module, batches: Sequence[Any]) -> bool:
-    """Say if there are enough images, and outputs that can be compared.
+    """Say if there are enough images of one size, and outputs that can be compared.
 
     Args:
         model: It runs once.
         batches: Calibration batches.
     """
-    return sum(map(batch_size, batches)) >= MIN_IMAGES and has_divergence(
-        model, next(rebatch(batches, 1))
-    )
+    enough = sum(map(batch_size, batches)) >= MIN_IMAGES and can_concat(batches)
+    return enough and has_divergence(model, next(rebatch(batches, 1)))

@@ -93,6 +93,14 @@ def test_too_few_images_to_measure_give_the_usual_share(model, monkeypatch):
     assert DEFAULT in used
 
 
+def test_images_of_several_sizes_are_not_measured(model, monkeypatch):
+    monkeypatch.setattr(judging.Judge, 'divergence', lambda *args: pytest.fail('measured'))
+    monkeypatch.setattr(repair_discount, 'SHARES', (0.0, DEFAULT, 0.5))
+    sizes = [batch[..., : 16 - 2 * i] for i, batch in enumerate(IMAGES)]
+    plan = gp.plan(model, IMAGES[0], macs=0.7, keep_first=False, calibration=sizes)
+    assert any(layer.converts for layer in plan.layers)
+
+
 def test_a_plan_is_the_same_every_time(model):
     first, second = (
         gp.plan(model, IMAGES[0], macs=0.6, keep_first=False, calibration=IMAGES) for _ in range(2)
