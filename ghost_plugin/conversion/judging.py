@@ -35,12 +35,21 @@ class Judge:
     judging: list[Any]
     wanted: list[list[torch.Tensor]]
 
+    def of_images(self, plan: ConversionPlan) -> torch.Tensor:
+        """(images,) divergence of each judging image."""
+        return measure_plan(plan, self.model, self.fitted, self.judging, self.wanted).double()
+
     def divergence(self, plan: ConversionPlan) -> float:
         """Mean divergence over the judging images, plus its standard error."""
         if not any(layer.converts for layer in plan.layers):
             return 0.0
-        each = measure_plan(plan, self.model, self.fitted, self.judging, self.wanted).double()
-        return float(each.mean() + each.std() / math.sqrt(len(each)))
+        each = self.of_images(plan)
+        return float(each.mean() + standard_error(each))
+
+
+def standard_error(each: torch.Tensor) -> float:
+    """Standard error of the mean of (n,) values."""
+    return float(each.std()) / math.sqrt(len(each))
 
 
 def make_judge(model: nn.Module, batches: Sequence[Any], most: int | None = None) -> Judge:

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from .judging import can_judge, make_judge
+from .judging import can_judge, make_judge, standard_error
 from .plan import ConversionPlan
 from .progress import Report
 
@@ -56,6 +56,8 @@ def find_discount(
 ) -> ConversionPlan:
     """Discount scores by the share whose plan is measured to diverge least.
 
+    Few images judge, so another share than the usual one has to gain more than chance would.
+
     Args:
         model: The original; it is left as it was.
         plan: A plan with scores.
@@ -75,6 +77,8 @@ def find_discount(
     measured = {}
     report('allocation', 0, len(SHARES))
     for share, made in met.items():
-        measured[share] = judge.divergence(made)
+        measured[share] = judge.of_images(made)
         report('allocation', len(measured), len(SHARES))
-    return candidates[min(measured, key=lambda share: measured[share])]
+    best = min(measured, key=lambda share: float(measured[share].mean()))
+    gain = measured[DEFAULT] - measured[best]  # of each image
+    return candidates[best if gain.mean() > standard_error(gain) else DEFAULT]
