@@ -101,8 +101,8 @@ def study(
         batches = list(calibration.split(50))
         original = predictions(model, images)
         known['1.0 original'] = compare(model, original, images, labels)
-        plans: dict[bool, gp.ConversionPlan] = {}
         for share in shares:
+            plans: dict[bool, gp.ConversionPlan] = {}
             for way in ways:
                 if f'{share} {way}' in known:
                     continue
@@ -111,7 +111,7 @@ def study(
                     plans[bool(more)] = gp.plan(
                         model, images[:1], macs=share, calibration=batches, **SETTINGS, **more
                     )
-                plan = plans[bool(more)].rebudget(macs=share)
+                plan = plans[bool(more)]
                 start = time.process_time()
                 converted = plan.apply(
                     model, calibration=batches if uses_images else None, **options
