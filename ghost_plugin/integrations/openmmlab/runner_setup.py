@@ -28,12 +28,20 @@ from mmengine.registry import HOOKS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from mmengine.utils import is_installed
 
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # of an import hook
+        return False
+
+
 # Packages whose forks have another distribution name, such as onedl-mmsegmentation, which MMEngine
 # would not find. A name of a module does as well.
 FORKS = [
     module
     for module, package in MODULE2PACKAGE.items()
-    if find_spec(module) and not is_installed(package)
+    if _is_there(module) and not is_installed(package)
 ]
 MODULE2PACKAGE.update({module: module for module in FORKS})
 
