@@ -80,7 +80,13 @@ class DistillationSchedule(lightning.Callback):
         self.distiller.teacher.to(pl_module.device)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
-        """Set the weights for the next step."""
+        """Set the weights for the next step.
+
+        Args:
+            trainer: Lightning's trainer.
+            pl_module: The model.
+            *batch: The batch and its index, which do not matter.
+        """
         factor = self.factor(trainer.global_step / trainer.estimated_stepping_batches)
         self._set(*(weight * factor for weight in self._weights))
 
