@@ -205,8 +205,8 @@ def _check_scored(args: argparse.Namespace) -> None:
     _check_loader(args)
     if (args.data or args.loader) and not _given(args, BUDGETS):
         fail(
-            'only a budget is scored on the images of --data; give --macs, --params, '
-            '--latency or --max-divergence, or leave --data out'
+            'only a budget is scored on the images of --data or --loader; give --macs, --params, '
+            '--latency or --max-divergence, or leave the images out'
         )
 
 
@@ -286,7 +286,10 @@ def _conversion_errors(args: argparse.Namespace, to_config: bool) -> list[str]:
         )
     images = args.data or args.loader
     if to_config and not args.checkpoint and images and not _given(args, BUDGETS):
-        found.append('--data is for a budget (--macs) or the weights of a --checkpoint; add one')
+        found.append(
+            '--data and --loader are for a budget (--macs) or the weights of a --checkpoint; '
+            'add one'
+        )
     return found
 
 

@@ -91,11 +91,20 @@ class DistillationSchedule(lightning.Callback):
         self._set(*(weight * factor for weight in self._weights))
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Give the Distiller its own weights again."""
+        """Give the Distiller its own weights again.
+
+        Args:
+            trainer, pl_module: As for :meth:`on_fit_start`.
+        """
         self._set(*self._weights)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the Distiller its own weights again."""
+        """Give the Distiller its own weights again.
+
+        Args:
+            trainer, pl_module: As for :meth:`on_fit_start`.
+            exception: What ended the training.
+        """
         self._set(*self._weights)
 
     def _set(self, logit_weight: float, feature_weight: float) -> None:

@@ -136,11 +136,15 @@ def run(cfg):
     """Build and exercise; the reason where that fails, at every size."""
     model, part = build(cfg)
     classifier = find_kind(part, cfg.get('default_scope')).name == 'classifier'
-    sides = (CLASSIFIER_SIDE,) if classifier else SIDES
+    exercise(model, part, (CLASSIFIER_SIDE,) if classifier else SIDES)
+
+
+def exercise(model, part, sides=SIDES):
+    """Train a step and predict at the first size that works; return it."""
     for side in sides:
         try:
             train_and_predict(model, part, side)
-            return
+            return side
         except ValueError:
             if side == sides[-1]:
                 raise

@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from .backbone_swap import load_config
+from .backbone_swap.config_tree import listed
 from .backbone_swap.kinds import ModelKind, kind_of_class
 from .backbone_swap.probing import describe_error
 
@@ -67,7 +68,7 @@ def build(source: str, num_classes: int | None = None) -> tuple[nn.Module, Prepr
 def _set_classes(model: Mapping, number: int, source: str) -> None:
     """Set the classes of all heads of a classifier, one-stage detector or segmentor, in place."""
     found = [model[key] for key in _HEADS if model.get(key)]
-    heads = [head for one in found for head in (one if isinstance(one, list | tuple) else [one])]
+    heads = [head for one in found for head in listed(one)]
     if not heads or not all(isinstance(head, dict) and 'num_classes' in head for head in heads):
         raise ValueError(f'{source} has no head with num_classes; change it in the config')
     for head in heads:

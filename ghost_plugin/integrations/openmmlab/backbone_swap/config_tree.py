@@ -51,6 +51,11 @@ def first_of(cfg: Any) -> Any:
     return cfg[0] if isinstance(cfg, list | tuple) and cfg else cfg
 
 
+def listed(value: Any) -> list:
+    """The items of a list of a config, or the only value."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def type_name(cfg: Any) -> str:
     """Registered name of a module (the first of a list) without its scope."""
     first = first_of(cfg)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ....utils import optional
-from .config_tree import first_of, merge, tree_change, type_name
+from .config_tree import first_of, listed, merge, tree_change, type_name
 from .probing import Level, on_meta_or_cpu, quiet_logging
 
 optional.require('mmengine', 'mmcv')
@@ -82,13 +82,13 @@ def levels_read(part: Mapping, levels: Sequence[Level], scope: str) -> list[bool
         outputs = _neck_outputs(part['neck'], levels, scope)
         return outputs.levels_read if outputs else [True] * len(levels)
     found = [value for key, value in part.items() if key.endswith('head') and value]
-    heads = [head for one in found for head in (one if isinstance(one, list | tuple) else [one])]
+    heads = [head for one in found for head in listed(one)]
     if not heads or not all('in_index' in head for head in heads):
         return [True] * len(levels)
     read = [False] * len(levels)
     for head in heads:
-        index, low = head['in_index'], [0] if head.get('c1_in_channels') else []
-        for one in [*(index if isinstance(index, list | tuple) else [index]), *low]:
+        low = [0] if head.get('c1_in_channels') else []
+        for one in [*listed(head['in_index']), *low]:
             read[one] = True
     return read
 
@@ -147,7 +147,7 @@ def _neck_change(neck: Any, backbone: _Source) -> Any:
 def _neck_outputs(neck: Any, levels: Sequence[Level], scope: str) -> _NeckOutputs | None:
     """Run a neck on the levels of a backbone; None where it does not run."""
     init_default_scope(scope)
-    necks = neck if isinstance(neck, list | tuple) else [neck]
+    necks = listed(neck)
 
     def run(device: str) -> _NeckOutputs:
         with torch.device(device):
@@ -192,7 +192,7 @@ def _fit_heads(
         first = first_of(value)
         if key in _NO_CONSUMERS or key.endswith('_cfg') or not isinstance(first, Mapping):
             continue
-        parts = value if isinstance(value, list | tuple) else [value]
+        parts = listed(value)
         changes = [_fit_head(key, one, sources, direct, last_level) for one in parts]
         if any(changes):
             whole = [merge(*pair) for pair in zip(parts, changes, strict=True)]

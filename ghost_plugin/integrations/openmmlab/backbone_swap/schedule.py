@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .config_tree import type_name
+from .config_tree import listed, type_name
 
 _MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet, RGB, 0..255
 # Data preprocessors with the argument bgr_to_rgb; those of MMPretrain have to_rgb.
@@ -92,7 +92,7 @@ def _without_weights(cfg: Mapping) -> dict[str, Any]:
     """Compute the change that makes a module load no weights."""
     change: dict[str, Any] = {'pretrained': None} if cfg.get('pretrained') else {}
     init = cfg.get('init_cfg')
-    rows = init if isinstance(init, list | tuple) else [init]
+    rows = listed(init)
     kept = [dict(row) for row in rows if row and type_name(row) != 'Pretrained']
     if init and len(kept) < len(rows):
         change['init_cfg'] = kept or None
