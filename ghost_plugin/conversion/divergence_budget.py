@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from .budget import meet_budget, undecided_layers
-from .judging import make_judge
+from .judging import JudgingError, make_judge
 from .plan import ConversionPlan
 from .progress import Report
 from .repair_discount import find_discount
@@ -62,7 +62,10 @@ def meet_divergence(
         ValueError: Too few images; a model whose outputs cannot be compared; no plan that
             converts anything stays below the limit.
     """
-    judge = make_judge(model, batches)
+    try:
+        judge = make_judge(model, batches)
+    except JudgingError as error:
+        raise ValueError(f'max_divergence cannot be measured: {error}') from error
     least = _least_share(plan)
     kept: _Trial | None = None  # the cheapest plan below the limit
     failed: _Trial | None = None  # the dearest above

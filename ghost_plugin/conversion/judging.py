@@ -10,7 +10,7 @@ from torch import nn
 
 from ..utils.modules import eval_mode
 from .apply import measure_plan
-from .fitting.batches import batch_size, can_concat, rebatch
+from .fitting.batches import can_concat, rebatch
 from .fitting.divergence import has_divergence, outputs
 from .plan import ConversionPlan
 
@@ -18,6 +18,10 @@ MIN_IMAGES, HELD_SHARE = 32, 0.3  # calibration images, and the share of them th
 IMAGES_AT_A_TIME = 16
 # Outputs of the original that are held; feature maps of a detector have tens of megabytes an image.
 OUTPUT_BYTES, MIN_JUDGING = 2**30, 4
+
+
+class JudgingError(ValueError):
+    """Too few calibration images, of several sizes, or outputs that cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,20 @@ def make_judge(model: nn.Module, batches: Sequence[Any], most: int | None = None
         most: Number of images to use at most.
 
     Raises:
-        ValueError: Too few images; a model whose outputs cannot be compared.
+        JudgingError: Too few images, or images of several sizes; a model whose outputs cannot be
+            compared.
     """
     images = list(rebatch(batches, 1))[:most]
     if len(images) < MIN_IMAGES:
-        raise ValueError(
-            f'max_divergence needs at least {MIN_IMAGES} calibration images, some of which judge '
-            f'the plans, got {len(images)}'
+        raise JudgingError(
+            f'at least {MIN_IMAGES} calibration images are needed, some of which judge the plans, '
+            f'got {len(images)}'
         )
+    if not can_concat(images):
+        raise JudgingError('the calibration images must have one size')
     if not has_divergence(model, images[0]):
-        raise ValueError(
-            'max_divergence compares tensors with one entry for each image, and '
+        raise JudgingError(
+            'outputs can be compared if they are tensors with one entry for each image, and '
             f'{type(model).__name__} gives none; call a part of it, or set macs= instead'
         )
     with torch.no_grad(), eval_mode(model):
@@ -84,14 +91,3 @@ def make_judge(model: nn.Module, batches: Sequence[Any], most: int | None = None
     with torch.no_grad(), eval_mode(model):
         wanted = [outputs(model, batch) for batch in judging]
     return Judge(model, fitted, judging, wanted)
-
-
-def can_judge(model: nn.Module, batches: Sequence[Any]) -> bool:
-    """Say if there are enough images of one size, and outputs that can be compared.
-
-    Args:
-        model: It runs once.
-        batches: Calibration batches.
-    """
-    enough = sum(map(batch_size, batches)) >= MIN_IMAGES and can_concat(batches)
-    return enough and has_divergence(model, next(rebatch(batches, 1)))

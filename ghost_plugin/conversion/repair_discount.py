@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import nn
 
-from .judging import can_judge, make_judge, standard_error
+from .judging import JudgingError, make_judge, standard_error
 from .plan import ConversionPlan
 from .progress import Report
 
@@ -72,9 +72,12 @@ def find_discount(
     candidates = {share: discounted(plan, share) for share in SHARES}
     met = {share: meet(candidate) for share, candidate in candidates.items()}
     decided = [[(layer.decision, layer.settings) for layer in made.layers] for made in met.values()]
-    if all(own == decided[0] for own in decided) or not can_judge(model, batches):
+    if all(own == decided[0] for own in decided):
         return candidates[DEFAULT]
-    judge = make_judge(model, batches, MAX_IMAGES)
+    try:
+        judge = make_judge(model, batches, MAX_IMAGES)
+    except JudgingError:
+        return candidates[DEFAULT]
     measured = {}
     report('allocation', 0, len(SHARES))
     for share, made in met.items():

@@ -5,7 +5,7 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin.conversion import judging
-from ghost_plugin.conversion.judging import can_judge, make_judge, standard_error
+from ghost_plugin.conversion.judging import JudgingError, make_judge, standard_error
 
 IMAGES = [torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
 
@@ -47,8 +47,14 @@ def test_large_outputs_leave_fewer_images_to_judge(model, monkeypatch):
 
 
 def test_few_images_and_lists_are_refused(model):
-    assert can_judge(model, IMAGES)
-    assert not can_judge(model, IMAGES[:1])
-    with pytest.raises(ValueError, match='at least 32 calibration images'):
+    with pytest.raises(JudgingError, match='at least 32 calibration images'):
         make_judge(model, IMAGES[:1])
-    assert not can_judge(model, [IMAGES[0], IMAGES[1][..., :6]])
+    with pytest.raises(JudgingError, match='one size'):
+        make_judge(model, [IMAGES[0], IMAGES[1][..., :6]])
+
+    class Lists(nn.Module):
+        def forward(self, images):
+            return [{'boxes': image} for image in images]
+
+    with pytest.raises(JudgingError, match='Lists gives none'):
+        make_judge(Lists(), IMAGES)
