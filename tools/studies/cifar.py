@@ -37,14 +37,27 @@ STUDENT = Recipe(lr=0.04, weight_decay=1e-4, label_weight=0.0, distill_weight=1.
 LONG = Recipe(lr=0.1, weight_decay=5e-4, label_weight=0.5, distill_weight=0.5, temperature=4.0)
 
 
+# Name: whether images are used, arguments of apply.
+WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
+    'fresh': (False, {'inherit': False}),
+    'kernels': (False, {}),
+    'no repair': (True, {'repair': False}),
+    'images': (True, {}),
+    'block': (True, {'reconstruct': 'block'}),
+    'network': (True, {'reconstruct': 'network'}),
+}
+PAPER: dict[str, Any] = {'ratio': 2}
+SEVERAL: dict[str, Any] = {'ratio': 2, 'group_size': 'all', 'dw_size': 1}
+
+
 @dataclass(frozen=True)
 class Case:
     """A row of the table."""
 
     depth: int
-    options: dict[str, Any] = field(default_factory=lambda: {'ratio': 2})
-    start: str = 'block'  # 'fresh', 'kernels', 'images' or 'block'
-    epochs: float = 1.5
+    options: dict[str, Any] = field(default_factory=PAPER.copy)
+    start: str = 'block'  # a key of WAYS
+    epochs: float = 0
     recipe: Recipe = STUDENT
 
     @property
@@ -54,13 +67,20 @@ class Case:
 
 
 CASES = (
-    *(Case(20, start=start, epochs=0) for start in ('kernels', 'images')),
-    *(Case(20, start=start) for start in ('block', 'fresh')),
-    *(Case(20, {'ratio': 4}, start) for start in ('block', 'fresh')),
-    *(Case(20, {'macs': share}) for share in (0.75, 0.6, 0.52)),
+    Case(20, {'macs': 0.52, 'group_size': 1, 'dw_size': 1}, 'no repair'),
+    *(Case(20, {'macs': 0.52}, way) for way in ('kernels', 'no repair', 'images', 'network')),
+    *(Case(20, {'macs': share}, epochs=1.5) for share in (0.75, 0.6, 0.52)),
+    *(Case(20, SEVERAL, way) for way in ('kernels', 'no repair', 'images', 'network')),
+    Case(20, SEVERAL, epochs=1.5),
+    *(Case(20, SEVERAL | {'ratio': 4}, way) for way in ('images', 'network')),
+    Case(20, SEVERAL | {'ratio': 4}, epochs=1.5),
+    *(Case(20, PAPER, way) for way in ('kernels', 'no repair', 'images')),
+    *(Case(20, PAPER, way, 1.5) for way in ('block', 'fresh')),
+    *(Case(20, {'ratio': 4}, way, 1.5) for way in ('block', 'fresh')),
     Case(20, epochs=6),
     Case(20, epochs=15, recipe=LONG),
-    *(Case(56, start=start, epochs=1) for start in ('block', 'fresh')),
+    *(Case(56, start=way, epochs=1) for way in ('block', 'fresh')),
+    *(Case(56, {'macs': 0.52}, way) for way in ('images', 'network')),
     *(Case(56, {'macs': share}, epochs=1) for share in (0.75, 0.6, 0.52)),
     Case(56, {'macs': 0.52}, epochs=20, recipe=replace(LONG, lr=0.05)),
 )
@@ -93,13 +113,13 @@ class Study:
             return json.loads(kept.read_text())
         teacher = self.teacher(case.depth)
         found = {'case': case.name, 'teacher': self.measure(teacher)['top1']}
-        images = {} if case.start in ('fresh', 'kernels') else {'calibration': self.calibration}
         scored = {'calibration': self.calibration} if 'macs' in case.options else {}
         example = torch.zeros(1, 3, 32, 32)
         plan = gp.plan(teacher, example, keep_last=False, **case.options, **scored)
         begun = time.monotonic()
-        blocks = {'reconstruct': 'block'} if case.start == 'block' else {}
-        model = plan.apply(teacher, inherit=case.start != 'fresh', **images, **blocks)
+        uses_images, arguments = WAYS[case.start]
+        images = self.calibration if uses_images else None
+        model = plan.apply(teacher, calibration=images, **arguments)
         found |= {'conversion_s': round(time.monotonic() - begun)}
         totals = plan.totals
         found |= {f'macs{end}_M': totals[f'macs_{key}'] / 1e6
@@ -143,10 +163,13 @@ def main() -> None:
     parser.add_argument('data', type=Path, help='folder or zip of CIFAR-10 images')
     parser.add_argument('weights', type=Path, help='folder of resnet20*.th and resnet56*.th')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/study_cifar'), help='results')
-    parser.add_argument('--only', default='', help='cases whose name holds this')
+    parser.add_argument(
+        '--only', nargs='+', default=[''], help='cases whose name holds one of these'
+    )
     parser.add_argument('--record', action='store_true', help='store in results.json')
     args = parser.parse_args()
-    cases = named(args.only, {case.name: case for case in CASES})
+    known = {case.name: case for case in CASES}
+    cases = dict(pair for part in args.only for pair in named(part, known).items())
     args.out.mkdir(parents=True, exist_ok=True)
     with Meter() as meter:
         study = Study(args.data, args.weights, args.out, meter)
