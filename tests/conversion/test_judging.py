@@ -38,7 +38,7 @@ def test_a_plan_diverges_as_the_converted_model_does(model):
     torch.testing.assert_close(judge.of_images(plan), wanted, rtol=1e-3, atol=1e-7)
     error = wanted.std() / len(wanted) ** 0.5
     assert standard_error(wanted) == pytest.approx(float(error))
-    assert judge.divergence(plan) == pytest.approx(float(wanted.mean() + error), rel=1e-3)
+    assert judge.divergence(plan) == pytest.approx(float(wanted.mean() + 2 * error), rel=1e-3)
 
 
 def test_large_outputs_leave_fewer_images_to_judge(model, monkeypatch):
