@@ -7,7 +7,7 @@ from torch import nn
 
 import ghost_plugin as gp
 from ghost_plugin.conversion import judging, repair_discount
-from ghost_plugin.conversion.repair_discount import DEFAULT, LEAST, discounted
+from ghost_plugin.conversion.repair_discount import LEAST, UNMEASURED, USUAL, discounted
 
 IMAGES = [torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
 
@@ -56,7 +56,7 @@ def test_the_share_with_the_least_divergence_is_taken(model, best, monkeypatch):
         return torch.linspace(0.5, 1.5, 20) * (0.1 if len(seen) == best + 1 else 0.2)
 
     monkeypatch.setattr(judging.Judge, 'of_images', judged)
-    monkeypatch.setattr(repair_discount, 'SHARES', (DEFAULT, 0.03, 0.5))  # so that plans differ
+    monkeypatch.setattr(repair_discount, 'SHARES', (0.0, USUAL, 0.5))  # so that plans differ
     plan = gp.plan(model, IMAGES[0], macs=0.7, keep_first=False, calibration=IMAGES)
     assert len(seen) == 3
     assert seen[0] != seen[2]
@@ -71,16 +71,16 @@ def test_a_gain_within_chance_leaves_the_usual_share(model, monkeypatch):
         return torch.linspace(0.1, 0.3, 20).roll(7 * len(seen)) - 0.001 * len(seen)
 
     monkeypatch.setattr(judging.Judge, 'of_images', judged)
-    monkeypatch.setattr(repair_discount, 'SHARES', (DEFAULT, 0.03, 0.5))
+    monkeypatch.setattr(repair_discount, 'SHARES', (0.0, USUAL, 0.5))
     plan = gp.plan(model, IMAGES[0], macs=0.7, keep_first=False, calibration=IMAGES)
-    assert plan == seen[0]
+    assert plan == seen[1]
 
 
 def test_the_choice_is_not_worse_than_the_usual_share_on_new_images(model, monkeypatch):
-    monkeypatch.setattr(repair_discount, 'SHARES', (DEFAULT, 0.03, 0.5))
+    monkeypatch.setattr(repair_discount, 'SHARES', (0.0, USUAL, 0.5))
     new = torch.randn(200, 3, 16, 16, generator=torch.Generator().manual_seed(9))
     chosen = gp.plan(model, IMAGES[0], macs=0.7, keep_first=False, calibration=IMAGES)
-    monkeypatch.setattr(repair_discount, 'SHARES', (DEFAULT,))
+    monkeypatch.setattr(repair_discount, 'SHARES', (USUAL,))
     usual = gp.plan(model, IMAGES[0], macs=0.7, keep_first=False, calibration=IMAGES)
     assert measured(chosen, model, new) <= 1.02 * measured(usual, model, new)
 
@@ -91,19 +91,19 @@ def test_without_images_all_convs_count_alike(model, budget, monkeypatch):
     gp.plan(model, IMAGES[0], keep_first=False, **budget)
 
 
-def test_too_few_images_to_measure_give_the_usual_share(model, monkeypatch):
+def test_too_few_images_to_measure_leave_all_scores(model, monkeypatch):
     monkeypatch.setattr(judging.Judge, 'of_images', lambda *args: pytest.fail('measured'))
     used = []
     monkeypatch.setattr(
         repair_discount, 'discounted', lambda plan, share: used.append(share) or plan
     )
     gp.plan(model, IMAGES[0], macs=0.7, keep_first=False, calibration=IMAGES[:1])
-    assert DEFAULT in used
+    assert UNMEASURED in used
 
 
 def test_images_of_several_sizes_are_not_measured(model, monkeypatch):
     monkeypatch.setattr(judging.Judge, 'of_images', lambda *args: pytest.fail('measured'))
-    monkeypatch.setattr(repair_discount, 'SHARES', (DEFAULT, 0.03, 0.5))
+    monkeypatch.setattr(repair_discount, 'SHARES', (0.0, USUAL, 0.5))
     sizes = [batch[..., : 16 - 2 * i] for i, batch in enumerate(IMAGES)]
     plan = gp.plan(model, IMAGES[0], macs=0.7, keep_first=False, calibration=sizes)
     assert any(layer.converts for layer in plan.layers)
