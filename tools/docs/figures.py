@@ -14,6 +14,7 @@ from typing import Any
 import results
 import timm
 import torch
+from _results import lite0_top1
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -51,20 +52,13 @@ def published() -> list[tuple[str, str, float, float]]:
 
 def converted() -> dict[str, list[tuple[float, float]]]:
     """Share of the multiply-adds and points of top-1 lost, by network, without labels."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    found = results.load()
-    rows = found.get('efficientnet_lite0', {}).get('rows', [])
-    original = {row['draw']: row['top1'] for row in rows if row['way'] == 'original'}
-    shares = sorted({row['macs_share'] for row in rows}, reverse=True)
-    for share in shares:
-        lost = [
-            original[row['draw']] - row['top1']
-            for row in rows
-            if row['macs_share'] == share and row['way'] in ('original', 'images')
-        ]
-        curve = curves.setdefault('EfficientNet-Lite0, ImageNet', [])
-        curve.append((share, sum(lost) / len(lost)))
-    return curves
+    rows = results.load()['efficientnet_lite0']['rows']
+    shares = {row['macs_share'] for row in rows if row['way'] == 'images'}
+    curve = [(1.0, 0.0)]
+    for share in sorted(shares, reverse=True):
+        before, after = lite0_top1(share)
+        curve.append((share, before - after))
+    return {'EfficientNet-Lite0, ImageNet': curve}
 
 
 def latencies() -> list[tuple[str, str, str, float]]:

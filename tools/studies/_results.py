@@ -51,17 +51,18 @@ def record(name: str, rows: Sequence[dict[str, Any]], command: str, note: str = 
 
 
 def lite0_top1(share: float) -> tuple[float, float]:
-    """Top-1 of EfficientNet-Lite0 before and after a conversion, mean of all draws.
+    """Top-1 of EfficientNet-Lite0 before and after a conversion, mean of the draws that have it.
 
     Args:
         share: Share of the multiply-adds that is kept.
     """
-    rows = load()['efficientnet_lite0']['rows']
-    before, after = (
-        statistics.mean(row['top1'] for row in rows if (row['macs_share'], row['way']) == key)
-        for key in ((1.0, 'original'), (share, 'images'))
-    )
-    return before, after
+    top1 = {
+        (row['draw'], row['macs_share'], row['way']): row['top1']
+        for row in load()['efficientnet_lite0']['rows']
+    }
+    draws = [key[0] for key in top1 if key[1:] == (share, 'images')]
+    before = statistics.mean(top1[draw, 1.0, 'original'] for draw in draws)
+    return before, statistics.mean(top1[draw, share, 'images'] for draw in draws)
 
 
 def provenance() -> dict[str, Any]:

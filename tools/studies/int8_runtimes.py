@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from _results import record
-from efficientnet_lite0 import PREPROCESSING, SETTINGS, compare, predictions, split
+from efficientnet_lite0 import PREPROCESSING, SETTINGS, compare, draws, predictions
 from published import efficientnet_lite0
 from torch import nn
 
@@ -53,11 +53,11 @@ def study(data: Path, share: float, seed: int) -> Iterator[dict[str, Any]]:
     """
     model = efficientnet_lite0()
     loader = ImageLoader(ImageFolder(data, 'val', read_labels('imagenet-1k')), PREPROCESSING)
-    calibration, images, labels = split(loader, seed)
-    batches = list(calibration.split(50))
-    plan = gp.plan(model, images[:1], macs=share, calibration=batches, **SETTINGS)
+    (draw,) = draws(loader, [seed])
+    batches = list(draw.calibration.split(50))
+    plan = gp.plan(model, draw.images[:1], macs=share, calibration=batches, **SETTINGS)
     converted = plan.apply(model, calibration=batches)
-    original = predictions(converted, images)
+    original = predictions(converted, draw.images)
     with tempfile.TemporaryDirectory() as folder:
         for runtime, suffix in RUNTIMES.items():
             path = Path(folder) / f'net{suffix}'
@@ -65,14 +65,15 @@ def study(data: Path, share: float, seed: int) -> Iterator[dict[str, Any]]:
                 row = {'runtime': runtime, 'file': name}
                 try:
                     if depthwise is None:
-                        size = gp.export(converted, images[:1], path).size
+                        size = gp.export(converted, draw.images[:1], path).size
                     else:
-                        given = calibration.split(1)
+                        given = draw.calibration.split(1)
                         size = gp.quantize(converted, given, path, depthwise=depthwise).size
                 except (ImportError, ValueError) as error:
                     yield {**row, 'note': one_line(error)}
                     continue
-                yield {**row, **compare(FileModel(path), original, images, labels), 'size': size}
+                found = compare(FileModel(path), original, draw.images, draw.labels)
+                yield {**row, **found, 'size': size}
 
 
 @tool
