@@ -26,7 +26,7 @@ from .progress import Report
 
 SHARES = (0.0, 0.03, 0.06)
 # Taken where no other share gains clearly. In a draw of EfficientNet-Lite0 whose 29 judging images
-# could not tell the shares apart, 0 left a divergence of 0.153 on other images, 0.03 one of 0.083.
+# saw no difference beyond chance, 0 left a divergence of 0.153 on other images, 0.03 one of 0.083.
 USUAL = 0.03
 UNMEASURED = 0.0  # where plans cannot be measured
 LEAST = 0.05  # of the scores that remains
