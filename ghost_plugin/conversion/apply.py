@@ -15,7 +15,7 @@ from ..graph.channel_permutation import shortcut_ghosts
 from ..layers.ghost import GhostConv2d
 from ..utils.modules import deepcopy_detached, plain_forward
 from .dense_checkpoints import convert_dense_weights
-from .fitting.batches import as_batches, batch_size, can_concat
+from .fitting.batches import as_batches, can_concat
 from .fitting.divergence import divergence
 from .fitting.few_images import converted_outputs, few_images, misled
 from .fitting.joint_assignment import assign_jointly
@@ -29,7 +29,7 @@ from .fitting.sequential import (
     fit_sequentially,
     initialize_others,
 )
-from .fitting.views import with_views
+from .fitting.views import num_views, with_views
 from .inspection import check_root
 from .plan import NUM_STEPS, ConversionPlan, fingerprint
 from .progress import ProgressFn, Report, reporting, silent
@@ -44,9 +44,6 @@ from .surgery import (
 
 _logger = logging.getLogger(__name__)
 RECONSTRUCT = ('layer', 'block', 'network')
-# Where the whole network learns, fewer images than ENOUGH have views beside them: ResNet-20 at 52 %
-# of its multiply-adds had a divergence of 0.137 by blocks from 1,024 images, with views of 0.141.
-MAX_VIEWS, ENOUGH_IMAGES = 2, 1000
 
 
 @dataclass(frozen=True)
@@ -268,8 +265,7 @@ def _fit(
         return task, fit_from_weights(assign_jointly(task, shortcuts))
     batches = as_batches(calibration, model)
     task = assign_jointly(task, shortcuts, batches)
-    missing = round(ENOUGH_IMAGES / sum(map(batch_size, batches))) - 1
-    views = min(MAX_VIEWS, max(0, missing)) if reconstruct == 'network' else 0
+    views = num_views(batches) if reconstruct == 'network' else 0
     extended = with_views(batches, views, plan.seed)
     results = _fit_on_batches(task, extended, reconstruct, steps, plan.seed)
     if few_images(batches):

@@ -35,7 +35,7 @@ class _Trial:
     Attributes:
         plan: The plan.
         share: Of the original's multiply-adds that it has.
-        divergence: Mean over the judging images, plus two standard errors.
+        divergence: As :meth:`Judge.divergence` bounds it.
     """
 
     plan: ConversionPlan

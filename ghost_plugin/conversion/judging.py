@@ -17,7 +17,7 @@ from .plan import ConversionPlan
 MIN_IMAGES, HELD_SHARE = 32, 0.3  # calibration images, and the share of them that judges plans
 IMAGES_AT_A_TIME = 16
 # Standard errors that are added to a mean: it is below with 97.5 % confidence. With one of them two
-# of five networks were 1.2 and 1.3 times as far off as promised on other images.
+# of six networks were 1.2 and 1.3 times as far off as promised on other images.
 NUM_ERRORS = 2
 # Outputs of the original that are held; feature maps of a detector have tens of megabytes an image.
 OUTPUT_BYTES, MIN_JUDGING = 2**30, 4
@@ -77,8 +77,8 @@ def make_judge(model: nn.Module, batches: Sequence[Any], most: int | None = None
             f'at least {MIN_IMAGES} calibration images are needed, some of which judge the plans, '
             f'got {len(images)}'
         )
-    if not can_concat(images):
-        raise JudgingError('the calibration images must have one size')
+    if not can_concat(batches):
+        raise JudgingError('the calibration images must have one size; resize them')
     if not has_divergence(model, images[0]):
         raise JudgingError(
             'outputs can be compared if they are tensors with one entry for each image, and '

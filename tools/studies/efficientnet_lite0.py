@@ -70,7 +70,7 @@ def draws(loader: ImageLoader, seeds: list[int], folds: int = 0) -> Iterator[Dra
         return torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
 
     for seed in seeds:
-        chosen, held = order(seed)[:CALIBRATION], order(seed)[CALIBRATION:]
+        chosen, held = order(seed).tensor_split([CALIBRATION])
         yield Draw(str(seed), images[chosen], images[held], labels[held])
     parts = order(FOLD_SEED).chunk(folds) if folds else ()
     for number, held in enumerate(parts):

@@ -1,6 +1,6 @@
 import torch
 
-from ghost_plugin.conversion.fitting.views import can_view, random_views, with_views
+from ghost_plugin.conversion.fitting.views import can_view, num_views, random_views, with_views
 
 
 def test_views_stay_with_their_image():
@@ -15,6 +15,11 @@ def test_the_image_itself_is_the_first():
     (found,) = with_views([images], 1, 0)
     assert torch.equal(found[::2], images)
     assert not torch.equal(found[1::2], images)
+
+
+def test_few_images_get_views():
+    batch = torch.zeros(50, 3, 1, 1)
+    assert [num_views([batch] * number) for number in (1, 7, 10, 14, 40)] == [2, 2, 1, 0, 0]
 
 
 def test_one_seed_gives_the_same_views():
