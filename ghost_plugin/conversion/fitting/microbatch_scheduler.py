@@ -33,7 +33,9 @@ from typing import Any, Generic
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from ...graph.shortcuts import Shortcut
 from ...utils.modules import (
     CallFinished,
     as_arguments,
@@ -72,6 +74,7 @@ def run_microbatches(
     visitors: Mapping[str, ModuleVisitor[Result]],
     memory: int,
     report: Callable[[int, int], object] = silent,
+    shortcuts: Mapping[str, Shortcut] | None = None,
 ) -> dict[str, Result]:
     """Run all images through the hooked modules, as the original's and the converted model's.
 
@@ -81,13 +84,15 @@ def run_microbatches(
         visitors: Called at each call of a module, by the module's name.
         memory: Bytes of activations that may be held at a time.
         report: Gets the number of modules that have results, and of all.
+        shortcuts: What is added to the outputs of hooked modules, by name; visitors get it at their
+            first call.
 
     Returns:
         The visitors' results by name, of those that were called.
     """
     if not visitors:
         return {}
-    return MicrobatchScheduler(model, batches, visitors, memory, report).run()
+    return MicrobatchScheduler(model, batches, visitors, memory, report, shortcuts or {}).run()
 
 
 class MicrobatchScheduler(Generic[Result]):
@@ -100,8 +105,10 @@ class MicrobatchScheduler(Generic[Result]):
         visitors: Mapping[str, ModuleVisitor[Result]],
         memory: int,
         report: Callable[[int, int], object],
+        shortcuts: Mapping[str, Shortcut],
     ) -> None:
         self.model, self.visitors, self.memory, self.report = model, visitors, memory, report
+        self.shortcuts = shortcuts
         trial = _trial_run(model, visitors, next(rebatch(batches, 2)))
         self.peaks, self.calls = trial.peaks, trial.calls
         self.images_left = sum(map(batch_size, batches))
@@ -116,7 +123,11 @@ class MicrobatchScheduler(Generic[Result]):
         """Call all visitors with all images; their results by name."""
         total = len(self.visitors)
         self.report(0, total)
-        with eval_mode(self.model), forward_overrides(self.model, self.visitors, self._override):
+        with (
+            eval_mode(self.model),
+            forward_overrides(self.model, self.visitors, self._override),
+            removing_hooks(*self._shortcut_hooks()),
+        ):
             try:
                 while self.threads or self.images_left:
                     self._visit() if self.threads else self._start()
@@ -159,8 +170,12 @@ class MicrobatchScheduler(Generic[Result]):
     def _outputs(self, name: str, paused: list['_ForwardThread']) -> Iterator[tuple[Any, Any]]:
         """Outputs of a module for the original and the converted model, for each thread."""
         sizes = [thread.number for thread in paused]
-        forwards, *inputs = zip(*(thread.pending_inputs for thread in paused), strict=True)
-        old, new = (ActivationBatch(parts, sizes) for parts in inputs)
+        forwards, *inputs, added = zip(*(thread.pending_inputs for thread in paused), strict=True)
+        pairs = None if None in added else zip(*added, strict=True)
+        old, new = (
+            ActivationBatch(parts, sizes, shortcuts)
+            for parts, shortcuts in zip(inputs, pairs or (None, None), strict=True)
+        )
         *outputs, self.results[name] = self.visitors[name](
             forwards[0], old, new, self.results.get(name)
         )
@@ -172,10 +187,11 @@ class MicrobatchScheduler(Generic[Result]):
         def run(*args: Any, **kwargs: Any) -> Any:
             thread = self.running
             pair = split_pair((args, kwargs), thread.number)
+            kept = thread.kept.pop(name, None)
             if pair is None:
                 return forward(*args, **kwargs)
             if name not in self.results:
-                output = thread.pause(name, (forward, *pair))
+                output = thread.pause(name, (forward, *pair, self._shortcut_pair(name, kept)))
             else:
                 output, self.results[name] = visit_module(
                     self.visitors[name], forward, pair, thread.number, self.results[name]
@@ -184,6 +200,33 @@ class MicrobatchScheduler(Generic[Result]):
             return output
 
         return run
+
+    def _shortcut_hooks(self) -> Iterator[RemovableHandle]:
+        """Hooks that keep what shortcuts come from, until the modules run that they belong to."""
+
+        def keep(name: str, x: Any) -> None:
+            if isinstance(x, torch.Tensor):
+                self.running.kept[name] = x, x._version
+
+        for name, shortcut in self.shortcuts.items():
+            source = self.model.get_submodule(shortcut.source)
+            if shortcut.is_input:
+                yield source.register_forward_pre_hook(
+                    lambda module, args, name=name: keep(name, args[0] if args else None)
+                )
+            else:
+                yield source.register_forward_hook(
+                    lambda module, args, output, name=name: keep(name, output)
+                )
+
+    def _shortcut_pair(
+        self, name: str, kept: tuple[torch.Tensor, int] | None
+    ) -> tuple[torch.Tensor, ...] | None:
+        """The shortcut of the original and of the converted model, if it is still as it was."""
+        if kept is None or kept[0]._version != kept[1]:
+            return None
+        shortcut = self.shortcuts[name].compute(kept[0])
+        return shortcut.chunk(2) if len(shortcut) == 2 * self.running.number else None
 
 
 class _ForwardThread:
@@ -204,6 +247,7 @@ class _ForwardThread:
             concat_batches([clone_tensors(batch), clone_tensors(batch)])
         )
         self.paused_at: str | None = None  # name of a module; None at the end
+        self.kept: dict[str, tuple[torch.Tensor, int]] = {}  # with versions, by a module's name
         self.pending_inputs: tuple[Any, ...] = ()
         self.outputs: SimpleQueue[Any] = SimpleQueue()  # of modules, to the thread
         self.events: SimpleQueue[Any] = SimpleQueue()  # to the scheduler

@@ -34,10 +34,13 @@ class ActivationBatch:
     Attributes:
         parts: Arguments of some images each.
         sizes: Images of each part.
+        shortcuts: (N, C, H, W) what will be added to the module's output, of each part; None if
+            that is not known.
     """
 
     parts: Sequence[Arguments]
     sizes: Sequence[int]
+    shortcuts: Sequence[torch.Tensor] | None = None
     _written: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
 
     @property

@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...layers.bn_folding import has_hooks_or_parametrization
+from ...graph.shortcuts import find_shortcuts
+from ...layers.bn_folding import has_hooks_or_parametrization, scale_and_shift
 from ...layers.ghost import GhostConv2d
 from ...utils.modules import (
     call_model,
@@ -30,9 +31,10 @@ from .least_squares import fit_ghost, mean_gap, num_samples_for
 from .microbatch_scheduler import HELD_ACTIVATIONS, peak_activation_bytes, run_microbatches
 from .paired_forward import ActivationBatch, Forward, ModuleVisitor
 
-STATISTICS_BYTES, ACTIVATION_BYTES = 2**29, 2**28  # that one pass may hold
+STATISTICS_BYTES, ACTIVATION_BYTES = 2**29, 2**29  # that one pass may hold
 # A conv that fewer images reach within memory gets its first weights from a pass over all of them.
 MIN_IMAGES = 64
+MIN_NORM_SCALE = 0.02  # of the mean over channels, for a share in the error of a shortcut
 STATISTICS_BATCH = 4  # images at a time of that pass
 
 
@@ -245,8 +247,14 @@ def fit_sequentially(task: FitTask, batches: Sequence[Any]) -> FitResults:
     early = initialize_early_layers(task, batches)
     visitors = {name: ghost_visitor(task, name, early.get(name)) for name in task.ghosts}
     dense = {name: dense_visitor(task, name) for name in layers_with_means(task, batches)}
+    norms = {name: task.norms[name] for name in visitors | dense if name in task.norms}
     found = run_microbatches(
-        task.model, batches, visitors | dense, ACTIVATION_BYTES, partial(task.report, 'layers')
+        task.model,
+        batches,
+        visitors | dense,
+        ACTIVATION_BYTES,
+        partial(task.report, 'layers'),
+        find_shortcuts(task.model, norms) if task.repair else {},
     )
     return FitResults(early | found)
 
@@ -324,7 +332,7 @@ def dense_visitor(task: FitTask, name: str, *, shift_norm: bool = True) -> Modul
     ) -> tuple[Any, Any, LayerFit]:
         wanted = old.map(forward)
         if fit is None and task.repair and wanted.ndim == dimensions and differ(old, new):
-            fit = _refit(name, own, new, wanted, free)
+            fit = _refit(name, own, new, _target(task.norm(name), wanted, old, new), free)
         if fit is None:
             gap = (wanted - new.map(forward)).double()
             known = wanted.ndim == dimensions
@@ -345,6 +353,27 @@ def differ(old: ActivationBatch, new: ActivationBatch) -> bool:
     """
     pairs = zip(tensors_in(old.first(1)), tensors_in(new.first(1)), strict=True)
     return not all(torch.equal(a, b) for a, b in pairs)
+
+
+def _target(
+    norm: nn.Module | None, wanted: torch.Tensor, old: ActivationBatch, new: ActivationBatch
+) -> torch.Tensor:
+    """Outputs that a layer shall give, so that the sum with its shortcut becomes the original's.
+
+    Source: He et al., Channel Pruning, ICCV 2017 (arXiv 1707.06168), section 3.3, for branches
+    whose targets make up for the error of the shortcut.
+    """
+    if old.shortcuts is None or new.shortcuts is None:
+        return wanted
+    missing = torch.cat([*old.shortcuts]) - torch.cat([*new.shortcuts])
+    if missing.shape != wanted.shape:
+        return wanted
+    if norm is not None:
+        scale = scale_and_shift(norm)[0].to(missing)[:, None, None]
+        # A channel that the norm makes vanish cannot make up for much.
+        weak = scale.abs() < MIN_NORM_SCALE * scale.abs().mean()
+        missing = torch.where(weak, 0, missing / scale)
+    return wanted + missing
 
 
 def _refit(
@@ -394,8 +423,9 @@ def ghost_visitor(
             start = first or LayerFit(
                 task.initialize(name, _moments(conv, filter_size(ghost), wanted))
             )
+            target = _target(task.norm(name), wanted, old, new)
             fit = _fit_layer(
-                name, ghost, new, wanted, free, start.error, match_variances=task.repair
+                name, ghost, new, target, free, start.error, match_variances=task.repair
             )
         return wanted, new.map(lambda *given: add_shift(ghost(*given), fit.shift)), fit
 

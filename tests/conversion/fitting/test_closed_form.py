@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from ghost_plugin.conversion.fitting import closed_form
 from ghost_plugin.conversion.fitting.closed_form import (
     collect_layer_moments,
     fit_closed_form,
@@ -90,6 +91,24 @@ def test_a_dense_layer_gets_the_ridge_solution():
     best = torch.linalg.lstsq(rows, wanted).solution.T
     found = conv.primary_conv.weight.detach().flatten(1)
     assert (found - best).norm() < 1e-2 * best.norm()
+
+
+def test_held_images_are_fitted_to_in_the_end(monkeypatch):
+    options = {'kernel_size': 3, 'ratio': 1, 'padding': 1}
+    x = torch.randn(50, 16, 3, 3)
+    with torch.no_grad():
+        y = ghost_channels(layer(options, 1), x)
+        noisy = y + torch.randn_like(y)
+
+    def error():
+        ghost = layer(options)
+        with torch.no_grad():
+            fitted(ghost, x, noisy, free=False)
+            return float((y - ghost_channels(ghost, x)).square().mean())
+
+    found = error()
+    monkeypatch.setattr(closed_form, '_fit_all', lambda problem, start, found, ridge: found)
+    assert found < 0.95 * error()
 
 
 def test_an_exact_layer_stays():

@@ -11,6 +11,7 @@ from ghost_plugin.conversion.fitting.microbatch_scheduler import (
     peak_activation_bytes,
     run_microbatches,
 )
+from ghost_plugin.graph.shortcuts import find_shortcuts
 
 WIDE, NARROW = 4 * 16 * 16, 4 * 4 * 4  # bytes of a channel
 
@@ -133,3 +134,47 @@ def test_an_error_ends_all_threads(model, fails):
         threading.Event().wait(0.01)
     assert threading.active_count() <= before
     assert all('forward' not in vars(module) for module in model)
+
+
+class Residual(nn.Module):
+    def __init__(self, writes=False):
+        super().__init__()
+        self.first, self.conv = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+        self.writes = writes
+
+    def forward(self, x):
+        shortcut = self.first(x)
+        branch = shortcut + 1
+        if self.writes:
+            shortcut.mul_(2)
+        return shortcut + self.conv(branch)
+
+
+@pytest.mark.parametrize('memory', [10**9, HELD_ACTIVATIONS * WIDE * 2])
+def test_visitors_get_the_shortcuts_of_both_models(memory):
+    model, images = Residual().eval(), torch.rand(8, 1, 16, 16)
+    seen = []
+
+    def visit(forward, old, new, result):
+        seen.append((old.shortcuts, new.shortcuts))
+        return old.map(forward), 2 * new.map(forward), True
+
+    shortcuts = find_shortcuts(model, {'conv': ''})
+    visitors = {'first': visit, 'conv': visit}
+    run_microbatches(model, [images], visitors, memory, shortcuts=shortcuts)
+    ((old, new),) = (pair for pair in seen if pair[0])  # later micro-batches need none
+    wanted = model.first(images[: sum(map(len, old))])
+    assert torch.allclose(torch.cat([*old]), wanted)
+    assert torch.allclose(torch.cat([*new]), 2 * wanted)
+
+
+def test_a_shortcut_that_was_written_to_is_not_known():
+    model = Residual(writes=True).eval()
+    shortcuts = find_shortcuts(model, {'conv': ''})
+    assert shortcuts['conv'].source == 'first'
+
+    def visit(forward, old, new, result):
+        assert old.shortcuts is None
+        return old.map(forward), new.map(forward), True
+
+    run_microbatches(model, [torch.rand(8, 1, 16, 16)], {'conv': visit}, 10**9, shortcuts=shortcuts)
