@@ -50,7 +50,7 @@ from .sequential import (
 LEARNING_RATE = 1e-3  # of Adam; it falls by a cosine
 MAX_BATCH, MIN_BATCH, MAX_BATCH_BYTES = 48, 8, 2**27  # images of a step, and their activations
 HOLDOUT_DIVISOR, NUM_EVALS = 8, 6  # one image in so many is held back; evaluations of these
-BLOCK_BYTES = 8 * ACTIVATION_BYTES  # of activations between blocks that may be held
+BLOCK_BYTES = 4 * ACTIVATION_BYTES  # of activations between blocks that may be held
 MAX_CONVS = 12  # of a block; a conv among more than that is reconstructed by itself
 
 
