@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...graph.shortcuts import find_shortcuts
+from ...graph.shortcuts import Shortcut, find_shortcuts
 from ...layers.bn_folding import has_hooks_or_parametrization, scale_and_shift
 from ...layers.ghost import GhostConv2d
 from ...utils.modules import (
@@ -251,16 +251,23 @@ def fit_sequentially(task: FitTask, batches: Sequence[Any]) -> FitResults:
     early = initialize_early_layers(task, batches)
     visitors = {name: ghost_visitor(task, name, early.get(name)) for name in task.ghosts}
     dense = {name: dense_visitor(task, name) for name in layers_with_means(task, batches)}
-    norms = {name: task.norms[name] for name in visitors | dense if name in task.norms}
     found = run_microbatches(
         task.model,
         batches,
         visitors | dense,
         ACTIVATION_BYTES,
         partial(task.report, 'layers'),
-        find_shortcuts(task.model, norms) if task.repair else {},
+        _shortcuts(task, [*visitors, *dense]) if task.repair else {},
     )
     return FitResults(early | found)
+
+
+def _shortcuts(task: FitTask, names: Sequence[str]) -> dict[str, Shortcut]:
+    norms = {name: task.norms[name] for name in names if name in task.norms}
+    try:
+        return find_shortcuts(task.model, norms)
+    except Exception:  # a model that is changed in place need not allow a copy
+        return {}
 
 
 def initialize_others(task: FitTask, results: FitResults, batches: Sequence[Any]) -> FitResults:

@@ -209,3 +209,15 @@ def test_the_conv_of_a_branch_makes_up_for_the_error_of_its_shortcut(monkeypatch
         found = error()
         monkeypatch.setattr(sequential, 'find_shortcuts', lambda *_: {})
         assert found < 0.9 * error()
+
+
+def test_a_model_that_cannot_be_copied_is_fitted_without_shortcuts():
+    class Single(Residual):
+        def __deepcopy__(self, memo):
+            raise RuntimeError('no copies')
+
+    model = Single().eval()
+    fitted = FitTask(
+        model, build_ghosts(model, {'stem': SETTINGS}, 0), {'stem': '', 'conv': 'norm'}
+    )
+    assert fit_sequentially(fitted, [torch.randn(16, 3, 12, 12)]).layers.keys() == {'stem', 'conv'}
