@@ -18,7 +18,7 @@ _NO_OPS = {'Identity', 'Dropout', 'DropPath', 'StochasticDepth'}
 
 @dataclass(frozen=True)
 class Shortcut:
-    """What is added to the output of a layer.
+    """Tensor that is added to the output of a layer.
 
     Attributes:
         source: Name of a module that runs before the addition.
@@ -75,7 +75,7 @@ def find_shortcuts(model: nn.Module, norms: Mapping[str, str]) -> dict[str, Shor
 
 
 def _other_operand(part: TracedPart, node: fx.Node, norm: str) -> fx.Node | None:
-    """What the output of a node is added to, behind its norm."""
+    """Find what the output of a node is added to, behind its norm."""
     missing = norm
     while len(node.users) == 1:
         (user,) = node.users
