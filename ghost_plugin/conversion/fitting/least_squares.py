@@ -558,7 +558,7 @@ def _best_filters(
 
 def _sum(problem: FitProblem, maps: torch.Tensor) -> torch.Tensor:
     """Mean square of each used channel, added up."""
-    return (maps.double().square().mean((0, 2, 3)) * problem.used).sum()
+    return (maps.square().mean((0, 2, 3), dtype=torch.float64) * problem.used).sum()
 
 
 def _measure(
