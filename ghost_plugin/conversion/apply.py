@@ -157,8 +157,7 @@ def measure_plan(
 def _task(plan: ConversionPlan, model: nn.Module, *, repair: bool, report: Report) -> FitTask:
     settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}
     norms = {layer.name: layer.norm for layer in plan.layers}
-    ghosts = build_ghosts(model, settings, plan.seed)
-    return FitTask(model, ghosts, norms, repair, report=report)
+    return FitTask(model, build_ghosts(model, settings, plan.seed), norms, repair, report)
 
 
 def _check_options(reconstruct: str | None, steps: int, inherit: bool, calibrated: bool) -> None:
@@ -268,7 +267,6 @@ def _fit(
     task = assign_jointly(task, shortcuts, batches)
     views = num_views(batches) if reconstruct == 'network' else 0
     extended = with_views(batches, views, plan.seed)
-    task = replace(task, hold_back=bool(reconstruct))
     results = _fit_on_batches(task, extended, reconstruct, steps, plan.seed)
     if few_images(batches):
         settings = {layer.name: layer.settings for layer in plan.layers if layer.converts}

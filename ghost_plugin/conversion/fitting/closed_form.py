@@ -263,12 +263,7 @@ class ClosedFormProblem:
 
 
 def fit_closed_form(
-    start: Kernels,
-    used: torch.Tensor,
-    seen: LayerMoments,
-    held: LayerMoments,
-    *,
-    hold_back: bool = False,
+    start: Kernels, used: torch.Tensor, seen: LayerMoments, held: LayerMoments
 ) -> tuple[Kernels, float]:
     """Fit kernels to moments.
 
@@ -276,11 +271,10 @@ def fit_closed_form(
         start: Kernels that the residuals of the moments are about.
         used: (computed,) 1 for channels that have a target, 0 for the others.
         seen, held: Moments of the images that are fitted to, and of those that judge.
-        hold_back: Leave out the last step, which fits to the images that have judged, too.
 
     Returns:
-        Kernels, and the sum of the used channels' squared errors on the held images before the
-        last step.
+        Kernels that are fitted to all images in the end, and the sum of the used channels' squared
+        errors on the held images before that.
     """
     problem = ClosedFormProblem(start.effective(), used, seen, held)
     found, least = start, _error(problem, start)
@@ -300,7 +294,7 @@ def fit_closed_form(
             found, least = best.kernels, best.error
         if least > before * (1 - MIN_GAIN):
             break
-    return found if hold_back else _fit_all(problem, start, found, ridges[0]), least
+    return _fit_all(problem, start, found, ridges[0]), least
 
 
 def _fit_all(problem: ClosedFormProblem, start: Kernels, found: Kernels, ridge: float) -> Kernels:

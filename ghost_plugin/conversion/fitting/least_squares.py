@@ -14,7 +14,6 @@ solution is only a direction: a line search along it minimises the error on what
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -159,12 +158,7 @@ def num_samples_for(ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor) -> int
 
 @torch.no_grad()
 def fit_ghost(
-    ghost: GhostConv2d,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    free: bool,
-    match_variances: bool = False,
-    hold_back: bool = False,
+    ghost: GhostConv2d, x: torch.Tensor, y: torch.Tensor, free: bool, match_variances: bool = False
 ) -> FitResult:
     """Fit a Ghost in place; its permutation stays, and the fit never adds error.
 
@@ -174,7 +168,6 @@ def fit_ghost(
         y: (N, out_channels, H', W') targets.
         free: Whether a norm behind takes the shift of the means; a bias always does.
         match_variances: Scale the channels afterwards, which adds a little error.
-        hold_back: Leave the last images, one in ``HOLDOUT_DIVISOR``, to later stages.
 
     Returns:
         The error before channels were scaled, and the shift.
@@ -184,8 +177,7 @@ def fit_ghost(
     shift = torch.zeros_like(problem.used)
     start = _parameters(ghost)
     fits, parameters = [], []
-    moments = partial(_fit_to_moments, hold_back=hold_back)
-    fit = moments if has_closed_form(ghost) else _fit
+    fit = _fit_to_moments if has_closed_form(ghost) else _fit
     for seen, held in problem.folds():
         fits.append(fit(ghost, seen, held, energy))
         parameters.append(_parameters(ghost))
@@ -216,14 +208,14 @@ def _set_parameters(ghost: GhostConv2d, values: dict[str, torch.Tensor]) -> None
 
 
 def _fit_to_moments(
-    ghost: GhostConv2d, seen: FitProblem, held: FitProblem, energy: torch.Tensor, hold_back: bool
+    ghost: GhostConv2d, seen: FitProblem, held: FitProblem, energy: torch.Tensor
 ) -> FitResult:
     """Fit in place by second moments, if that lowers the error on what was held back."""
     parts = [
         collect_layer_moments(ghost, part.x, part.y, part.rows, part.free) for part in (seen, held)
     ]
     start = read_kernels(ghost)
-    kernels, error = fit_closed_form(start, seen.used, *parts, hold_back=hold_back)
+    kernels, error = fit_closed_form(start, seen.used, *parts)
     write_kernels(ghost, kernels)
     return FitResult(torch.zeros_like(seen.used), error / float(energy))
 

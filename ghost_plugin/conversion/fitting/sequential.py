@@ -51,7 +51,6 @@ class FitTask:
         ghosts: By the name of the conv that each replaces.
         norms: Name of the norm behind a conv, '' if there is none, by the conv's name; also of
             convs that stay.
-        hold_back: Whether fits leave some images to gradient steps, which judge by them.
         repair: Whether layers that stay dense are refitted to the inputs that reach them, and
             channels scaled towards the variance of the original's.
         report: Gets the events of the stages.
@@ -62,7 +61,6 @@ class FitTask:
     ghosts: Mapping[str, GhostConv2d]
     norms: Mapping[str, str]
     repair: bool = True
-    hold_back: bool = False
     report: Report = silent
     assignments: Mapping[str, Assignment] = field(default_factory=dict)
 
@@ -345,7 +343,7 @@ def dense_visitor(task: FitTask, name: str, *, shift_norm: bool = True) -> Modul
     ) -> tuple[Any, Any, LayerFit]:
         wanted = old.map(forward)
         if fit is None and task.repair and wanted.ndim == dimensions and differ(old, new):
-            fit = _refit(task, name, own, new, _target(task.norm(name), wanted, old, new), free)
+            fit = _refit(name, own, new, _target(task.norm(name), wanted, old, new), free)
         if fit is None:
             gap = (wanted - new.map(forward)).double()
             known = wanted.ndim == dimensions
@@ -390,7 +388,7 @@ def _target(
 
 
 def _refit(
-    task: FitTask, name: str, layer: Any, given: ActivationBatch, wanted: torch.Tensor, free: bool
+    name: str, layer: Any, given: ActivationBatch, wanted: torch.Tensor, free: bool
 ) -> LayerFit:
     """Fit a copy of a dense layer, as a Ghost conv without ghosts."""
     conv: Any = layer
@@ -403,7 +401,7 @@ def _refit(
                 conv.bias.copy_(layer.bias)
     ghost = build_ghost(conv, {'ratio': 1, 'dw_size': 1, 'cheap': 'depthwise'})
     ghost.primary_conv.load_state_dict(conv.state_dict())
-    fit = _fit_layer(task, name, ghost, given, wanted, free, None)
+    fit = _fit_layer(name, ghost, given, wanted, free, None, match_variances=True)
     refitted: Any = deepcopy_detached(layer)
     with torch.no_grad():
         refitted.weight.copy_(ghost.primary_conv.weight.view_as(layer.weight))
@@ -437,7 +435,9 @@ def ghost_visitor(
                 task.initialize(name, _moments(conv, filter_size(ghost), wanted))
             )
             target = _target(task.norm(name), wanted, old, new)
-            fit = _fit_layer(task, name, ghost, new, target, free, start.error)
+            fit = _fit_layer(
+                name, ghost, new, target, free, start.error, match_variances=task.repair
+            )
         return wanted, new.map(lambda *given: add_shift(ghost(*given), fit.shift)), fit
 
     return _visit
@@ -462,13 +462,14 @@ def _moments(conv: nn.Conv2d, size: int, maps: torch.Tensor) -> ChannelMoments:
 
 
 def _fit_layer(
-    task: FitTask,
     name: str,
     ghost: GhostConv2d,
     given: ActivationBatch,
     wanted: torch.Tensor,
     free: bool,
     error: float | None,
+    *,
+    match_variances: bool,
 ) -> LayerFit:
     """Fit a Ghost in place to its targets, in float32 at least."""
     none = torch.zeros(wanted.shape[1], device=wanted.device)
@@ -481,8 +482,7 @@ def _fit_layer(
     number = min(given.num_images, num_samples_for(ghost, _maps(given, 1), wanted))
     x = _maps(given, number).to(exact)
     with frozen_parameters(ghost):
-        target = wanted[:number].to(exact)
-        found = fit_ghost(ghost.to(exact), x, target, free, task.repair, task.hold_back)
+        found = fit_ghost(ghost.to(exact), x, wanted[:number].to(exact), free, match_variances)
     ghost.to(own)
     return LayerFit(_require_finite(name, found.error), found.shift if free else none)
 
