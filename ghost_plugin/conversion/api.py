@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,7 +20,6 @@ from .latency_budget import meet_latency
 from .layer_latency import PrepareFn, latency_backend_fn
 from .plan import NUM_STEPS, SETTINGS, ConversionPlan, fingerprint
 from .progress import ProgressFn, Report, reporting
-from .repair_discount import find_discount
 from .selection import select
 from .sensitivity import score
 from .variants import Variant
@@ -156,10 +154,7 @@ def plan(
             return meet_divergence(model, made, max_divergence, batches or [], report)
         if macs is None and params is None:
             macs = 1.0  # all stay, before time decides
-        meet = partial(meet_budget, macs=macs, params=params)
-        if batches is not None:
-            made = find_discount(model, made, meet, batches, report)
-        made = meet(made)
+        made = meet_budget(made, macs=macs, params=params)
         if latency is not None:
             made = meet_latency(model, example_input, made, latency, prepare, report)
     return made

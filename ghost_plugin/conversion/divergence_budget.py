@@ -9,7 +9,6 @@ are enough.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -18,7 +17,6 @@ from .budget import meet_budget, undecided_layers
 from .judging import JudgingError, make_judge
 from .plan import ConversionPlan
 from .progress import Report
-from .repair_discount import find_discount
 from .variants import Variant
 
 FIRST_SHARE = 0.8  # of the multiply-adds
@@ -70,7 +68,6 @@ def meet_divergence(
     kept: _Trial | None = None  # the cheapest plan below the limit
     failed: _Trial | None = None  # the dearest above
     share = max(least, FIRST_SHARE)
-    plan = find_discount(model, plan, partial(meet_budget, macs=share), batches, report)
     report('plans', 0, MAX_TRIES)
     for tried in range(1, MAX_TRIES + 1):
         tried_plan = meet_budget(plan, macs=share)

@@ -59,19 +59,18 @@ def standard_error(each: torch.Tensor) -> float:
     return float(each.std()) / math.sqrt(len(each))
 
 
-def make_judge(model: nn.Module, batches: Sequence[Any], most: int | None = None) -> Judge:
+def make_judge(model: nn.Module, batches: Sequence[Any]) -> Judge:
     """Share calibration images out between fits and judging.
 
     Args:
         model: The original.
         batches: Calibration batches; the last images judge.
-        most: Number of images to use at most.
 
     Raises:
         JudgingError: Too few images, or images of several sizes; a model whose outputs cannot be
             compared.
     """
-    images = list(rebatch(batches, 1))[:most]
+    images = list(rebatch(batches, 1))
     if len(images) < MIN_IMAGES:
         raise JudgingError(
             f'at least {MIN_IMAGES} calibration images are needed, some of which judge the plans, '

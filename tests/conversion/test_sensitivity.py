@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import ghost_plugin as gp
-from ghost_plugin.conversion.sensitivity import POWER, _scores, score
+from ghost_plugin.conversion import sensitivity
+from ghost_plugin.conversion.sensitivity import MIN_COUNTED, POWER, _scores, score
 from ghost_plugin.conversion.variants import Variant
 
 
@@ -95,3 +96,28 @@ def test_layers_without_ratios_stay_as_they_are(model):
     for before, after in zip(plan.layers, layers, strict=True):
         assert list(after.scores) == (['2'] if after.name == '2.0' else [])
         assert replace(after, scores={}) == before
+
+
+def scores_where_each_conv_takes_back(share, model, calibration, monkeypatch):
+    monkeypatch.setattr(sensitivity, 'TAKEN_BACK', share)
+    plan = gp.plan(
+        model, noise(2), macs=0.9, keep_first=False, keep_last=False, calibration=calibration
+    )
+    return [layer.scores for layer in plan.layers]
+
+
+@pytest.mark.parametrize(('share', 'least'), [(0.1, 0), (0.9, MIN_COUNTED)])
+def test_each_conv_behind_takes_a_share_back(model, share, least, monkeypatch):
+    images = [noise(8)]
+    plain = scores_where_each_conv_takes_back(0, model, images, monkeypatch)
+    found = scores_where_each_conv_takes_back(share, model, images, monkeypatch)
+    for behind, (before, after) in enumerate(zip(plain[::-1], found[::-1], strict=True)):
+        counted = max(least, (1 - share) ** behind)
+        assert after == pytest.approx({key: counted * score for key, score in before.items()})
+
+
+def test_without_images_all_convs_count_alike(model, monkeypatch):
+    plain, found = (
+        scores_where_each_conv_takes_back(share, model, None, monkeypatch) for share in (0, 0.5)
+    )
+    assert plain == found
