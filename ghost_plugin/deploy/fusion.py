@@ -24,22 +24,15 @@ from ..layers.bn_folding import (
     is_affine_norm,
     merge_branches,
 )
-from ..utils.modules import call_model, deepcopy_detached, eval_mode, plain_forward
+from ..utils.modules import call_model, deepcopy_detached, eval_mode, is_dropout, plain_forward
 from .comparison import Difference, differences
 
 # Relative difference above which float64 decides between rounding and an error.
 _LARGE = 0.01
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _INSTEAD = (
     'set it to None while the model is copied, give its class a __deepcopy__, or leave fuse out '
     '(gp.export(..., fused=False) copies nothing)'
 )
-_DROPOUT_NAMES = {
-    'DropPath',
-    'DropBlock',
-    'DropBlock2d',
-    'StochasticDepth',
-}  # each library has its own classes
 
 
 @plain_forward()
@@ -141,7 +134,7 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 def _drop(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in _DROPOUTS or type(child).__name__ in _DROPOUT_NAMES:
+            if is_dropout(child):
                 gone = nn.Identity().eval()
                 # Some networks read the rate of the layer, for a function.
                 vars(gone).update({k: v for k, v in vars(child).items() if isinstance(v, float)})

@@ -9,11 +9,10 @@ import torch
 from torch import fx, nn
 
 from ..layers.bn_folding import is_affine_norm, leftover_module
+from ..utils.modules import is_dropout
 from .symbolic_trace import TracedPart, trace_parts
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add, 'add', 'add_'}
-# Modules that return their input in eval mode, by name, because each library has its own.
-_NO_OPS = {'Identity', 'Dropout', 'DropPath', 'StochasticDepth'}
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _other_operand(part: TracedPart, node: fx.Node, norm: str) -> fx.Node | None
 
 def _is_no_op(module: nn.Module) -> bool:
     empty = isinstance(module, nn.Sequential) and not len(module)
-    return empty or type(module).__name__ in _NO_OPS
+    return empty or type(module) is nn.Identity or is_dropout(module)
 
 
 def _shortcut(

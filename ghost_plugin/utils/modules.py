@@ -15,6 +15,10 @@ from torch.utils import checkpoint
 
 from . import torch_compat
 
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+# Each library has its own classes.
+_DROPOUT_NAMES = {'DropPath', 'DropBlock', 'DropBlock2d', 'StochasticDepth'}
+
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
@@ -175,6 +179,11 @@ class _Detached(TorchFunctionMode):
         if func is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
             return args[0].detach().clone()
         return func(*args, **(kwargs or {}))
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """True if a module drops activations in training and returns its input in eval mode."""
+    return type(module) in _DROPOUTS or type(module).__name__ in _DROPOUT_NAMES
 
 
 def call_model(model: Callable, example_input: Any) -> Any:
