@@ -1,7 +1,7 @@
 """Shortcuts: tensors that are added to the output of a conv and are known before it runs."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,9 @@ class Shortcut:
         """The shortcut.
 
         Args:
-            x: (N, ...) of the source.
+            x: (N, ...) of the source; steps in place write into a copy.
         """
+        x = x.clone() if self.steps else x
         for step in self.steps:
             args, kwargs = fx.map_arg((step.args, step.kwargs), lambda _, x=x: x)
             if step.op == 'call_module':
@@ -105,11 +106,7 @@ def _shortcut(
     """Go back from the other operand to the input or output of a module that runs before a node."""
     steps: list[fx.Node] = []
     while True:
-        readers = [
-            user for user in other.users
-            if user.op == 'call_module' and user.args and user.args[0] is other
-        ]  # fmt: skip
-        for source, is_input in ((other, False), *((reader, True) for reader in readers)):
+        for source, is_input in ((other, False), *((reader, True) for reader in _readers(other))):
             called = source.op == 'call_module' and part.calls[str(source.target)] == 1
             # The node's own input is known before it runs.
             if called and place[source] < place[node] + is_input:
@@ -121,3 +118,13 @@ def _shortcut(
             return None
         steps.insert(0, other)
         (other,) = other.all_input_nodes
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Modules that are called with an output, also behind functions that write into it."""
+    for user in node.users:
+        first = user.args and user.args[0] is node
+        if first and user.op == 'call_module':
+            yield user
+        elif first and getattr(user.target, '__name__', str(user.target)).endswith('_'):
+            yield from _readers(user)

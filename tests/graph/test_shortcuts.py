@@ -60,6 +60,23 @@ def test_a_conv_without_a_norm_and_its_own_input():
     assert found(lambda m, x: m.conv(x) + x, norm='').source == 'conv'
 
 
+def test_an_input_that_is_written_into_is_read_behind_that():
+    def forward(m, x):
+        y = m.norm(m.conv(m.first(F.relu_(x.sub_(1)))))
+        return x + y
+
+    shortcut = found(forward)
+    assert (shortcut.source, shortcut.is_input, shortcut.steps) == ('first', True, ())
+
+
+def test_steps_in_place_leave_their_source():
+    x = torch.randn(2, 4, 3, 3)
+    shortcut = found(lambda m, x: m.norm(m.conv(m.first(x))) + x[:].mul_(2))
+    before = x.clone()
+    assert torch.equal(shortcut.compute(x), 2 * before)
+    assert torch.equal(x, before)
+
+
 def test_of_two_branches_with_convs_the_later_one_knows_the_other():
     net = torchvision.models.resnet18().eval()
     norms = {name: name.replace('conv', 'bn') for name in ('layer2.0.conv2', 'layer2.1.conv2')}

@@ -38,7 +38,7 @@ STATISTICS_BYTES = 2**29  # that one pass may hold
 ACTIVATION_BYTES = 2**29
 # A conv that fewer images reach within memory gets its first weights from a pass over all of them.
 MIN_IMAGES = 64
-MIN_NORM_SCALE = 0.02  # of the mean over channels, for a share in the error of a shortcut
+MAX_MADE_UP = 10  # variances of a channel that the error of its shortcut may have
 STATISTICS_BATCH = 4  # images at a time of that pass
 
 
@@ -377,14 +377,14 @@ def _target(
     if old.shortcuts is None or new.shortcuts is None:
         return wanted
     missing = torch.cat([*old.shortcuts]) - torch.cat([*new.shortcuts])
-    if missing.shape != wanted.shape:
+    if missing.shape != wanted.shape or missing.ndim != 4:
         return wanted
     if norm is not None:
-        scale = scale_and_shift(norm)[0].to(missing)[:, None, None]
-        # A channel that the norm makes vanish cannot make up for much.
-        weak = scale.abs() < MIN_NORM_SCALE * scale.abs().mean()
-        missing = torch.where(weak, 0, missing / scale)
-    return wanted + missing
+        missing = missing / scale_and_shift(norm)[0].to(missing)[:, None, None]
+    # A channel that the norm makes vanish would need large weights.
+    limit = MAX_MADE_UP * wanted.var((0, 2, 3), correction=0)
+    possible = missing.square().mean((0, 2, 3)) <= limit  # not NaN
+    return wanted + torch.where(possible[:, None, None], missing, 0)
 
 
 def _refit(

@@ -211,6 +211,17 @@ def test_the_conv_of_a_branch_makes_up_for_the_error_of_its_shortcut(monkeypatch
         assert found < 0.9 * error()
 
 
+@pytest.mark.parametrize('scale', [0.0, 1e-30])
+def test_a_norm_that_is_zero_makes_up_for_nothing(scale):
+    model = Residual().eval()
+    nn.init.constant_(model.norm.weight, scale)
+    fitted = FitTask(
+        model, build_ghosts(model, {'stem': SETTINGS}, 0), {'stem': '', 'conv': 'norm'}
+    )
+    results = fit_sequentially(fitted, [torch.randn(16, 3, 12, 12)])
+    assert results.layers['conv'].refitted.weight.abs().max() < 10
+
+
 def test_a_model_that_cannot_be_copied_is_fitted_without_shortcuts():
     class Single(Residual):
         def __deepcopy__(self, memo):
