@@ -222,7 +222,7 @@ class MicrobatchScheduler(Generic[Result]):
     def _shortcut_pair(
         self, name: str, kept: tuple[torch.Tensor, int] | None
     ) -> tuple[torch.Tensor, ...] | None:
-        """The shortcut of the original and of the converted model, if it can be told."""
+        """The shortcut of the original and of the converted model, where it is sure."""
         if kept is None:
             return None
         (x, version), shortcut = kept, self.shortcuts[name]

@@ -168,10 +168,30 @@ def test_visitors_get_the_shortcuts_of_both_models(memory):
     assert torch.allclose(torch.cat([*new]), 2 * wanted)
 
 
-def test_a_shortcut_that_was_written_to_is_not_known():
+def test_a_shortcut_is_what_was_written_into_it():
     model = Residual(writes=True).eval()
+    images, seen = torch.rand(8, 1, 16, 16), []
+
+    def visit(forward, old, new, result):
+        seen.append(torch.cat([*old.shortcuts]))
+        return old.map(forward), new.map(forward), True
+
     shortcuts = find_shortcuts(model, {'conv': ''})
-    assert shortcuts['conv'].source == 'first'
+    run_microbatches(model, [images], {'conv': visit}, 10**9, shortcuts=shortcuts)
+    assert torch.allclose(seen[0], 2 * model.first(images))
+
+
+def test_steps_from_a_tensor_that_was_written_into_are_not_known():
+    class Padded(Residual):
+        def forward(self, x):
+            x = self.first(x)
+            shortcut = x[:, :, :]
+            x.mul_(2)
+            return shortcut + self.conv(x + 1)
+
+    model = Padded().eval()
+    shortcuts = find_shortcuts(model, {'conv': ''})
+    assert shortcuts['conv'].steps
 
     def visit(forward, old, new, result):
         assert old.shortcuts is None
