@@ -337,7 +337,7 @@ class ConversionPlan:
                 kernels alone, as on white noise.
             reconstruct: ``'layer'`` or ``'block'`` adds gradient steps on the calibration batches,
                 towards the outputs of the original; labels are not needed. ``'network'`` also
-                fits to random crops and flips where images are few, and lets all weights learn
+                fits to views of the images (flips and CutMix), and lets all weights learn
                 together at the end, as far as that helps on images that were held back.
             steps: Number of gradient steps of each layer or block, and of the whole network.
             repair: Refit convs and linear layers that stay to the inputs that reach them from

@@ -7,7 +7,8 @@ def test_views_stay_with_their_image():
     images = torch.arange(1.0, 6)[:, None, None, None].expand(5, 3, 8, 8)
     (found,) = with_views([images], 2, 0)
     assert found.shape == (15, 3, 8, 8)
-    torch.testing.assert_close(found[:, 0, 0, 0], torch.arange(1.0, 6).repeat_interleave(3))
+    most = found[:, 0].flatten(1).median(dim=1).values  # at most half of a view is another image
+    torch.testing.assert_close(most, torch.arange(1.0, 6).repeat_interleave(3))
 
 
 def test_the_image_itself_is_the_first():
@@ -18,8 +19,13 @@ def test_the_image_itself_is_the_first():
 
 
 def test_few_images_get_views():
-    batch = torch.zeros(50, 3, 1, 1)
-    assert [num_views([batch] * number) for number in (1, 7, 10, 14, 40)] == [2, 2, 1, 0, 0]
+    batch = torch.zeros(128, 3, 1, 1)
+    assert [num_views([batch] * number) for number in (1, 8, 11, 20, 40)] == [3, 3, 2, 1, 0]
+
+
+def test_views_of_large_images_are_limited():
+    batch = torch.zeros(1, 3, 1, 1).expand(50, 3, 512, 512)  # 150 MB, if it were not expanded
+    assert num_views([batch]) == 2
 
 
 def test_one_seed_gives_the_same_views():
@@ -28,17 +34,27 @@ def test_one_seed_gives_the_same_views():
     assert not torch.equal(with_views(batches, 1, 3)[0], with_views(batches, 1, 4)[0])
 
 
-def test_crops_show_parts_of_the_image():
-    """Of a ramp from left to right a crop shows a part, at most doubled and not upside down."""
-    ramp = torch.linspace(-1, 1, 64).expand(200, 1, 64, 64)
-    views = random_views(ramp, torch.Generator().manual_seed(0))
-    slopes = (views[:, 0, :, 40] - views[:, 0, :, 24]).mean(1) / (
-        ramp[0, 0, 0, 40] - ramp[0, 0, 0, 24]
-    )
-    assert (slopes.abs() < 1.02).all()
-    assert (slopes.abs() > 0.6).all()  # at least half of the area, within the aspect ratio
-    assert 60 < (slopes < 0).sum() < 140  # half of them are flipped
-    torch.testing.assert_close(views[:, 0, 0], views[:, 0, -1], atol=1e-4, rtol=0)
+def test_views_show_an_image_and_a_part_of_another():
+    number, size = 400, 32
+    columns = torch.arange(float(size)).expand(number, 1, size, size)
+    images = columns + size * torch.arange(number)[:, None, None, None]
+    views = random_views(images, torch.Generator().manual_seed(0))
+    image, column = views.div(size, rounding_mode='floor'), views % size
+    pasted = image != torch.arange(number)[:, None, None, None]
+    assert torch.equal(column[pasted], columns[pasted])  # where it was, not flipped
+    flipped = (column == columns.flip(3)) | pasted
+    assert ((column == columns) | flipped.flatten(1).all(1)[:, None, None, None]).all()
+    assert 150 < flipped.flatten(1).all(1).sum() < 250
+    shares = pasted.float().mean((1, 2, 3))
+    assert shares.max() < 0.55
+    assert 0.2 < shares.mean() < 0.3
+    assert (pasted.any(3).sum(2) - pasted.any(2).sum(2)).abs().max() <= 1  # a square
+
+
+def test_a_single_image_is_flipped_or_not():
+    image = torch.randn(1, 3, 8, 8)
+    found = random_views(image, torch.Generator().manual_seed(0))
+    assert (found == image).logical_or(found == image.flip(3)).all()
 
 
 def test_only_plain_images_have_views():
