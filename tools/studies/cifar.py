@@ -44,7 +44,7 @@ WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
     'no repair': (True, {'repair': False}),
     'images': (True, {}),
     'block': (True, {'reconstruct': 'block'}),
-    'network': (True, {'reconstruct': 'network'}),
+    'network': (True, {'reconstruct': 'network', 'steps': 2400}),
 }
 PAPER: dict[str, Any] = {'ratio': 2}
 SEVERAL: dict[str, Any] = {'ratio': 2, 'group_size': 'all', 'dw_size': 1}
